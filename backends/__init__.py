@@ -1,0 +1,80 @@
+"""The runtimes that qcompile lowers to, behind one protocol.
+
+No module outside this package knows which backend it talks to; no backend knows which algorithm made the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Literal, Protocol
+
+import onnx_ir as ir
+
+from qcompile.contract import Finding
+from qcompile.errors import UnsupportedError
+from qcompile.scheme import Scheme
+from qcompile.session import Session
+
+BACKENDS = ("onnxruntime", "openvino")
+
+Operator = Literal["Linear", "Conv", "ConvTranspose", "Attention", "Embedding"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Capability:
+    """One row of the table of what a backend runs in integer arithmetic.
+
+    Attributes:
+        operator: which operator.
+        weights: scheme of the weight; None for products of two activations.
+        activations: scheme of the activation; None when it stays float.
+    """
+
+    operator: Operator
+    weights: Scheme | None
+    activations: Scheme | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """What a backend wrote.
+
+    Attributes:
+        model_file: name of the file to load, inside the folder.
+        files: every file written, inside the folder.
+        findings: decisions of the lowering, for the report.
+    """
+
+    model_file: str
+    files: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+class Backend(Protocol):
+    """A runtime: what it can do, how a model is written for it, how the result runs."""
+
+    name: str
+    capabilities: tuple[Capability, ...]
+    targets: tuple[str, ...]
+
+    def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:
+        """Write the portable quantized model as files of the runtime into an existing folder."""
+        ...
+
+    def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
+        """Load a written model file."""
+        ...
+
+    def open_session(self, model: ir.Model, *, threads: int | None = None) -> Session:
+        """Load an IR model (float, or portable quantized) as it is, in float32 precision."""
+        ...
+
+
+def get(name: str) -> Backend:
+    """Return the backend of this name; raises UnsupportedError for an unknown name."""
+    if name not in BACKENDS:
+        raise UnsupportedError(f"backend {name!r}", "there is no such backend", f"Use one of {', '.join(BACKENDS)}")
+    backend: Backend = importlib.import_module(f"qcompile.backends.{name}").BACKEND
+    return backend

@@ -1,0 +1,98 @@
+"""ONNX Runtime on the CPU: an .onnx file whose operators are the fast integer kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompile.backends import Capability, Lowered
+from qcompile.backends.onnxruntime import lowering
+from qcompile.backends.onnxruntime.session import OnnxRuntimeSession, Optimization, open_file
+from qcompile.errors import UnsupportedError
+from qcompile.scheme import Dtype, Granularity, Scheme
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+SINGLE_FILE_BYTES = 512 * 2**20
+
+_WEIGHT_GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
+_DTYPES: tuple[Dtype, ...] = ("uint8", "int8")
+_STATIC = tuple(Scheme(dtype, "per_tensor", sym=sym) for dtype, sym in itertools.product(_DTYPES, (True, False)))
+_DYNAMIC = (Scheme("uint8", "per_tensor", sym=False, dynamic=True), Scheme("int8", "per_token", dynamic=True))
+_LINEAR_WEIGHTS = tuple(Scheme("int8", each, sym=sym) for each in _WEIGHT_GRANULARITIES for sym in (True, False))
+_CONV_WEIGHTS = tuple(Scheme("int8", each) for each in _WEIGHT_GRANULARITIES)
+
+CAPABILITIES = (
+    *(Capability("Linear", weight, x) for weight in _LINEAR_WEIGHTS for x in _STATIC + _DYNAMIC),
+    *(Capability("Conv", weight, x) for weight in _CONV_WEIGHTS for x in _STATIC),
+    # One scale for each row of the table; the rows are dequantized after they were gathered.
+    Capability("Embedding", Scheme("int8", "per_channel"), None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxRuntimeBackend:
+    """ONNX Runtime's CPU provider.
+
+    Attributes:
+        name: name in `qcompile.compile(backend=...)`.
+        capabilities: what runs in integer arithmetic, or is stored in 8 bits.
+        targets: CPUs that a model can be made for. "avx2" stands for those without VNNI, whose products of 8-bit
+            pairs saturate; the passes give them weights of 7 bits, and the lowering is the same.
+    """
+
+    name: str = "onnxruntime"
+    capabilities: tuple[Capability, ...] = CAPABILITIES
+    targets: tuple[str, ...] = ("avx512-vnni", "avx2")
+
+    def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:
+        """Write model.onnx, and model.onnx.data beside it for weights above 512 MiB, into an existing folder.
+
+        Raises UnsupportedError for a target that is not in the list.
+        """
+        if target is not None and target not in self.targets:
+            raise UnsupportedError(
+                f"target {target!r}", "ONNX Runtime is not lowered for it", f"Use one of {', '.join(self.targets)}"
+            )
+        lowered, findings = lowering.lower(model)
+        external = _weight_bytes(lowered) > SINGLE_FILE_BYTES
+        write(lowered, folder, external=external)
+        return Lowered(MODEL_FILE, (MODEL_FILE, DATA_FILE) if external else (MODEL_FILE,), findings)
+
+    def open_artifact(
+        self, model_path: Path, *, threads: int | None = None, optimization: Optimization = "all"
+    ) -> OnnxRuntimeSession:
+        """Load a written model file; raises ModelError when ONNX Runtime refuses it."""
+        return open_file(model_path, threads=threads, optimization=optimization)
+
+    def open_session(
+        self, model: ir.Model, *, threads: int | None = None, optimization: Optimization = "all"
+    ) -> OnnxRuntimeSession:
+        """Load an IR model as it is, but for the forms that ONNX Runtime refuses; the model is not changed.
+
+        The weights go through a file, which ONNX Runtime maps, so that they are not copied in memory several times.
+        Raises ModelError when ONNX Runtime refuses the model.
+        """
+        with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
+            write(lowering.legalize(model), Path(folder), external=True)
+            return open_file(Path(folder) / MODEL_FILE, threads=threads, optimization=optimization)
+
+
+def write(model: ir.Model, folder: Path, *, external: bool) -> None:
+    """Save the model into the folder, with its weights in a second file when asked for."""
+    if external:
+        ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=1024)
+    else:
+        ir.save(ir.external_data.load_to_model(model), folder / MODEL_FILE)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+BACKEND = OnnxRuntimeBackend()

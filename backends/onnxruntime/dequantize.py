@@ -1,0 +1,127 @@
+"""DequantizeLinear nodes as data: what they read, and their value when that is constant."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Dequantized:
+    """value = (quantized - zero_point) * scale.
+
+    Attributes:
+        node: the DequantizeLinear node.
+        quantized: integer value, any shape.
+        scale: float value, shape [] or [size of `axis`]; not always a constant.
+        zero_point: value of the type of `quantized` and the shape of `scale`, or None for zero.
+        axis: axis along which scales differ; of no meaning when there is one scale.
+    """
+
+    node: ir.Node
+    quantized: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value | None
+    axis: int
+
+    @property
+    def scale_shape(self) -> tuple[int | None, ...] | None:
+        """Shape of the scale; None when the graph does not tell."""
+        tensor = graph.constant(self.scale)
+        shape = self.scale.shape if tensor is None else tensor.shape
+        return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
+
+    @property
+    def per_tensor(self) -> bool:
+        """True when it is certain that one scale holds for all elements."""
+        producer = self.scale.producer()
+        return self.scale_shape in ((), (1,)) or graph.is_standard(producer, "DynamicQuantizeLinear")
+
+
+def of_node(node: ir.Node | None) -> Dequantized | None:
+    """Return the parts of a DequantizeLinear node; None for other nodes and for scales per block."""
+    if node is None or not graph.is_standard(node, "DequantizeLinear"):
+        return None
+    quantized, scale = node.inputs[0], node.inputs[1]
+    if quantized is None or scale is None or node.attributes.get_int("block_size", 0) != 0:
+        return None
+    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+    return Dequantized(node, quantized, scale, zero_point, node.attributes.get_int("axis", 1))
+
+
+def of_value(value: ir.Value | None) -> Dequantized | None:
+    """Return the parts of the DequantizeLinear that makes the value; None when another node makes it."""
+    return None if value is None else of_node(value.producer())
+
+
+def as_float_constant(model: ir.Model, value: ir.Value | None) -> ir.Value | None:
+    """Return an initializer with the value: itself, or the float result of a DequantizeLinear of constants.
+
+    The float result is computed when it is written, so that no second copy of a large weight is held. None when the
+    value depends on the inputs of the model.
+    """
+    if value is None or graph.constant(value) is not None:
+        return value
+    parts = of_value(value)
+    if parts is None or not all(graph.constant(v) is not None for v in (parts.quantized, parts.scale)):
+        return None
+    if parts.scale.dtype != ir.DataType.FLOAT or (parts.zero_point and graph.constant(parts.zero_point) is None):
+        return None
+    name = f"{value.name}.float"
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    quantized = graph.constant(parts.quantized)
+    assert quantized is not None
+    lazy = ir.LazyTensor(
+        lambda: ir.tensor(evaluate(parts), name=name),
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape(quantized.shape.numpy()),
+        name=name,
+    )
+    return _register(model, name, lazy)
+
+
+def evaluate(parts: Dequantized) -> np.ndarray:
+    """Return (quantized - zero_point) * scale of constants in float32."""
+    quantized, scale = graph.constant_array(parts.quantized), graph.constant_array(parts.scale)
+    assert quantized is not None
+    assert scale is not None
+    zero = graph.constant_array(parts.zero_point)
+    shape = [1] * quantized.ndim
+    if scale.size > 1:
+        shape[parts.axis] = -1
+    centred = quantized.astype(np.int32)
+    if zero is not None:
+        centred = centred - zero.astype(np.int32).reshape(shape)
+    return (centred.astype(np.float32) * scale.astype(np.float32).reshape(shape)).astype(np.float32)
+
+
+def register(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """Return the initializer of this name with this array; makes it when it does not exist yet.
+
+    A name that the user's model has taken for something else is made unique.
+    """
+    existing = model.graph.initializers.get(name)
+    while existing is not None and not _same(existing, array):
+        name += "_"
+        existing = model.graph.initializers.get(name)
+    return existing if existing is not None else _register(model, name, ir.tensor(array, name=name))
+
+
+def _same(value: ir.Value, array: np.ndarray) -> bool:
+    tensor = value.const_value
+    if tensor is None or tuple(tensor.shape) != array.shape or tensor.dtype.numpy() != array.dtype:
+        return False
+    return bool(np.array_equal(tensor.numpy(), array))
+
+
+def _register(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    model.graph.register_initializer(value)
+    return value

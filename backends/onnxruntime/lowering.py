@@ -1,0 +1,48 @@
+"""The rewrites from the portable quantized graph to what ONNX Runtime's CPU kernels run fastest, in their order."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from qcompile.backends.onnxruntime.activations import quantize_activations_to_uint8
+from qcompile.backends.onnxruntime.attention import remove_head_transposes
+from qcompile.backends.onnxruntime.floats import restore_float_weights
+from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
+from qcompile.backends.onnxruntime.norms import keep_residual_additions
+from qcompile.backends.onnxruntime.rotary_embedding import legalize_rotary_embedding
+from qcompile.contract import Finding
+
+IR_VERSION = 10
+
+
+def legalize(model: ir.Model) -> ir.Model:
+    """Return a copy of the model that ONNX Runtime accepts, and that computes the same. Weights are not copied."""
+    model = model.clone()
+    legalize_rotary_embedding(model)
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    return model
+
+
+def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
+    """Return a copy of the portable quantized model in the form that ONNX Runtime runs fastest, and what stayed float.
+
+    Names of inputs and outputs stay. Needs the operators of the domain com.microsoft, which every build of ONNX
+    Runtime has.
+    """
+    model = legalize(model)
+    model.ir_version = IR_VERSION
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    quantize_activations_to_uint8(model)
+    fuse_integer_linears(model)
+    fuse_per_token_linears(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.InlinePass()(model)
+    model.functions.clear()
+    findings = restore_float_weights(model)
+    remove_head_transposes(model)
+    keep_residual_additions(model)
+    common.RemoveUnusedNodesPass()(model)
+    model.graph.opset_imports.setdefault(CONTRIB, 1)
+    common.RemoveUnusedOpsetsPass()(model)
+    return model, findings

@@ -1,0 +1,127 @@
+"""A model that is loaded in ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from qcompile.errors import InputError, ModelError
+from qcompile.session import Feed
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Optimization = Literal["disabled", "basic", "extended", "all"]
+
+_NUMPY_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxRuntimeSession:
+    """Runs feeds on the CPU, after it has checked them.
+
+    Attributes:
+        inference: the loaded model.
+    """
+
+    inference: onnxruntime.InferenceSession
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Run the model: input name -> array, to output name -> array.
+
+        Raises InputError for a missing or unknown input, for a type or shape that is not the input's, and when a
+        kernel refuses the values.
+        """
+        inputs = {each.name: each for each in self.inference.get_inputs()}
+        for name in feed:
+            if name not in inputs:
+                raise InputError(f"input {name!r}", "the model has no such input", _nearest(name, list(inputs)))
+        for name, declared in inputs.items():
+            if name not in feed:
+                raise InputError(f"input {name!r}", "it is missing in the feed", f"Feed all of {', '.join(inputs)}")
+            _check(name, feed[name], declared.type, declared.shape)
+        names = [each.name for each in self.inference.get_outputs()]
+        try:
+            results = self.inference.run(names, dict(feed))
+        except runtime_errors() as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            raise InputError(f"feed of {shapes}", f"ONNX Runtime refuses it: {error}", "Check the shapes") from error
+        return dict(zip(names, results, strict=True))
+
+
+def open_file(path: Path, *, threads: int | None, optimization: Optimization) -> OnnxRuntimeSession:
+    """Load a model file; raises ModelError when ONNX Runtime refuses it."""
+    import onnxruntime
+
+    try:
+        inference = onnxruntime.InferenceSession(
+            path, session_options(threads, optimization), providers=["CPUExecutionProvider"]
+        )
+    except runtime_errors() as error:
+        mend = "Check the model with onnx.checker; if it is valid, this is a gap of the runtime or of its lowering"
+        reason = f"ONNX Runtime {onnxruntime.__version__} refuses it: {error}"
+        raise ModelError(f"model {path.name}", reason, mend) from error
+    return OnnxRuntimeSession(inference)
+
+
+def session_options(threads: int | None, optimization: Optimization) -> onnxruntime.SessionOptions:
+    """Options of a session: number of threads within an operator (None: one per core), and graph optimization."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = {
+        "disabled": level.ORT_DISABLE_ALL,
+        "basic": level.ORT_ENABLE_BASIC,
+        "extended": level.ORT_ENABLE_EXTENDED,
+        "all": level.ORT_ENABLE_ALL,
+    }[optimization]
+    return options
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """Every exception of ONNX Runtime; they have no common base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return tuple(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"Did you mean {close[0]!r}? The inputs are {', '.join(names)}" if close else "The model takes no inputs"
+
+
+def _check(name: str, array: np.ndarray, declared: str, shape: list[int | str | None]) -> None:
+    expected = _NUMPY_TYPES.get(declared)
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"input {name!r}", f"it is a {type(array).__name__}", "Feed a numpy array")
+    if expected is not None and array.dtype != np.dtype(expected):
+        mend = f"Use array.astype({expected!r})"
+        raise InputError(f"input {name!r}", f"its type is {array.dtype}, not {expected}", mend)
+    fits = len(array.shape) == len(shape) and all(
+        not isinstance(size, int) or size == given for size, given in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("?" if size is None else str(size) for size in shape)
+        reason = f"its shape is {list(array.shape)}, not [{wanted}]"
+        raise InputError(f"input {name!r}", reason, "Reshape or pad the array")

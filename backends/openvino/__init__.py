@@ -1,0 +1,90 @@
+"""OpenVINO on the CPU: an .xml and a .bin file that plain OpenVINO loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompile.backends import Capability, Lowered
+from qcompile.backends.openvino import lowering
+from qcompile.backends.openvino.conversion import converted
+from qcompile.backends.openvino.runtime import core, runtime_errors
+from qcompile.backends.openvino.session import OpenVinoSession, Precision, load, refused
+from qcompile.errors import UnsupportedError
+from qcompile.scheme import Dtype, Granularity, Scheme
+
+_GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
+_DTYPES: tuple[Dtype, ...] = ("uint8", "int8")
+_STATIC = tuple(Scheme(dtype, "per_tensor", sym=sym) for dtype, sym in itertools.product(_DTYPES, (True, False)))
+# Both run in groups of 16 to 64 channels of a token, OpenVINO's own dynamic quantization.
+_DYNAMIC = (Scheme("uint8", "per_tensor", sym=False, dynamic=True), Scheme("int8", "per_token", dynamic=True))
+_WEIGHTS = tuple(Scheme("int8", granularity) for granularity in _GRANULARITIES)
+
+CAPABILITIES = (
+    *(Capability("Linear", weight, x) for weight in _WEIGHTS for x in _STATIC + _DYNAMIC),
+    *(Capability("Conv", weight, x) for weight in _WEIGHTS for x in _STATIC),
+    # An activation with a zero point leaves OpenVINO's deconvolution in float (measured, 2026.4).
+    *(Capability("ConvTranspose", weight, Scheme("int8", "per_tensor")) for weight in _WEIGHTS),
+    *(Capability("Attention", None, x) for x in _STATIC),
+    # One scale for each row of the table; the rows are dequantized after they were gathered.
+    Capability("Embedding", Scheme("int8", "per_channel"), None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenVinoBackend:
+    """OpenVINO's CPU plugin.
+
+    Attributes:
+        name: name in `qcompile.compile(backend=...)`.
+        capabilities: what runs in integer arithmetic, or is stored in 8 bits.
+        targets: CPUs that a model can be made for. "avx2" stands for those without VNNI, whose products of 8-bit
+            pairs saturate; the passes give them weights of 7 bits, and the lowering is the same.
+    """
+
+    name: str = "openvino"
+    capabilities: tuple[Capability, ...] = CAPABILITIES
+    targets: tuple[str, ...] = ("avx512-vnni", "avx2")
+
+    def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:
+        """Write model.xml and model.bin into an existing folder.
+
+        Raises UnsupportedError for a target that is not in the list, ModelError when OpenVINO refuses the model, and
+        MissingDependencyError without OpenVINO.
+        """
+        if target is not None and target not in self.targets:
+            raise UnsupportedError(
+                f"target {target!r}", "OpenVINO is not lowered for it", f"Use one of {', '.join(self.targets)}"
+            )
+        findings = lowering.lower(model, folder)
+        return Lowered(lowering.MODEL_FILE, (lowering.MODEL_FILE, lowering.WEIGHTS_FILE), findings)
+
+    def open_artifact(
+        self, model_path: Path, *, threads: int | None = None, precision: Precision = "f32"
+    ) -> OpenVinoSession:
+        """Load a written model file; `precision` is that of its float operators.
+
+        Raises ModelError when OpenVINO refuses the file, and MissingDependencyError without OpenVINO.
+        """
+        try:
+            model = core().read_model(model_path)
+        except runtime_errors() as error:
+            raise refused(f"model {model_path.name}", error) from error
+        return load(model, f"model {model_path.name}", threads=threads, precision=precision)
+
+    def open_session(
+        self, model: ir.Model, *, threads: int | None = None, precision: Precision = "f32"
+    ) -> OpenVinoSession:
+        """Load an IR model as it is: nothing is quantized at run time that the model does not quantize itself.
+
+        Raises ModelError when OpenVINO refuses the model, and MissingDependencyError without OpenVINO.
+        """
+        with converted(model) as result:
+            subject = f"model {model.graph.name or 'without a name'}"
+            return load(result, subject, threads=threads, precision=precision, group_size=0)
+
+
+BACKEND = OpenVinoBackend()

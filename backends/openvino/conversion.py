@@ -1,0 +1,46 @@
+"""From an ONNX IR model to an OpenVINO model, through OpenVINO's ONNX front end."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from qcompile.backends.openvino.runtime import core, runtime_errors
+from qcompile.backends.openvino.session import refused
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+
+@contextlib.contextmanager
+def converted(model: ir.Model) -> Iterator[ov.Model]:
+    """Give the OpenVINO model of an ONNX IR model; what OpenVINO maps from a file is there until the context ends.
+
+    The weights go through a file, because a serialized model is limited to 2 GiB and would be in memory twice.
+    Functions are inlined, since the front end knows none. `model` is not changed. Raises ModelError when the front
+    end refuses it.
+    """
+    model = model.clone()
+    common.InlinePass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data", size_threshold_bytes=1024)
+        try:
+            result = core().read_model(path)
+        except runtime_errors() as error:
+            raise refused(f"model {model.graph.name or 'without a name'}", error) from error
+        _keep_names(result, model)
+        yield result
+
+
+def _keep_names(result: ov.Model, model: ir.Model) -> None:
+    # A port may carry the names of several values that the front end merged; only the user's own must be left.
+    for port, value in zip(result.outputs, model.graph.outputs, strict=True):
+        port.get_tensor().set_names({value.name})

@@ -1,0 +1,47 @@
+"""The way from the portable quantized graph to the files of OpenVINO, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from qcompile.backends.openvino.activations import quantize_at_run_time
+from qcompile.backends.openvino.attention import decompose_attention
+from qcompile.backends.openvino.compression import compress_weights
+from qcompile.backends.openvino.conversion import converted
+from qcompile.backends.openvino.readback import kept_in_float
+from qcompile.backends.openvino.residuals import split_norm_branches
+from qcompile.backends.openvino.runtime import openvino
+from qcompile.backends.openvino.session import GROUP_SIZE, load
+from qcompile.backends.openvino.zero_points import fold_zero_points
+from qcompile.contract import Finding
+
+MODEL_FILE = "model.xml"
+WEIGHTS_FILE = "model.bin"
+
+
+def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
+    """Write model.xml and model.bin into an existing folder; `model` is not changed.
+
+    The files carry the group size of the activations that are quantized at run time, which plain OpenVINO honours.
+    They cannot carry the precision of float operators: OpenVINO reads INFERENCE_PRECISION_HINT only from the call
+    that compiles the model (measured, 2026.4).
+
+    Returns what stayed float, and why, as read back from the compiled model.
+    """
+    model = model.clone()
+    common.NameFixPass()(model)
+    group_size, findings = quantize_at_run_time(model)
+    fold_zero_points(model)
+    common.RemoveUnusedNodesPass()(model)
+    with converted(model) as result:
+        decompose_attention(result)
+        split_norm_branches(result)
+        compress_weights(result)
+        result.validate_nodes_and_infer_types()
+        result.set_rt_info(str(group_size), ["runtime_options", GROUP_SIZE])
+        openvino().save_model(result, folder / MODEL_FILE, compress_to_fp16=False)
+        session = load(result, f"model {MODEL_FILE}")
+    return findings + kept_in_float(model, session.compiled, group_size)

@@ -1,0 +1,52 @@
+"""The openvino package, which is an extra of qcompile: imported when it is needed, refused with the mend when absent."""
+
+from __future__ import annotations
+
+import functools
+import types
+
+from qcompile.errors import MissingDependencyError
+
+
+@functools.cache
+def openvino() -> types.ModuleType:
+    """Return the package `openvino`; raises MissingDependencyError when it is not installed."""
+    try:
+        import openvino as package
+    except ImportError as error:
+        reason = f"the package openvino cannot be imported: {error}"
+        raise MissingDependencyError(
+            "backend 'openvino'", reason, "Install it: pip install 'qcompile[openvino]'"
+        ) from error
+    return package
+
+
+@functools.cache
+def opset() -> types.ModuleType:
+    """Return the factory functions of OpenVINO's operators."""
+    openvino()
+    from openvino import opset13
+
+    return opset13
+
+
+@functools.cache
+def core() -> object:
+    """Return the one Core of this process; creating it loads the plugins."""
+    return openvino().Core()
+
+
+@functools.cache
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """Every exception that OpenVINO raises for a model; they have no common base of their own."""
+    openvino()
+    from openvino import frontend
+
+    return (
+        RuntimeError,
+        frontend.GeneralFailure,
+        frontend.InitializationFailure,
+        frontend.NotImplementedFailure,
+        frontend.OpConversionFailure,
+        frontend.OpValidationFailure,
+    )

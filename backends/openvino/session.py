@@ -1,0 +1,111 @@
+"""A model that is loaded in OpenVINO."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from qcompile.backends.openvino.runtime import core, openvino, runtime_errors
+from qcompile.errors import InputError, ModelError
+from qcompile.session import Feed
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+Precision = Literal["f32", "bf16"]
+
+DEVICE = "CPU"
+GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenVinoSession:
+    """Runs feeds on the CPU, after it has checked them. Not for two threads at once.
+
+    Attributes:
+        compiled: the loaded model.
+        request: its one inference request.
+    """
+
+    compiled: ov.CompiledModel
+    request: ov.InferRequest
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Run the model: input name -> array, to output name -> array.
+
+        Raises InputError for a missing or unknown input, for a type or shape that is not the input's, and when a
+        kernel refuses the values.
+        """
+        inputs = {port.any_name: port for port in self.compiled.inputs}
+        for name in feed:
+            if name not in inputs:
+                raise InputError(f"input {name!r}", "the model has no such input", _nearest(name, list(inputs)))
+        for name, port in inputs.items():
+            if name not in feed:
+                raise InputError(f"input {name!r}", "it is missing in the feed", f"Feed all of {', '.join(inputs)}")
+            _check(name, feed[name], port)
+        tensors = {name: np.ascontiguousarray(feed[name]).reshape(feed[name].shape) for name in inputs}
+        try:
+            self.request.infer(tensors, share_inputs=True)
+        except runtime_errors() as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            raise InputError(f"feed of {shapes}", f"OpenVINO refuses it: {error}", "Check the shapes") from error
+        outputs = enumerate(self.compiled.outputs)
+        return {port.any_name: self.request.get_output_tensor(index).data.copy() for index, port in outputs}
+
+
+def load(
+    model: ov.Model,
+    subject: str,
+    *,
+    threads: int | None = None,
+    precision: Precision = "f32",
+    group_size: int | None = None,
+) -> OpenVinoSession:
+    """Compile a model for the CPU; raises ModelError when OpenVINO refuses it.
+
+    Args:
+        model: the model; it is not changed.
+        subject: how the user knows the model, for the error.
+        threads: number of threads within the model; None leaves it to OpenVINO.
+        precision: what OpenVINO computes float operators in. Its own default is bf16 on the CPUs that have it.
+        group_size: consecutive input channels of a linear with 8-bit weights whose activations share a scale at run
+            time; 0 leaves activations float; None takes what the model says.
+    """
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    if group_size is not None:
+        properties[GROUP_SIZE] = str(group_size)
+    try:
+        compiled = core().compile_model(model, DEVICE, properties)
+        return OpenVinoSession(compiled, compiled.create_infer_request())
+    except runtime_errors() as error:
+        raise refused(subject, error) from error
+
+
+def refused(subject: str, error: Exception) -> ModelError:
+    """Return the error for a model that OpenVINO does not read or compile."""
+    mend = "Check the model with onnx.checker; if it is valid, this is a gap of the runtime or of its lowering"
+    return ModelError(subject, f"OpenVINO {openvino().__version__} refuses it: {error}", mend)
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"Did you mean {close[0]!r}? The inputs are {', '.join(names)}" if close else "The model takes no inputs"
+
+
+def _check(name: str, array: np.ndarray, port: ov.ConstOutput) -> None:
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"input {name!r}", f"it is a {type(array).__name__}", "Feed a numpy array")
+    expected = port.get_element_type().to_dtype()
+    if array.dtype != expected:
+        mend = f"Use array.astype({expected.name!r})"
+        raise InputError(f"input {name!r}", f"its type is {array.dtype}, not {expected.name}", mend)
+    if not port.get_partial_shape().compatible(openvino().PartialShape(list(array.shape))):
+        wanted = ", ".join("?" if size.is_dynamic else str(size) for size in port.get_partial_shape())
+        reason = f"its shape is {list(array.shape)}, not [{wanted}]"
+        raise InputError(f"input {name!r}", reason, "Reshape or pad the array")

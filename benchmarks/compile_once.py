@@ -1,0 +1,53 @@
+"""Compile one reference model and print what it took as JSON; compile_time.py runs this file in a fresh process.
+
+Memory is what compiling adds to a process that holds the float weights: the kernel's peak is reset just before, through
+Linux's /proc.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import onnxruntime  # noqa: F401  # the goal counts time after import, so everything heavy is imported here
+import onnxscript  # noqa: F401
+import torch  # noqa: F401
+import transformers  # noqa: F401
+
+import qcompile
+from qcompile.models import texts
+
+
+def _memory(field: str) -> int:
+    """Bytes of a field of /proc/self/status: VmRSS now, VmHWM at its peak."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.M)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def main(model: str, recipe: str, backend: str, output: str) -> None:
+    loaded = importlib.import_module(f"qcompile.models.{model}").load()
+    calibration = list(loaded.batches(texts.calibration_texts(64)))
+    weights = sum(parameter.numel() * 4 for parameter in loaded.module.parameters())
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before, start = _memory("VmRSS"), time.perf_counter()
+    qcompile.compile(
+        loaded.module,
+        recipe,
+        backend=backend,
+        calibration=calibration,
+        example_inputs=loaded.example(),
+        dynamic_shapes=loaded.dynamic_shapes(),
+        output=output,
+    )
+    seconds, peak = time.perf_counter() - start, _memory("VmHWM")
+    print(json.dumps({"seconds": seconds, "weights": weights, "peak": peak, "added": peak - before}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,66 @@
+"""Twelve decoder architectures with random weights: which scales fold, and do they compile for both runtimes?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+import qcompile
+from benchmarks.results import Benchmark, Goal, Row
+from benchmarks.sessions import OPEN, open_openvino
+from qcompile.models.random_decoders import ARCHITECTURES, random_decoder, tokens
+from qcompile.models.reference import dynamic_axes
+from qcompile.recipe import Recipe
+from qcompile.session import Feed
+
+RECIPE = "smoothquant-o3"
+
+
+def run(folder: Path) -> Benchmark:
+    """Compile every architecture for both runtimes; logits of the folded float model against the original."""
+    rows = [_row(architecture, folder / architecture) for architecture in ARCHITECTURES]
+    explicit = max(float(row["explicit"]) for row in rows)
+    change = max(float(row["logits changed by"]) for row in rows)
+    goals = [
+        Goal("most explicit scales of any architecture", explicit, 0, at_most=True),
+        Goal("largest change of logits by folding, in parts of their range", change, 1e-4, at_most=True),
+    ]
+    return Benchmark("Channel scales of random decoders of 2 layers", rows, goals)
+
+
+def _row(architecture: str, folder: Path) -> Row:
+    folder.mkdir()
+    module, example = random_decoder(architecture)
+    model = qcompile.trace(module, example_inputs=example, dynamic_shapes=dynamic_axes(example))
+    calibration = [tokens(2, 32, seed=seed) for seed in range(1, 5)]
+    row: dict[str, str | float] = {"architecture": architecture}
+    for backend in OPEN:
+        artifact = qcompile.compile(model, RECIPE, backend=backend, calibration=calibration, output=folder / backend)
+        row |= artifact.report.channel_scales
+        agreement = np.corrcoef(_logits(module, example).ravel(), next(iter(artifact.run(example).values())).ravel())
+        row[f"correlation, {backend}"] = float(agreement[0, 1])
+    row["logits changed by"] = _folding_error(module, model, calibration, example, folder / "folded.onnx")
+    return row
+
+
+def _folding_error(
+    module: torch.nn.Module, model: ir.Model, calibration: Sequence[Feed], example: Feed, path: Path
+) -> float:
+    """Largest change of a logit by smoothing and folding alone, in parts of the logits' range."""
+    recipe = Recipe.from_name(RECIPE)
+    steps = tuple(step for step in recipe.steps if step.pass_name in ("smooth_activations", "fold_scales"))
+    folded = qcompile.rewrite(model, Recipe("folding only", steps), calibration=calibration)
+    ir.save(folded, path)
+    expected, valid = _logits(module, example), example["attention_mask"].astype(bool)
+    return float(np.abs(open_openvino(path)(example)[0] - expected)[valid].max() / np.ptp(expected))
+
+
+def _logits(module: torch.nn.Module, feed: Feed) -> np.ndarray:
+    with torch.no_grad():
+        output = module(**{name: torch.from_numpy(np.asarray(array)) for name, array in feed.items()})
+    logits: np.ndarray = output["logits"].numpy()
+    return logits

@@ -1,0 +1,62 @@
+"""Outliers planted into MiniLM's norms: static INT8 collapses without smoothing and must not notice them with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+import qcompile
+from benchmarks import minilm as bench
+from benchmarks.recipes import without_smoothing
+from benchmarks.results import Benchmark, Goal, Row
+from benchmarks.sessions import OPEN, Run
+from qcompile.models import minilm, texts
+from qcompile.models.planted import plant_outliers
+from qcompile.recipe import Recipe
+from qcompile.session import Feed
+
+RECIPES = (Recipe.from_name("w8a8-static"), Recipe.from_name("smoothquant-o3"), without_smoothing("w8a8-static"))
+
+
+def run(folder: Path) -> Benchmark:
+    """Compile the model with and without planted outliers and compare the errors."""
+    encoder = minilm.load()
+    calibration = list(encoder.batches(texts.calibration_texts(bench.CALIBRATION_SAMPLES)))
+    model = ir.load(bench.export(encoder, folder / "float.onnx", 23))
+    plant_outliers(model, seed=0)
+    ir.save(model, folder / "planted.onnx", external_data="planted.onnx.data")
+    rows = [_row(encoder, calibration, folder, backend, recipe) for backend in OPEN for recipe in RECIPES]
+    return Benchmark("Planted outliers in all-MiniLM-L6-v2: error on held-out text", rows, _goals(rows))
+
+
+def _row(
+    encoder: minilm.SentenceEncoder, calibration: Sequence[Feed], folder: Path, backend: str, recipe: Recipe
+) -> Row:
+    reference = OPEN[backend](folder / "float.onnx")
+    errors = [
+        bench.error(encoder, _compiled(folder / name, recipe, backend, calibration), reference)
+        for name in ("float.onnx", "planted.onnx")
+    ]
+    return {"runtime": backend, "recipe": recipe.name, "as trained": errors[0], "planted": errors[1]}
+
+
+def _compiled(model: Path, recipe: Recipe, backend: str, calibration: Sequence[Feed]) -> Run:
+    output = model.with_suffix("") / f"{recipe.name.replace(', ', '-').replace(' ', '-')}-{backend}"
+    output.parent.mkdir(exist_ok=True)
+    artifact = qcompile.compile(model, recipe, backend=backend, calibration=calibration, output=output)
+    return OPEN[backend](artifact.model_path)
+
+
+def _goals(rows: Sequence[Row]) -> list[Goal]:
+    return [
+        Goal(
+            f"{row['runtime']} {row['recipe']}, planted error over its own",
+            float(row["planted"]) / float(row["as trained"]),
+            1.5,
+            at_most=True,
+        )
+        for row in rows
+        if not str(row["recipe"]).endswith("no smoothing")
+    ]

@@ -1,0 +1,100 @@
+"""FoldWeightViews."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.contract import Finding, Pass, Result
+from qcompile.graph import all_nodes, constant, constant_array, is_standard, layer_name
+from qcompile.initializers import lazy_tensor, register_initializer
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_View = tuple[tuple[int, ...], ir.DataType, Callable[[np.ndarray], np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldWeightViews(Pass):
+    """Transpose, Reshape, Flatten, Squeeze, Unsqueeze or floating Cast of a weight -> the weight in that form.
+
+    The new initializer is lazy: it is computed from the old one when it is written, so that no second copy of the
+    model is held. Small constants of any operator are folded before by onnxscript; this pass is for the large ones.
+    Does not fold what is a graph output, a view whose shape or axes are computed, or a cast to or from integers.
+    """
+
+    looks_for: ClassVar[str] = "Transpose, Reshape, Flatten, Squeeze, Unsqueeze or Cast of an initializer"
+
+    def call(self, model: ir.Model) -> Result:
+        """Fold in graph order, so that a chain of views becomes one initializer."""
+        findings = []
+        for node in list(all_nodes(model)):
+            source = node.inputs[0] if node.inputs else None
+            tensor = constant(source)
+            if source is None or tensor is None or node.outputs[0].is_graph_output() or node.graph is None:
+                continue
+            view = _view(node, tensor)
+            if view is None:
+                continue
+            findings.append(Finding(layer_name(node), "folded", f"{node.op_type} of {source.name}"))
+            _replace(node, tensor, view)
+        return Result(model, modified=bool(findings), findings=tuple(findings))
+
+
+def _view(node: ir.Node, tensor: ir.TensorProtocol) -> _View | None:
+    """Shape, type and array function of the view; None where the node is no view or not a constant one."""
+    shape, dtype = tuple(tensor.shape.numpy()), tensor.dtype
+    if is_standard(node, "Cast"):
+        to = ir.DataType(node.attributes.get_int("to", 0))
+        if dtype not in _FLOATS or to not in _FLOATS:
+            return None
+        return shape, to, lambda array: array.astype(to.numpy())
+    if is_standard(node, "Transpose"):
+        perm = node.attributes.get_ints("perm", tuple(reversed(range(len(shape)))))
+        return tuple(shape[axis] for axis in perm), dtype, lambda array: array.transpose(perm)
+    new_shape = _new_shape(node, shape)
+    return None if new_shape is None else (new_shape, dtype, lambda array: array.reshape(new_shape))
+
+
+def _new_shape(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Shape that Reshape, Flatten, Squeeze or Unsqueeze gives; None for other nodes and computed shapes."""
+    if is_standard(node, "Flatten"):
+        axis = node.attributes.get_int("axis", 1)
+        return math.prod(shape[:axis]), math.prod(shape[axis:])
+    if not is_standard(node, "Reshape", "Squeeze", "Unsqueeze"):
+        return None
+    argument = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
+    if argument is None:
+        return (
+            tuple(dim for dim in shape if dim != 1) if is_standard(node, "Squeeze") and len(node.inputs) == 1 else None
+        )
+    numbers = [int(number) for number in argument.reshape(-1)]
+    if is_standard(node, "Reshape"):
+        return _reshaped(shape, numbers, keeps_zero=bool(node.attributes.get_int("allowzero", 0)))
+    if is_standard(node, "Squeeze"):
+        dropped = {axis % len(shape) for axis in numbers}
+        return tuple(dim for axis, dim in enumerate(shape) if axis not in dropped)
+    rank = len(shape) + len(numbers)
+    added, rest = {axis % rank for axis in numbers}, iter(shape)
+    return tuple(1 if axis in added else next(rest) for axis in range(rank))
+
+
+def _reshaped(shape: tuple[int, ...], numbers: list[int], *, keeps_zero: bool) -> tuple[int, ...]:
+    """Shape that ONNX's Reshape gives: 0 copies a dimension (unless kept), -1 takes what is left."""
+    dims = [shape[axis] if dim == 0 and not keeps_zero else dim for axis, dim in enumerate(numbers)]
+    known = math.prod(dim for dim in dims if dim != -1)
+    return tuple(math.prod(shape) // known if dim == -1 else dim for dim in dims)
+
+
+def _replace(node: ir.Node, tensor: ir.TensorProtocol, view: _View) -> None:
+    """Put a lazy initializer of the same name in the place of the node."""
+    shape, dtype, apply = view
+    output, graph = node.outputs[0], node.graph
+    assert isinstance(graph, ir.Graph) and output.name is not None
+    lazy = lazy_tensor(tensor, output.name, shape, apply, dtype)
+    graph.remove(node, safe=False)
+    output.replace_all_uses_with(register_initializer(node, lazy))

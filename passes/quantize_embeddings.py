@@ -1,0 +1,101 @@
+"""Stores embedding tables in int8."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import qdq
+from qcompile.contract import Finding, Keeps, Pass, Result
+from qcompile.graph import constant, is_standard, layer_name, readers
+from qcompile.scheme import Scheme
+from qcompile.solvers.affine import dequantize, quantize_weight
+from qcompile.solvers.sqnr import sqnr_db
+
+_SCHEME = Scheme("int8", "per_channel")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeEmbeddings(Pass):
+    """Gather(W, ids) -> Cast(Gather(int8 W, ids)) * Gather(scale, ids), one symmetric scale for each row of the table.
+
+    The rows are dequantized after they were gathered, so that the table is never expanded. Does not fire on tables
+    that anything but a Gather along axis 0 reads, that are not float32 [rows, channels], that hold NaN or infinity, and
+    on those with fewer than `min_elements`, which are not worth three nodes.
+
+    Attributes:
+        min_elements: smallest table, in elements.
+        ignore: layers that stay float, by name; bound by `compile`.
+    """
+
+    min_elements: int = 65536
+    ignore: frozenset[str] = frozenset()
+
+    keeps: ClassVar[Keeps] = "lossy"
+    looks_for: ClassVar[str] = "Gather along axis 0 of a constant float32 table"
+
+    @property
+    def may_match_nothing(self) -> bool:
+        """Not every model has embeddings."""
+        return True
+
+    def call(self, model: ir.Model) -> Result:
+        """Quantize each table once, however many Gathers read it."""
+        tables: dict[ir.Value, list[ir.Node]] = {}
+        for node in model.graph:
+            table = node.inputs[0] if is_standard(node, "Gather") and node.inputs else None
+            if table is not None and _is_table(table):
+                tables.setdefault(table, []).append(node)
+        findings = [self._quantize(table, nodes) for table, nodes in tables.items()]
+        modified = any(finding.action == "quantized" for finding in findings)
+        return Result(model, modified=modified, findings=tuple(findings))
+
+    def _quantize(self, table: ir.Value, nodes: list[ir.Node]) -> Finding:
+        name = layer_name(nodes[0])
+        tensor = constant(table)
+        assert tensor is not None
+        if name in self.ignore:
+            return Finding(name, "ignored", "the recipe leaves it out", "Embedding")
+        if tensor.size < self.min_elements:
+            return Finding(name, "kept", f"its table has only {tensor.size} elements", "Embedding")
+        if set(readers(table)) != set(nodes) or any(node.attributes.get_int("axis", 0) != 0 for node in nodes):
+            return Finding(name, "kept", "something else reads its table", "Embedding")
+        weight = tensor.numpy()
+        if not np.isfinite(np.sum(weight, dtype=np.float64)):
+            return Finding(name, "kept", "its table holds NaN or infinity", "Embedding")
+        quantized, scale, zero_point = quantize_weight(weight, _SCHEME, 0)
+        graph = nodes[0].graph
+        assert isinstance(graph, ir.Graph)
+        integers = qdq.initializer(graph, f"{table.name}.quantized", quantized)
+        scales = qdq.initializer(graph, f"{table.name}.scale", scale[:, None])
+        for node in nodes:
+            _replace(graph, node, integers, scales)
+        del graph.initializers[str(table.name)]
+        return Finding(
+            name, "quantized", "", "Embedding", sqnr_db(weight, dequantize(quantized, scale, zero_point, axis=0))
+        )
+
+
+def _is_table(value: ir.Value) -> bool:
+    tensor = constant(value)
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 2
+
+
+def _replace(graph: ir.Graph, node: ir.Node, integers: ir.Value, scales: ir.Value) -> None:
+    """Write the three nodes in place of the Gather; the last takes over its output."""
+    output, name = node.outputs[0], str(node.outputs[0].name)
+    rows = ir.node("Gather", [integers, node.inputs[1]], {"axis": 0}, name=str(node.name))
+    rows.metadata_props.update(node.metadata_props)
+    cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
+    scale = ir.node("Gather", [scales, node.inputs[1]], {"axis": 0}, name=f"{name}.gather_scale")
+    product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=f"{name}.dequantize")
+    for made, part, dtype in ((rows, "quantized", ir.DataType.INT8), (cast, "cast", ir.DataType.FLOAT)):
+        made.outputs[0].name, made.outputs[0].shape = f"{name}.{part}", output.shape
+        made.outputs[0].type = ir.TensorType(dtype)
+    scale.outputs[0].name, scale.outputs[0].type = f"{name}.scale", ir.TensorType(ir.DataType.FLOAT)
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], [rows, cast, scale, product], [output], [product.outputs[0]]
+    )

@@ -1,0 +1,254 @@
+"""Artifact: a compiled model as a folder that is either complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from qcompile import backends
+from qcompile.backends import Lowered
+from qcompile.errors import ArtifactError
+from qcompile.frontend import external_data
+from qcompile.manifest import MANIFEST, MEASUREMENTS, REPORT, FileEntry, Manifest, ports, relative_files, versions
+from qcompile.recipe import Recipe
+from qcompile.report import Report
+from qcompile.session import Feed, Session
+
+
+@dataclasses.dataclass
+class Artifact:
+    """A compiled model in its folder.
+
+    Attributes:
+        path: the folder. Without an `output` it is a temporary one that lives as long as this object.
+        manifest: what the folder holds and what made it.
+        report: what was quantized, what it cost and what it won.
+    """
+
+    path: Path
+    manifest: Manifest
+    report: Report
+    _session: Session | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def model_path(self) -> Path:
+        """The file that the runtime loads, with or without qcompile."""
+        return self.path / self.manifest.model_file
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend."""
+        return self.manifest.backend
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that made it; raises RecipeError when this version of qcompile does not know its passes."""
+        return Recipe.from_data(self.manifest.recipe)
+
+    def open_session(self, *, threads: int | None = None) -> Session:
+        """Load the model in its runtime; `threads` is left to the runtime when None."""
+        return backends.get(self.backend).open_artifact(self.model_path, threads=threads)
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Run the model: input name -> array, to output name -> array. The first run loads the model.
+
+        Raises:
+            InputError: an input is missing, unknown, or has another type or shape than the model's.
+        """
+        if self._session is None:
+            self._session = self.open_session()
+        return self._session.run(feed)
+
+    def __call__(self, **feed: Any) -> dict[str, np.ndarray]:
+        """Run the model on arrays given by the names of its inputs; see `run`."""
+        return self.run(feed)
+
+
+def load(path: str | Path) -> Artifact:
+    """Open the artifact of a folder after comparing every file with its manifest.
+
+    Raises:
+        ArtifactError: the folder is not an artifact, or a file is missing, added, changed or outside the folder.
+        UnsafeModelError: the ONNX file keeps data outside the folder.
+    """
+    folder = Path(path).absolute()
+    manifest = Manifest.read(folder)
+    manifest.check_files(folder)
+    if manifest.model_file.endswith(".onnx"):
+        _check_external_data(folder / manifest.model_file)
+    report = folder / REPORT
+    try:
+        return Artifact(folder, manifest, Report.from_dict(json.loads(report.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(str(report), f"it cannot be read: {error!r}", "Compile the model again") from error
+
+
+def _check_external_data(model_path: Path) -> None:
+    try:
+        model = onnx.load(model_path, load_external_data=False)
+    except DecodeError as error:
+        raise ArtifactError(str(model_path), f"it is not an ONNX file: {error}", "Compile the model again") from error
+    external_data.check_proto(model, model_path.parent)
+
+
+def check_output(output: Path) -> None:
+    """Raise ArtifactError when a folder must not be replaced: call it before the work starts.
+
+    An artifact may be replaced, damaged or not; files that are not of an artifact are never deleted.
+    """
+    if not output.exists() and not output.is_symlink():
+        return
+    mend = "Give a new or empty folder"
+    if not output.is_dir():
+        raise ArtifactError(str(output), "it exists and is not a folder", mend)
+    files = relative_files(output)
+    if not files and not any(output.iterdir()):
+        return
+    if MANIFEST not in files:
+        raise ArtifactError(str(output), "the folder is not empty and holds no artifact", mend)
+    foreign = sorted(set(files) - set(Manifest.read(output).files) - {MANIFEST, *MEASUREMENTS})
+    if foreign:
+        raise ArtifactError(str(output / foreign[0]), "the file is not part of the artifact to be replaced", mend)
+
+
+def write_artifact(
+    output: Path | None,
+    write: Callable[[Path], Lowered],
+    *,
+    recipe: Recipe,
+    backend: str,
+    target: str | None,
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    calibration: str | None,
+    report: Report,
+) -> Artifact:
+    """Write an artifact so that the folder holds all of it or is as it was before.
+
+    The files are made in a folder beside `output`, brought to the disk, and renamed into place.
+
+    Args:
+        output: the folder to make or, when it is an artifact, to replace; None for a temporary folder.
+        write: writes the model files into an existing empty folder. What it raises is passed on. It may also run
+            the model there and complete `report`, which is written after it returns.
+        recipe: goes into the manifest.
+        backend: name of the backend that opens the result.
+        target: goes into the manifest.
+        inputs: graph inputs of the model.
+        outputs: graph outputs of the model.
+        calibration: digest of the calibration data.
+        report: becomes report.json, which the manifest does not cover: measurements differ between runs.
+
+    Raises:
+        ArtifactError: `output` holds something else, or cannot be written.
+    """
+
+    def fill(folder: Path) -> Manifest:
+        lowered = write(folder)
+        manifest = Manifest(
+            recipe=recipe.to_data(),
+            backend=backend,
+            target=target,
+            model_file=lowered.model_file,
+            inputs=ports(inputs),
+            outputs=ports(outputs),
+            calibration=calibration,
+            versions=versions(backend),
+            files={name: FileEntry.of(folder / name) for name in relative_files(folder)},
+        )
+        (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        return manifest
+
+    if output is None:
+        return _temporary(fill, report)
+    output = Path(output).absolute()
+    check_output(output)
+    with _failures_of(output), _beside(output) as stage:
+        folder = stage / "new"
+        folder.mkdir()
+        manifest = fill(folder)
+        _bring_to_disk(folder)
+        _exchange(folder, output, stage / "old")
+    return Artifact(output, manifest, report)
+
+
+def _temporary(fill: Callable[[Path], Manifest], report: Report) -> Artifact:
+    folder = tempfile.mkdtemp(prefix="qcompile-")
+    try:
+        artifact = Artifact(Path(folder), fill(Path(folder)), report)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    weakref.finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
+    return artifact
+
+
+@contextlib.contextmanager
+def _failures_of(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            str(output), f"it cannot be written: {error}", "Give a folder with room and rights"
+        ) from error
+
+
+@contextlib.contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """Make a folder beside `output`; at the end remove it, and the parents made for it when `output` is not there."""
+    made = [parent for parent in output.parents if not parent.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if not output.exists():
+            for parent in made:
+                parent.rmdir()
+
+
+def _exchange(new: Path, output: Path, old: Path) -> None:
+    """Put `new` in the place of `output`; on a failure `output` is what it was."""
+    replaces = output.exists()
+    if replaces:
+        output.rename(old)
+    try:
+        new.rename(output)
+    except BaseException:
+        if replaces:
+            old.rename(output)
+        raise
+    _sync(output.parent)
+
+
+def _bring_to_disk(folder: Path) -> None:
+    for name in relative_files(folder):
+        _sync(folder / name)
+    for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        _sync(inner)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,195 @@
+"""Statistics of activations over calibration data, streamed through the instrumented float model."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import pathlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from qcompile import calibration_cache
+from qcompile.calibration_masks import PaddingMask, padding_masks
+from qcompile.calibration_observation import SAMPLING_INPUT, Instrument, Observation, RowGroup, Statistic, output_name
+from qcompile.calibration_rows import RowReservoir
+from qcompile.calibration_sample import Array, Feed
+from qcompile.calibration_spool import Spool
+from qcompile.calibration_statistics import ChannelStatistics, RunningStatistics
+from qcompile.errors import CalibrationError, QCompileError
+from qcompile.session import OpenSession, Session
+
+__all__ = ["Calibrator", "ChannelStatistics"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrator:
+    """Collects ChannelStatistics of a model on calibration data.
+
+    Attributes:
+        data: calibration data in any form that `calibration_data.read` names; read once, at the first use.
+        instrument: makes the pass that writes the observers into the model.
+        open_session: loads a model in the runtime that computes the float model.
+        mask: name of the input that marks padding, or None to find such inputs by dataflow.
+        num_calibration_samples: most samples read from the data; None for all.
+        max_rows: most rows kept of each value.
+        row_bytes: memory for all kept rows of one `collect`; lowers max_rows for large models.
+        seed: of the places that rows are drawn from.
+        cache: folder where statistics are kept between runs, or None.
+        progress: called with (samples done, samples in all).
+    """
+
+    data: Any = dataclasses.field(repr=False)
+    instrument: Instrument = dataclasses.field(repr=False)
+    open_session: OpenSession = dataclasses.field(repr=False)
+    mask: str | None = None
+    num_calibration_samples: int | None = None
+    max_rows: int = 512
+    row_bytes: int = 128 * 2**20
+    seed: int = 0
+    cache: pathlib.Path | None = None
+    progress: Callable[[int, int], None] | None = dataclasses.field(default=None, repr=False, compare=False)
+    _spools: list[Spool] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+
+    def samples(self, model: ir.Model) -> Spool:
+        """Return the checked samples: iterable any number of times, with their count and fingerprint.
+
+        Raises:
+            CalibrationError: the data does not fit the inputs of the model.
+        """
+        if not self._spools:
+            inputs = [value for value in model.graph.inputs if value.const_value is None]
+            self._spools.append(Spool(self.data, inputs, self.num_calibration_samples))
+        return self._spools[0]
+
+    def collect(
+        self, model: ir.Model, axes: Mapping[str, int], *, gram: Collection[str] = ()
+    ) -> dict[str, ChannelStatistics]:
+        """Return value name -> statistics of the float model as it is now; the model itself is not changed.
+
+        Args:
+            model: the float model.
+            axes: names of values of the main graph -> their channel axis (-1 for linears, 1 for convolutions).
+            gram: those of them whose matrix of second moments is wanted.
+
+        Raises:
+            CalibrationError: the data does not fit the model, or the model has no such value.
+        """
+        if not axes:
+            return {}
+        samples = self.samples(model)
+        masks = self._masks(model, samples)
+        if self.cache is None:
+            return self._run(model, axes, gram, masks, samples)
+        settings = (sorted(axes.items()), sorted(gram), masks, self.max_rows, self.row_bytes, self.seed)
+        key = f"{calibration_cache.fingerprint(model)} {samples.fingerprint} {settings}"
+        path = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+        statistics = calibration_cache.load(path, axes)
+        if statistics is None:
+            statistics = self._run(model, axes, gram, masks, samples)
+            calibration_cache.store(path, statistics)
+        return statistics
+
+    def _masks(self, model: ir.Model, samples: Spool) -> tuple[PaddingMask, ...]:
+        """Return the masks that rule out anything; an input that holds other numbers than 0 and 1 is none."""
+        masks = padding_masks(model)
+        if self.mask is not None:
+            masks = tuple(mask for mask in masks if mask.name == self.mask) or (PaddingMask(self.mask),)
+            _check_mask(self.mask, model, samples)
+        masks = tuple(mask for mask in masks if samples.levels[mask.name].masks_out(1 - mask.valid))
+        for mask in masks:
+            index = samples.levels[mask.name].constant_in.get(1 - mask.valid)
+            if index is not None:
+                subject = f"input {mask.name}, calibration sample {index}"
+                raise CalibrationError(subject, "it marks every position as padding", "Leave the sample out")
+        return masks
+
+    def _run(
+        self,
+        model: ir.Model,
+        axes: Mapping[str, int],
+        gram: Collection[str],
+        masks: tuple[PaddingMask, ...],
+        samples: Spool,
+    ) -> dict[str, ChannelStatistics]:
+        max_rows = self._affordable_rows(model, axes)
+        observed = model.clone()
+        outputs = len(observed.graph.outputs)
+        result = self.instrument(axes, rows=max_rows, gram=gram, masks=masks)(observed)
+        assert isinstance(result, Observation)
+        del observed.graph.outputs[:outputs]  # the runtime need not compute what only they read
+        RemoveUnusedNodesPass()(observed)
+        session = self.open_session(observed)
+        collection = _Collection(result.groups, max_rows, self.seed)
+        for index, feed in enumerate(samples):
+            collection.add(_run_sample(session, collection.feed(feed), index))
+            if self.progress is not None:
+                self.progress(index + 1, samples.count)
+        return collection.finish()
+
+    def _affordable_rows(self, model: ir.Model, axes: Mapping[str, int]) -> int:
+        values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+        shapes = {str(value.name): value.shape for value in values if value.name in axes and value.shape is not None}
+        channels = (shape[axes[name]] for name, shape in shapes.items())
+        row = 4 * sum(size for size in channels if isinstance(size, int))
+        return max(1, min(self.max_rows, self.row_bytes // max(row, 1)))
+
+
+def _check_mask(name: str, model: ir.Model, samples: Spool) -> None:
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    if name not in samples.levels:
+        nearest = difflib.get_close_matches(name, samples.levels, n=1, cutoff=0.0)
+        raise CalibrationError(f"mask {name}", "the model has no such input", f"Did you mean {' '.join(nearest)}?")
+    shape = inputs[name].shape
+    if shape is not None and len(shape) != 2:
+        reason = f"it has shape {shape} where a padding mask has [batch, sequence]"
+        raise CalibrationError(f"mask {name}", reason, "Name the input that marks padding")
+    if not samples.levels[name].binary:
+        raise CalibrationError(
+            f"mask {name}", "it holds other numbers than 0 and 1", "Name the input that marks padding"
+        )
+
+
+def _run_sample(session: Session, feed: Feed, index: int) -> dict[str, Array]:
+    try:
+        return session.run(feed)
+    except QCompileError as error:
+        raise CalibrationError(f"calibration sample {index}", f"the model fails on it ({error})", error.mend) from error
+
+
+class _Collection:
+    """Statistics of all observed values while the runs go on."""
+
+    def __init__(self, groups: tuple[RowGroup, ...], max_rows: int, seed: int) -> None:
+        self._groups = groups
+        self._reservoirs = [RowReservoir(group.values, max_rows, seed) for group in groups]
+        self._running = {value: RunningStatistics() for group in groups for value in group.values}
+
+    def feed(self, sample: Feed) -> Feed:
+        """Return the sample with the instrumented model's extra input."""
+        wanted = [reservoir.wanted() for reservoir in self._reservoirs]
+        return {**sample, SAMPLING_INPUT: np.array(wanted, np.float32)}
+
+    def add(self, outputs: Mapping[str, Array]) -> None:
+        """Take what one run returned."""
+
+        def of(value: str, statistic: Statistic) -> Array:
+            return outputs[output_name(value, statistic)]
+
+        for group, reservoir in zip(self._groups, self._reservoirs, strict=True):
+            reservoir.add(int(outputs[group.count]), {value: of(value, "rows") for value in group.values})
+            for value in group.values:
+                gram = outputs.get(output_name(value, "gram"))
+                self._running[value].add(of(value, "minimum"), of(value, "maximum"), of(value, "sum"), gram)
+
+    def finish(self) -> dict[str, ChannelStatistics]:
+        """Return value name -> statistics over all runs."""
+        return {
+            value: self._running[value].finish(reservoir.rows(value), reservoir.count)
+            for group, reservoir in zip(self._groups, self._reservoirs, strict=True)
+            for value in group.values
+        }

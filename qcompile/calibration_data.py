@@ -1,0 +1,130 @@
+"""Calibration data in every form that users have, as a stream of checked feeds."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.calibration_sample import Array, Feed, as_array, check, is_array, named
+from qcompile.errors import CalibrationError
+
+_FORMS = "Give an iterable of dicts, arrays or tuples, a callable that returns one, a dict of arrays, or an .npz file"
+
+
+def read(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Feed]:
+    """Yield one checked feed per sample: input name -> array of the input's dtype.
+
+    Args:
+        data: one of
+            - an iterable (list, generator, DataLoader, Dataset) of samples, or a callable that returns one;
+            - a calibration data reader of ONNX Runtime (`get_next`);
+            - the path of an .npz file, or one dict of arrays or tensors: samples stacked along axis 0;
+            - for a model of one input, one array or tensor of stacked samples.
+            A sample is a mapping from input names (a BatchEncoding too), a tuple or list in the order of the inputs,
+            or, for a model of one input, an array or tensor. Stacked arrays have either one dim more than the
+            input, or its rank; then they are cut along axis 0 into pieces of the input's fixed size, or of 1.
+        inputs: inputs of the model that need a value.
+
+    Raises:
+        CalibrationError: the data is of no known form, or a sample does not fit; names the input and the sample.
+    """
+    for index, sample in enumerate(_samples(data, inputs)):
+        yield check(sample, index, inputs)
+
+
+def _samples(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
+    if isinstance(data, str | os.PathLike):
+        return _from_npz(pathlib.Path(data), inputs)
+    if hasattr(data, "get_next"):
+        return _from_reader(data)
+    if isinstance(data, Mapping):
+        return _from_arrays({str(name): as_array(stacked) for name, stacked in data.items()}, inputs)
+    if is_array(data):
+        return _from_arrays(named(as_array(data), 0, inputs), inputs)
+    if callable(data) and not isinstance(data, Iterable):
+        return iter(data())
+    if isinstance(data, Iterable) or hasattr(data, "__getitem__"):
+        return iter(data)
+    raise CalibrationError("calibration data", f"a {type(data).__name__} holds no samples", _FORMS)
+
+
+def _from_reader(reader: Any) -> Iterator[Any]:
+    sample = reader.get_next()
+    if sample is None and hasattr(reader, "rewind"):
+        reader.rewind()
+        sample = reader.get_next()
+    while sample is not None:
+        yield sample
+        sample = reader.get_next()
+
+
+def _from_arrays(stacked: Mapping[str, Array], inputs: Sequence[ir.Value]) -> Iterator[Feed]:
+    def blocks(name: str, size: int) -> Iterator[Array]:
+        array = stacked[name]
+        return (array[start : start + size] for start in range(0, len(array), size))
+
+    return _unstack({name: array.shape for name, array in stacked.items()}, blocks, inputs)
+
+
+def _from_npz(path: pathlib.Path, inputs: Sequence[ir.Value]) -> Iterator[Feed]:
+    """Read an .npz file a sample at a time, so that it may be larger than memory."""
+    if not zipfile.is_zipfile(path):
+        raise CalibrationError(str(path), "it is no .npz file" if path.exists() else "there is no such file", _FORMS)
+    with zipfile.ZipFile(path) as archive:
+        headers = {name.removesuffix(".npy"): _header(archive, name, path) for name in archive.namelist()}
+
+        def blocks(name: str, size: int) -> Iterator[Array]:
+            shape, dtype = headers[name]
+            with archive.open(f"{name}.npy") as stream:
+                _read_header(stream)
+                for start in range(0, shape[0], size):
+                    block = (min(size, shape[0] - start), *shape[1:])
+                    content = stream.read(math.prod(block) * dtype.itemsize)
+                    yield np.frombuffer(content, dtype).reshape(block)
+
+        yield from _unstack({name: shape for name, (shape, _) in headers.items()}, blocks, inputs)
+
+
+def _header(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    with archive.open(name) as stream:
+        shape, fortran_order, dtype = _read_header(stream)
+    if fortran_order or dtype.hasobject:
+        reason = f"{name} holds Python objects" if dtype.hasobject else f"{name} is in column-major order"
+        raise CalibrationError(str(path), reason, "Save plain arrays, numpy.ascontiguousarray(...)")
+    return shape, dtype
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read_header(stream)
+
+
+def _unstack(
+    shapes: Mapping[str, tuple[int, ...]], blocks: Callable[[str, int], Iterator[Array]], inputs: Sequence[ir.Value]
+) -> Iterator[Feed]:
+    """Cut stacked arrays into samples; `blocks(name, size)` yields consecutive pieces of `size` along axis 0."""
+    by_name = {str(value.name): value for value in inputs}
+    pieces, counts = {}, {}
+    for name, shape in shapes.items():
+        if not shape:
+            raise CalibrationError(f"input {name}", "it is a scalar, not stacked samples", "Stack samples along axis 0")
+        wanted = by_name[name].shape if name in by_name else None
+        first = wanted[0] if wanted is not None and len(wanted) > 0 else None
+        size = first if isinstance(first, int) and wanted is not None and len(wanted) == len(shape) else 1
+        counts[name] = -(-shape[0] // size)
+        own_axis = wanted is not None and len(shape) == len(wanted) + 1
+        pieces[name] = (block[0] for block in blocks(name, 1)) if own_axis else blocks(name, size)
+    if len(set(counts.values())) > 1:
+        fewest = min(counts, key=counts.__getitem__)
+        reason = f"it has {counts[fewest]} samples where another input has {max(counts.values())}"
+        raise CalibrationError(f"input {fewest}", reason, "Stack as many samples of each input")
+    for sample in zip(*pieces.values(), strict=True):
+        yield dict(zip(pieces, sample, strict=True))

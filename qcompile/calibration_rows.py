@@ -1,0 +1,65 @@
+"""Draws rows evenly from a stream of unknown length, in bounded memory, the same ones each time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+def stratified(total: int, wanted: int, phase: float) -> npt.NDArray[np.int64]:
+    """Return `wanted` of `total` indices: one in each of `wanted` equal parts.
+
+    The place in part i is the fraction of i * golden ratio + phase, so that no period of the data is met in step.
+    Instrumented models choose their rows in the same way (`calibration_observers`).
+    """
+    parts = np.arange(wanted)
+    places = (parts * _GOLDEN_RATIO + phase) % 1.0
+    return np.minimum(np.floor((parts + places) * (total / max(wanted, 1))), total - 1).astype(np.int64)
+
+
+class RowReservoir:
+    """The rows kept of values that have the same positions.
+
+    A share `density` of all positions is kept; each time the rows grow over their bound, it is halved, and so
+    are the rows kept until then. What remains is spread evenly over all data seen, whatever its length.
+    """
+
+    def __init__(self, values: tuple[str, ...], max_rows: int, seed: int) -> None:
+        self.count = 0
+        self._density = 1.0
+        self._kept: dict[str, list[npt.NDArray[Any]]] = {value: [] for value in values}
+        self._held = 0
+        self._max_rows = max_rows
+        self._random = np.random.default_rng(seed)
+
+    def wanted(self) -> tuple[float, float, float]:
+        """Return density, carry and phase for the next run: of n positions, floor(n * density + carry) rows."""
+        return self._density, (self.count * self._density) % 1.0, float(self._random.random())
+
+    def add(self, count: int, rows: dict[str, npt.NDArray[Any]]) -> None:
+        """Take the rows that a run over `count` positions returned, value name -> float32 [rows, channels]."""
+        returned = len(next(iter(rows.values())))
+        self.count += count
+        for value, new in rows.items():
+            self._kept[value].append(np.array(new, np.float32))
+        if returned == self._max_rows and returned < count * self._density:
+            self._thin(returned / count, self._held, returned)
+        self._held = sum(len(new) for new in next(iter(self._kept.values())))
+        while self._held > self._max_rows:
+            self._thin(self._density / 2, self._held, 0)
+
+    def rows(self, value: str) -> npt.NDArray[np.float32]:
+        """Return the kept rows of a value, float32 [rows, channels]."""
+        return np.concatenate(self._kept[value])
+
+    def _thin(self, density: float, older: int, newer: int) -> None:
+        """Keep the rows that the new density leaves of the `older` ones; the `newer` ones already have it."""
+        keep = stratified(older, round(older * density / self._density), float(self._random.random()))
+        keep = np.concatenate([keep, older + np.arange(newer)])
+        self._kept = {value: [np.concatenate(kept)[keep]] for value, kept in self._kept.items()}
+        self._held = len(keep)
+        self._density = density

@@ -1,0 +1,123 @@
+"""Checks one calibration sample against the inputs of a model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompile.errors import CalibrationError
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+
+
+def is_array(data: Any) -> bool:
+    """True for an array of numpy and a tensor of torch."""
+    return isinstance(data, np.ndarray) or (hasattr(data, "detach") and hasattr(data, "dtype"))
+
+
+def as_array(data: Any) -> Array:
+    """Return a numpy array of an array, a tensor of torch or nested lists; torch's bfloat16 becomes float32."""
+    if hasattr(data, "detach"):
+        data = data.detach().cpu()
+        data = data.float() if str(data.dtype) == "torch.bfloat16" else data
+    return np.asarray(data)
+
+
+def named(sample: Any, index: int, inputs: Sequence[ir.Value]) -> dict[str, Any]:
+    """Return input name -> content of a sample given as a mapping, a tuple in the order of inputs or a lone array."""
+    if isinstance(sample, Mapping):
+        return {str(name): content for name, content in sample.items()}
+    names = [str(value.name) for value in inputs]
+    contents = list(sample) if isinstance(sample, tuple | list) else [sample]
+    if len(contents) != len(names):
+        raise CalibrationError(
+            f"calibration sample {index}",
+            f"it has {len(contents)} arrays for the {len(names)} inputs {', '.join(names)}",
+            "Give a dict from input names, or one array for each input in this order",
+        )
+    return dict(zip(names, contents, strict=True))
+
+
+def check(sample: Any, index: int, inputs: Sequence[ir.Value]) -> Feed:
+    """Return the sample as arrays of the inputs' dtypes, in the order of the inputs.
+
+    Raises:
+        CalibrationError: a name is not an input's, an input is missing, or an array has the wrong rank, shape or
+            dtype, is empty, or holds NaN or infinity.
+    """
+    contents = named(sample, index, inputs)
+    names = [str(value.name) for value in inputs]
+    for name in contents:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            reason = f"the model has no such input; its inputs are {', '.join(names)}"
+            raise _error(name, index, reason, f"Did you mean {nearest[0]}? Otherwise leave it out")
+    sizes: dict[str, tuple[int, str]] = {}
+    feed = {}
+    for value in inputs:
+        name = str(value.name)
+        if name not in contents:
+            raise _error(name, index, "it is missing", "Give a value for every input of the model")
+        feed[name] = _checked(contents[name], value, index, sizes)
+    return feed
+
+
+def _error(name: str, index: int, reason: str, mend: str) -> CalibrationError:
+    return CalibrationError(f"input {name}, calibration sample {index}", reason, mend)
+
+
+def _checked(content: Any, value: ir.Value, index: int, sizes: dict[str, tuple[int, str]]) -> Array:
+    name = str(value.name)
+    try:
+        array = as_array(content)
+    except (ValueError, TypeError) as error:
+        raise _error(name, index, f"it is no array ({error})", "Give arrays, tensors or lists of numbers") from error
+    array = _cast(array, value, index)
+    _check_shape(array, value, index, sizes)
+    if not np.all(np.isfinite(array.astype(np.float32, copy=False))):
+        raise _error(name, index, "it holds NaN or infinity", "Leave the sample out, or mend what computes it")
+    return array
+
+
+def _check_shape(array: Array, value: ir.Value, index: int, sizes: dict[str, tuple[int, str]]) -> None:
+    name = str(value.name)
+    if array.size == 0:
+        raise _error(name, index, f"it is empty, shape {list(array.shape)}", "Leave the sample out")
+    if value.shape is None:
+        return
+    wanted = f"[{', '.join(str(dim) for dim in value.shape)}]"
+    if array.ndim != len(value.shape):
+        mend = "Add the batch dim" if array.ndim == len(value.shape) - 1 else "Give it the rank of the input"
+        raise _error(name, index, f"it has shape {list(array.shape)} where the input has {wanted}", mend)
+    for axis, (size, dim) in enumerate(zip(array.shape, value.shape, strict=True)):
+        if isinstance(dim, int):
+            expected, source = dim, f"the input has {wanted}"
+        elif dim.value is not None:
+            expected, source = sizes.setdefault(dim.value, (size, f"dim {axis} of {name}"))
+            source = f"{dim.value} is {expected} in {source}"
+        else:
+            continue
+        if size != expected:
+            reason = f"it has shape {list(array.shape)}, size {size} on axis {axis}, where {source}"
+            raise _error(name, index, reason, f"Give it size {expected} there")
+
+
+def _cast(array: Array, value: ir.Value, index: int) -> Array:
+    """Return the array in the dtype of the input, where that loses at most the precision of floating point."""
+    if value.dtype is None or array.dtype == value.dtype.numpy():
+        return array
+    target = value.dtype.numpy()
+    if array.dtype.kind in "biuf" and not (array.dtype.kind == "f" and target.kind in "biu"):
+        with np.errstate(over="ignore"):
+            cast = array.astype(target)
+        if array.dtype.kind == "f" or np.array_equal(cast.astype(array.dtype), array):
+            return cast
+        raise _error(str(value.name), index, f"{array.dtype} holds numbers that {target} does not", f"Give {target}")
+    reason = f"it has dtype {array.dtype} where the input has {target}"
+    raise _error(str(value.name), index, reason, f"Give it as {target}")

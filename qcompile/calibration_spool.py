@@ -1,0 +1,87 @@
+"""Keeps checked calibration samples on disk, so that any data can be gone through again in constant memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.calibration_data import read
+from qcompile.calibration_sample import Array, Feed
+from qcompile.errors import CalibrationError
+
+
+@dataclasses.dataclass
+class Levels:
+    """Which of 0 and 1 an input holds, over all samples.
+
+    Attributes:
+        binary: True while it holds nothing but 0 and 1.
+        seen: which of the two it holds anywhere.
+        constant_in: level -> the first sample that holds nothing else.
+    """
+
+    binary: bool = True
+    seen: set[int] = dataclasses.field(default_factory=set)
+    constant_in: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def masks_out(self, padding: int) -> bool:
+        """True when the input holds nothing but 0 and 1, and somewhere the level that means padding."""
+        return self.binary and padding in self.seen
+
+    def add(self, array: Array, index: int) -> None:
+        """Take the array of one sample."""
+        if not self.binary or not np.all((array == 0) | (array == 1)):
+            self.binary = False
+            return
+        here = {int(bool(level)) for level in (array.min(), array.max())}
+        self.seen |= here
+        for level in here if len(here) == 1 else ():
+            self.constant_in.setdefault(level, index)
+
+
+class Spool:
+    """Checked samples in a temporary folder, which goes when the spool does.
+
+    Attributes:
+        count: number of samples.
+        fingerprint: sha256 over names, dtypes, shapes and contents of all samples in order.
+        levels: input name -> whether it looks like a mask.
+    """
+
+    def __init__(self, data: Any, inputs: Sequence[ir.Value], num_calibration_samples: int | None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="qcompile-calibration-")
+        self.count = 0
+        self.levels = {str(value.name): Levels() for value in inputs}
+        digest = hashlib.sha256()
+        for feed in itertools.islice(read(data, inputs), num_calibration_samples):
+            self._dtypes = {name: array.dtype for name, array in feed.items()}
+            for name, array in feed.items():
+                digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+                self.levels[name].add(array, self.count)
+            arrays: dict[str, Any] = {str(place): array for place, array in enumerate(feed.values())}
+            np.savez(self._path(self.count), **arrays)
+            self.count += 1
+        if self.count == 0:
+            raise CalibrationError(
+                "calibration data", "it holds no sample", "Give one at least; a generator serves once"
+            )
+        self.fingerprint = digest.hexdigest()
+
+    def __iter__(self) -> Iterator[Feed]:
+        """Yield the samples in order."""
+        for index in range(self.count):
+            with np.load(self._path(index)) as stored:
+                # numpy's format forgets the name of a dtype like bfloat16
+                yield {name: stored[str(place)].view(dtype) for place, (name, dtype) in enumerate(self._dtypes.items())}
+
+    def _path(self, index: int) -> pathlib.Path:
+        return pathlib.Path(self._folder.name) / f"{index}.npz"

@@ -1,0 +1,126 @@
+"""What the command line takes, as what the library takes: models, recipes, data and feeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from qcompile.errors import CalibrationError, ModelError, RecipeError
+from qcompile.manifest import Port
+from qcompile.recipe import Recipe, named_recipes
+
+DEFAULT_DIMENSION = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleFolder:
+    """A folder of .npz files, one sample each, read in the order of their names; may be iterated again.
+
+    Attributes:
+        path: the folder.
+
+    Raises:
+        CalibrationError: there is no .npz file in it, or one cannot be read.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not any(self.path.glob("*.npz")):
+            raise CalibrationError(str(self.path), "there is no .npz file in it", "Save one .npz file for each sample")
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for file in sorted(self.path.glob("*.npz")):
+            yield read_sample(file)
+
+
+def read_sample(file: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name; raises CalibrationError when it holds anything else."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        mend = "Save it with numpy.savez, one array for each input"
+        raise CalibrationError(str(file), f"it cannot be read: {error}", mend) from error
+
+
+def model_file(path: Path) -> Path:
+    """Return the path of an .onnx file; raises ModelError for what the command line cannot compile yet."""
+    if path.is_dir() and (path / "config.json").is_file():
+        mend = "Export it to ONNX first, or call qcompile.compile(AutoModel.from_pretrained(...)) in Python"
+        raise ModelError(str(path), "it is a Hugging Face folder, which the command line does not read yet", mend)
+    if path.is_dir():
+        raise ModelError(str(path), "it is a folder", "Give the path of an .onnx file")
+    if not path.exists():
+        raise ModelError(str(path), "there is no such file", "Give the path of an .onnx file")
+    return path
+
+
+def calibration(path: Path | None) -> Path | SampleFolder | None:
+    """Return calibration data: an .npz file of stacked samples, or a folder of .npz files; raises CalibrationError."""
+    if path is None:
+        return None
+    if not path.exists():
+        raise CalibrationError(str(path), "there is no such file or folder", "Give an .npz file or a folder of them")
+    return SampleFolder(path) if path.is_dir() else path
+
+
+def recipe(name: str, settings: Sequence[str]) -> Recipe:
+    """Return the recipe of a name or YAML file, with settings of the form key=value; values are read as YAML.
+
+    Raises:
+        RecipeError: the recipe or a setting is not valid.
+    """
+    overrides = dict(map(_setting, settings))
+    if name not in named_recipes() and (name.endswith((".yaml", ".yml")) or Path(name).is_file()):
+        return Recipe.from_yaml(Path(name)).override(**overrides)
+    return Recipe.from_name(name, **overrides)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"--set {text}", "it is not key=value", "Write it like --set alpha=0.5")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text}", "the value is not YAML", "Put it in quotes") from error
+
+
+def made_up_feed(inputs: Sequence[Port], dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return a feed that fits the inputs, the same at each call: for measuring time, not accuracy.
+
+    Free dimensions are 1 on the first axis and DEFAULT_DIMENSION on the others, unless `dimensions` gives them by
+    name; integers are ones, which is a valid index, a real token and an unmasked position; floats are random.
+    """
+    generator = np.random.default_rng(0)
+
+    def size(axis: int, dimension: int | str | None) -> int:
+        if isinstance(dimension, int):
+            return dimension
+        return dimensions.get(dimension or "", 1 if axis == 0 else DEFAULT_DIMENSION)
+
+    feed = {}
+    for port in inputs:
+        shape = tuple(size(axis, dimension) for axis, dimension in enumerate(port.shape or ()))
+        dtype = np.dtype(port.dtype)
+        values = generator.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
+        feed[port.name] = values.astype(dtype)
+    return feed
+
+
+def dimensions(texts: Sequence[str]) -> dict[str, int]:
+    """Return sizes of named dimensions from name=size; raises RecipeError."""
+    sizes = {}
+    for text in texts:
+        name, _, size = text.partition("=")
+        if not size.isdecimal() or not int(size):
+            raise RecipeError(f"--dim {text}", "it is not name=size", "Write it like --dim sequence=128")
+        sizes[name] = int(size)
+    return sizes

@@ -1,0 +1,208 @@
+"""The whole compiler on one page: front door, canonical form, the passes of the recipe, lowering, measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import backends, layers
+from qcompile.artifact import Artifact, check_output, write_artifact
+from qcompile.backends import Backend, Lowered
+from qcompile.calibration import Calibrator
+from qcompile.canonical import canonical_passes
+from qcompile.capability import check_recipe, for_target
+from qcompile.frontend import trace
+from qcompile.pipeline import Log, Pipeline
+from qcompile.recipe import Recipe, check_patterns, selects
+from qcompile.report import Report
+from qcompile.report.build import build_report, measure
+from qcompile.session import Feed
+from qcompile.verify import synthetic_samples
+
+Progress = Callable[[str, float], None]
+
+
+def compile(  # noqa: A001 - the verb of the project
+    model: Any,
+    recipe: str | Recipe = "w8a8-dynamic",
+    *,
+    backend: str = "onnxruntime",
+    calibration: Any = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    ignore: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    output: str | Path | None = None,
+    target: str | None = None,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile a model to an artifact that runs on a backend.
+
+    Args:
+        model: torch.nn.Module, ExportedProgram, .onnx path, bytes, ModelProto or onnx_ir.Model.
+        recipe: name, YAML file's Recipe or a Recipe.
+        backend: "onnxruntime" or "openvino".
+        calibration: samples in any form that `calibration_data` reads; needed by static recipes. A dynamic recipe
+            without it leaves out the passes that need statistics.
+        example_inputs: of a torch module, to trace it; also the sample for verification when there is no calibration.
+        dynamic_shapes: of a torch module, as torch.export takes them; None: batch and sequence are dynamic.
+        ignore: layers that stay float: names, or "re:" and a regular expression.
+        targets: when not empty, the only layers that are quantized.
+        output: folder to write; an artifact in it is replaced. None: a temporary folder.
+        target: processor to compile for, see the backend's `targets`; None: one like this.
+        verify: compare outputs after exact passes, and run the artifact.
+        progress: called with a stage and the part of it that is done.
+
+    Raises:
+        QCompileError: with the node, input or setting, the reason and the mend.
+    """
+    engine = backends.get(backend)
+    plan = for_target(_recipe(recipe, ignore, targets), engine, target)
+    check_recipe(plan, engine)
+    if output is not None:
+        check_output(Path(output))
+    work = _Work.of(model, plan, calibration, example_inputs, dynamic_shapes, verify, progress)
+    original = work.model.clone()
+    quantized = work.apply(plan)
+    report = build_report(original, plan, work.log, backend=backend, target=target, left_out=work.left_out)
+
+    def write(folder: Path) -> Lowered:
+        work.progress("lowering", 0.0)
+        lowered = engine.lower(quantized, folder, target=target)
+        work.progress("measuring", 0.0)
+        measure(report, engine, original, folder / lowered.model_file, lowered, work.samples if verify else ())
+        work.progress("measuring", 1.0)
+        return lowered
+
+    return write_artifact(
+        None if output is None else Path(output),
+        write,
+        recipe=plan,
+        backend=backend,
+        target=target,
+        inputs=quantized.graph.inputs,
+        outputs=quantized.graph.outputs,
+        calibration=work.calibration_hash,
+        report=report,
+    )
+
+
+def rewrite(
+    model: Any,
+    recipe: str | Recipe,
+    *,
+    calibration: Any = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    ignore: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> ir.Model:
+    """Apply the passes of a recipe and return the portable quantized model; arguments as in `compile`."""
+    plan = _recipe(recipe, ignore, targets)
+    return _Work.of(model, plan, calibration, example_inputs, dynamic_shapes, verify, progress).apply(plan)
+
+
+def _recipe(recipe: str | Recipe, ignore: Sequence[str], targets: Sequence[str]) -> Recipe:
+    found = Recipe.from_name(recipe) if isinstance(recipe, str) else recipe
+    return found.override(ignore=(*found.ignore, *ignore), targets=(*found.targets, *targets))
+
+
+@dataclasses.dataclass
+class _Work:
+    """A model on its way: in canonical form, with its data and the log of what happened to it."""
+
+    model: ir.Model
+    calibrator: Calibrator | None
+    samples: Sequence[Feed]
+    pipeline: Pipeline
+    log: Log
+    progress: Progress
+    calibration_hash: str | None
+    left_out: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        plan: Recipe,
+        calibration: Any,
+        example_inputs: Any,
+        dynamic_shapes: Any,
+        verify: bool,
+        progress: Progress | None,
+    ) -> _Work:
+        """Trace the model, bring it to canonical form and bind the calibration data to it."""
+        report_progress = progress or (lambda _stage, _part: None)
+        report_progress("tracing", 0.0)
+        example_inputs, calibration = _first_sample(model, example_inputs, calibration)
+        traced = trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        report_progress("tracing", 1.0)
+        reference = backends.get("onnxruntime")
+        calibrator = None if calibration is None else _calibrator(calibration, reference, report_progress)
+        samples = _samples(traced, calibrator, example_inputs, reference) if verify else []
+        pipeline = Pipeline(reference.open_session, samples, report_progress)
+        log = Log()
+        canonical = pipeline.run(traced, canonical_passes(), log, required=False)
+        digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
+        return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest)
+
+    def apply(self, plan: Recipe) -> ir.Model:
+        """Run the passes of the recipe."""
+        passes = []
+        ignored = _ignored(self.model, plan)
+        for step in plan.steps:
+            if self.calibrator is None and step.needs_calibration and not plan.is_static:
+                self.left_out.append(f"{step}: it needs calibration data, and there is none")
+                continue
+            passes.append(step.build(calibrator=self.calibrator, ignore=ignored))
+        return self.pipeline.run(self.model, passes, self.log, required=True)
+
+
+def _ignored(model: ir.Model, plan: Recipe) -> frozenset[str]:
+    """Names of the layers that the patterns of the recipe leave float."""
+    names = {layer.name: (layer.name, str(layers.node_of(layer).name)) for layer in layers.float_layers(model)}
+    check_patterns("ignore", plan.ignore, names.values())
+    check_patterns("targets", plan.targets, names.values())
+    return frozenset(
+        name
+        for name, aliases in names.items()
+        if selects(plan.ignore, aliases) or (plan.targets and not selects(plan.targets, aliases))
+    )
+
+
+def _calibrator(calibration: Any, reference: Backend, progress: Progress) -> Calibrator:
+    from qcompile.passes.observe_channels import ObserveChannels
+
+    def tell(done: int, total: int) -> None:
+        progress("calibrating", done / max(total, 1))
+
+    return Calibrator(calibration, ObserveChannels, reference.open_session, progress=tell)
+
+
+def _first_sample(model: Any, example_inputs: Any, calibration: Any) -> tuple[Any, Any]:
+    """Return example inputs, by default the first calibration sample, and calibration data that still holds it."""
+    if example_inputs is not None or calibration is None or isinstance(model, str | Path | bytes | ir.Model):
+        return example_inputs, calibration
+    if isinstance(calibration, Mapping | str | Path | np.ndarray) or not hasattr(calibration, "__iter__"):
+        return None, calibration
+    iterator = iter(calibration)
+    first = next(iterator, None)
+    return first, (itertools.chain([first], iterator) if iterator is calibration and first is not None else calibration)
+
+
+def _samples(model: ir.Model, calibrator: Calibrator | None, example_inputs: Any, reference: Backend) -> list[Feed]:
+    """Return up to two inputs to verify on: calibration samples, else the example inputs, else made-up ones."""
+    if calibrator is None and example_inputs is not None:
+        calibrator = _calibrator([example_inputs], reference, lambda _stage, _part: None)
+    if calibrator is None:
+        return list(synthetic_samples(model))
+    return list(itertools.islice(calibrator.samples(model), 2))

@@ -1,0 +1,62 @@
+"""Every failure of qcompile: what it concerns, why it happened and how to mend it."""
+
+from __future__ import annotations
+
+
+class QCompileError(Exception):
+    """Base of every error that qcompile raises.
+
+    Attributes:
+        subject: the node, input, file or setting that the error concerns.
+        reason: what is wrong with it.
+        mend: what the user can do about it.
+    """
+
+    def __init__(self, subject: str, reason: str, mend: str) -> None:
+        super().__init__(f"{subject}: {reason}. {mend}.")
+        self.subject = subject
+        self.reason = reason
+        self.mend = mend
+
+    def __reduce__(self) -> tuple[type[QCompileError], tuple[str, str, str]]:
+        return type(self), (self.subject, self.reason, self.mend)
+
+
+class ModelError(QCompileError):
+    """The model cannot be read, exported or checked."""
+
+
+class UnsafeModelError(ModelError):
+    """The model reaches outside its own folder."""
+
+
+class InputError(QCompileError):
+    """A feed does not fit the inputs of the model."""
+
+
+class CalibrationError(QCompileError):
+    """The calibration data cannot be used."""
+
+
+class RecipeError(QCompileError):
+    """The recipe, a pattern of `ignore` or `targets`, or an option is not valid."""
+
+
+class UnsupportedError(QCompileError):
+    """The backend or the target cannot run what the recipe asks for."""
+
+
+class NothingMatchedError(QCompileError):
+    """A pass that was asked for found nothing to work on."""
+
+
+class VerificationError(QCompileError):
+    """A pass or a runtime changed what the model computes."""
+
+
+class ArtifactError(QCompileError):
+    """The artifact folder cannot be written, or is not what its manifest says."""
+
+
+class MissingDependencyError(QCompileError):
+    """An optional dependency is needed and not installed."""

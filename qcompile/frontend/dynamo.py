@@ -1,0 +1,142 @@
+"""The plugin for torch.fx: torch.compile(module, backend="qcompile", options={"recipe": ..., "calibration": ...}).
+
+torch's entry point `torch_dynamo_backends` names `qcompile_backend`, so nothing has to be imported first.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch._guards
+import torch.fx
+
+from qcompile.errors import ModelError, RecipeError
+
+Compiled = Callable[..., tuple[torch.Tensor, ...]]
+
+
+def qcompile_backend(
+    gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
+) -> Compiled:
+    """Compile the graph that torch captured, and return what runs in its place.
+
+    Every part of a module that torch captures by itself is compiled by itself. Calibration samples name the arguments
+    of the compiled function as the user wrote them. Gradients do not flow through the result.
+
+    Args:
+        gm: graph with the parameters and the user's tensors as placeholders.
+        example_inputs: a value for each placeholder; sizes that torch made dynamic come as SymInt.
+        options: keyword arguments of qcompile.compile, e.g. recipe, calibration, backend; others are refused.
+
+    Raises:
+        RecipeError: an option that qcompile.compile does not take.
+        ModelError: the graph has no tensor inputs, or cannot be exported.
+    """
+    import qcompile
+
+    settings = _checked(options or {}, inspect.signature(qcompile.compile).parameters)
+    module, positions = _closed_module(gm, example_inputs)
+    examples = {name: example_inputs[position].detach() for name, position in positions.items()}
+    # The export inside starts a trace of its own; left in the context of this one, it breaks the guards of the caller.
+    with torch._guards.tracing(None):
+        artifact = qcompile.compile(module, example_inputs=examples, **settings)
+
+    def run(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        feed = {name: arguments[position].detach().cpu().numpy() for name, position in positions.items()}
+        return tuple(torch.from_numpy(output) for output in artifact.run(feed).values())
+
+    return run
+
+
+def _checked(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The options, refused where qcompile.compile does not take them or the backend sets them itself."""
+    allowed = sorted(set(parameters) - {"model", "example_inputs"})
+    for name in options:
+        if name not in allowed:
+            raise RecipeError(f"options[{name!r}]", "is not an option of the backend", f"Use one of {', '.join(allowed)}")
+    return dict(options)
+
+
+def _closed_module(
+    gm: torch.fx.GraphModule, example_inputs: Sequence[Any]
+) -> tuple[torch.fx.GraphModule, dict[str, int]]:
+    """Graph module whose inputs are the user's tensors, and the place of each among the example inputs.
+
+    torch lifts parameters, buffers and dynamic sizes to placeholders. Here parameters and buffers go back into the
+    module, and a size is taken from the tensor that it belongs to.
+    """
+    graph = copy.deepcopy(gm.graph)
+    root: dict[str, Any] = {name: value for name, value in gm.named_children()}
+    root.update(gm.named_parameters(recurse=False))
+    root.update(gm.named_buffers(recurse=False))
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    sources = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    positions: dict[str, int] = {}
+    tensors: dict[str, torch.fx.Node] = {}
+    sizes: list[tuple[torch.fx.Node, str]] = []
+    for position, (node, original, value) in enumerate(zip(placeholders, sources, example_inputs, strict=True)):
+        source = _source(original)
+        if not isinstance(value, torch.Tensor):
+            sizes.append((node, source))
+        elif _is_lifted(value, source):
+            _put_back(graph, node, root, value)
+        else:
+            name = _user_name(source or node.target, taken=positions)
+            node.target = node.name = name
+            positions[name], tensors[source] = position, node
+    if not positions:
+        raise ModelError("the captured graph", "has no tensor inputs", "Compile a function of at least one tensor")
+    for node, source in sizes:
+        _take_size(graph, node, source, tensors)
+    graph.lint()
+    return torch.fx.GraphModule(root, graph), positions
+
+
+def _source(node: torch.fx.Node) -> str:
+    """Expression of the user's frame that a placeholder stands for, e.g. L['input_ids']; empty where torch has none."""
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None)
+    name = getattr(source, "name", "")
+    return str(name() if callable(name) else name)
+
+
+def _is_lifted(value: torch.Tensor, source: str) -> bool:
+    """Whether a placeholder is a parameter or a buffer of the user's module."""
+    return isinstance(value, torch.nn.Parameter) or "._buffers[" in source or "._parameters[" in source
+
+
+def _user_name(source: str, taken: Mapping[str, int]) -> str:
+    """L['input_ids'] -> input_ids; of deeper expressions the letters and digits, numbered where they repeat."""
+    match = re.fullmatch(r"L\['(\w+)'\]", source)
+    name = match.group(1) if match else re.sub(r"\W+", "_", source.removeprefix("L")).strip("_")
+    return name if name not in taken else f"{name}_{len(taken)}"
+
+
+def _put_back(graph: torch.fx.Graph, node: torch.fx.Node, root: dict[str, Any], value: torch.Tensor) -> None:
+    """Replace the placeholder of a parameter or buffer by an attribute of the module."""
+    name = str(node.target)
+    root[name] = value
+    with graph.inserting_before(node):
+        attribute = graph.get_attr(name)
+    node.replace_all_uses_with(attribute)
+    graph.erase_node(node)
+
+
+def _take_size(graph: torch.fx.Graph, node: torch.fx.Node, source: str, tensors: Mapping[str, torch.fx.Node]) -> None:
+    """Replace the placeholder of a size, L['x'].size()[0], by the size of that tensor."""
+    match = re.fullmatch(r"(.+)\.size\(\)\[(\d+)\]", source)
+    tensor = tensors.get(match.group(1)) if match else None
+    if node.users:
+        if tensor is None or match is None:
+            raise ModelError(
+                source or str(node.target), "is a number that changes between calls", "Pass it as a tensor"
+            )
+        with graph.inserting_after(max((tensor, node), key=list(graph.nodes).index)):
+            size = graph.call_function(torch.ops.aten.sym_size.int, (tensor, int(match.group(2))))
+        node.replace_all_uses_with(size)
+    graph.erase_node(node)

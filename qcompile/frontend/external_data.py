@@ -1,0 +1,163 @@
+"""The gate in front of every ONNX model: its external data lies inside its own folder, or it is refused.
+
+Runtimes follow what a model says: ONNX Runtime and OpenVINO read through symbolic and hard links, and OpenVINO takes a
+location `*/_ORT_MEM_ADDR_/*` for an address in the memory of the process.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+import onnx_ir as ir
+
+from qcompile.errors import ModelError, UnsafeModelError
+
+_MEMORY_ADDRESS = "_ORT_MEM_ADDR_"
+_SELF_CONTAINED = "Save the model with its data in one folder, with plain files and relative locations"
+
+
+def check_proto(model: onnx.ModelProto, folder: Path | None) -> None:
+    """Check every tensor of the model that keeps its data in a file.
+
+    Args:
+        model: the model; none of its external data has been read yet.
+        folder: folder of the .onnx file, or None for a model that came without a file.
+
+    Raises:
+        UnsafeModelError: a location leaves the folder, or is a link or an address.
+        ModelError: a file is missing, or shorter than the tensor says.
+    """
+    for tensor in _tensors_of_model(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            try:
+                offset, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
+            except ValueError as error:
+                raise ModelError(
+                    tensor.name or "a tensor", f"offset or length is not a number ({error})", "Export the model again"
+                ) from error
+            check_location(tensor.name or "a tensor", entries.get("location", ""), offset, length, folder)
+
+
+def check_model(model: ir.Model) -> None:
+    """Check the external tensors of a model in memory against the folder that each of them names.
+
+    Raises:
+        UnsafeModelError, ModelError: as `check_proto`.
+    """
+    for tensor in _tensors_of_ir(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            folder = Path(tensor.base_dir) if str(tensor.base_dir) else None
+            check_location(tensor.name, str(tensor.location), tensor.offset or 0, tensor.length or 0, folder)
+
+
+def check_location(name: str, location: str, offset: int, length: int, folder: Path | None) -> Path:
+    """Resolve the location of one tensor's data inside the folder of its model, and return the path.
+
+    Args:
+        name: name of the tensor, for the error.
+        location: relative path as the model gives it.
+        offset: first byte of the data.
+        length: number of bytes; 0 where the model leaves it out, meaning up to the end of the file.
+        folder: folder of the model; None refuses every location.
+
+    Raises:
+        UnsafeModelError, ModelError: as `check_proto`.
+    """
+    if folder is None:
+        raise UnsafeModelError(
+            name, f"keeps its data in the file {location!r}, but the model has no folder", "Pass the path of the .onnx"
+        )
+    _check_name(name, location)
+    path = folder
+    for part in PurePosixPath(location).parts:
+        path = path / part
+        _check_entry(name, location, path)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeModelError(name, f"its data {location!r} is not a plain file", _SELF_CONTAINED)
+    if status.st_nlink > 1:
+        raise UnsafeModelError(name, f"its data {location!r} is a hard link", _SELF_CONTAINED)
+    if offset < 0 or length < 0 or offset + length > status.st_size:
+        raise ModelError(
+            name,
+            f"its data, {length} bytes at {offset}, is not within {location!r} of {status.st_size} bytes",
+            "Copy the model again: the file is truncated or belongs to another model",
+        )
+    return path
+
+
+def _check_name(name: str, location: str) -> None:
+    """Refuse what is not a plain relative path on any system."""
+    windows = PureWindowsPath(location)
+    parts = windows.parts
+    if _MEMORY_ADDRESS in location:
+        raise UnsafeModelError(name, "its data is an address in the memory of the process", _SELF_CONTAINED)
+    if not location or "\0" in location or "\\" in location:
+        raise UnsafeModelError(name, f"its data {location!r} is not a relative path", _SELF_CONTAINED)
+    if windows.anchor or PurePosixPath(location).is_absolute() or ".." in parts:
+        raise UnsafeModelError(name, f"its data {location!r} lies outside the folder of the model", _SELF_CONTAINED)
+
+
+def _check_entry(name: str, location: str, path: Path) -> None:
+    """Refuse a folder or file on the way that is missing or a symbolic link."""
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise ModelError(
+            name, f"its data {location!r} cannot be read ({error.strerror})", "Copy the model with all of its files"
+        ) from error
+    if stat.S_ISLNK(status.st_mode):
+        raise UnsafeModelError(name, f"its data {location!r} passes a symbolic link", _SELF_CONTAINED)
+
+
+def _tensors_of_model(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        for attribute in function.attribute_proto:
+            yield from _tensors_of_attribute(attribute)
+        yield from _tensors_of_nodes(function.node)
+    for training in model.training_info:
+        yield from _tensors_of_graph(training.initialization)
+        yield from _tensors_of_graph(training.algorithm)
+
+
+def _tensors_of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _tensors_of_attribute(attribute)
+
+
+def _tensors_of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        yield from (sparse.values, sparse.indices)
+    if attribute.HasField("g"):
+        yield from _tensors_of_graph(attribute.g)
+    for graph in attribute.graphs:
+        yield from _tensors_of_graph(graph)
+
+
+def _tensors_of_ir(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for graph in model.graphs():
+        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+    for nodes in (model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
+        for node in nodes:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.as_tensor()
+                elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                    yield from attribute.as_tensors()

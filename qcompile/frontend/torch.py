@@ -1,0 +1,157 @@
+"""The torch door: a module or an exported program, through torch.export and torch.onnx.export."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+import torch.export
+import torch.onnx
+import torch.utils._pytree as pytree
+from torch.onnx._internal.exporter._errors import ConversionError
+
+from qcompile.errors import ModelError
+from qcompile.frontend import OPSET
+
+_DECOMPOSED_OPSET = 18
+"""The opset at which the exporter writes attention and norms as elementary operators."""
+
+_CHECK_INPUTS = "Check that the module runs on example_inputs and that dynamic_shapes names only axes that may change"
+_RETURN_TENSORS = "Let the module return tensors only; to a decoder that returns its cache pass use_cache=False"
+
+_Selects = Callable[[torch.Tensor, int], bool]
+
+
+def export(model: Any, example_inputs: Any, dynamic_shapes: Any) -> ir.Model:
+    """Export a torch.nn.Module, in evaluation mode, or a torch.export.ExportedProgram.
+
+    Without dynamic_shapes the first axis of every tensor (the batch) and the second of ids, masks and sequences are
+    dynamic where the module allows it, else the first alone, else none.
+
+    Args:
+        model: the module, whose mode is restored, or the exported program.
+        example_inputs: a mapping of keyword arguments, a tuple of arguments or one tensor; not for a program.
+        dynamic_shapes: as torch.export takes it, or None.
+
+    Raises:
+        ModelError: example_inputs are missing, or torch cannot export the model.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        return _to_onnx(model, (), {}, None)
+    subject = type(model).__name__
+    if example_inputs is None:
+        raise ModelError(subject, "a torch.nn.Module is exported by running it once", "Pass example_inputs")
+    args, kwargs = _arguments(example_inputs)
+    training = model.training
+    model.eval()
+    try:
+        if dynamic_shapes is not None:
+            return _to_onnx(model, args, kwargs, dynamic_shapes)
+        return _to_onnx_with_automatic_shapes(model, args, kwargs)
+    finally:
+        model.train(training)
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, with numpy arrays as tensors."""
+
+    def tensor(leaf: Any) -> Any:
+        return torch.from_numpy(leaf) if type(leaf).__module__ == "numpy" and hasattr(leaf, "dtype") else leaf
+
+    if isinstance(example_inputs, Mapping):
+        return (), {str(name): pytree.tree_map(tensor, value) for name, value in example_inputs.items()}
+    args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    return tuple(pytree.tree_map(tensor, value) for value in args), {}
+
+
+def _to_onnx_with_automatic_shapes(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ir.Model:
+    """Try batch and sequence, then the batch alone, then the shapes of the example."""
+    for selects in (_batch_or_sequence, _batch):
+        wide = _without_ones((args, kwargs), selects)
+        shapes = pytree.tree_map(lambda leaf, selects=selects: _automatic(leaf, selects), wide)
+        with contextlib.suppress(ModelError):
+            return _to_onnx(model, *wide, shapes[1] if kwargs else shapes[0])
+    return _to_onnx(model, args, kwargs, None)
+
+
+def _batch(_: torch.Tensor, axis: int) -> bool:
+    return axis == 0
+
+
+def _batch_or_sequence(tensor: torch.Tensor, axis: int) -> bool:
+    """The first axis; the second of ids and masks [batch, sequence] and of features [batch, sequence, channels]."""
+    is_ids = tensor.ndim == 2 and not tensor.is_floating_point()
+    return axis == 0 or (axis == 1 and (is_ids or tensor.ndim == 3))
+
+
+def _automatic(leaf: Any, selects: _Selects) -> Any:
+    if not isinstance(leaf, torch.Tensor):
+        return None
+    return {axis: torch.export.Dim.AUTO for axis, size in enumerate(leaf.shape) if size != 1 and selects(leaf, axis)}
+
+
+def _without_ones(arguments: Any, selects: _Selects) -> Any:
+    """Repeat the example along the axes to be dynamic where all tensors have size 1 there.
+
+    torch.export takes an axis of size 1 for a constant. Where only some tensors have size 1, they broadcast, and stay.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    sizes = {axis: {t.shape[axis] for t in tensors if t.ndim > axis and selects(t, axis)} for axis in (0, 1)}
+
+    def repeat(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        repeats = [2 if axis < 2 and selects(leaf, axis) and sizes[axis] == {1} else 1 for axis in range(leaf.ndim)]
+        return leaf.repeat(repeats) if 2 in repeats else leaf
+
+    return pytree.tree_map(repeat, arguments)
+
+
+def _to_onnx(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ir.Model:
+    try:
+        try:
+            return _at_opset(OPSET, model, args, kwargs, shapes)
+        except ConversionError:
+            # torch 2.13 cannot write attention whose key heads broadcast as the Attention of opset 23.
+            return _at_opset(_DECOMPOSED_OPSET, model, args, kwargs, shapes)
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = _reason(error)
+        mend = _RETURN_TENSORS if "pytree" in reason else _CHECK_INPUTS
+        raise ModelError(type(model).__name__, f"torch cannot export it ({reason})", mend) from error
+
+
+def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ir.Model:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model, args, kwargs=kwargs, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False
+        )
+    assert program is not None
+    traced: ir.Model = program.model
+    return traced
+
+
+def _reason(error: BaseException) -> str:
+    """First line of the deepest cause: torch wraps what happened in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings, log messages and dumps of graphs from the user; what matters comes as an error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,152 @@
+"""Questions about the graph: which nodes are linears and convolutions, what they read, how the user calls them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """y = x @ weight + bias in canonical form: MatMul with a constant second input, then an Add that alone reads it.
+
+    Attributes:
+        matmul: the MatMul node.
+        add: the Add node of the bias, or None.
+        x: input value, shape [..., in_features].
+        weight: initializer, shape [in_features, out_features].
+        bias: initializer, shape [out_features], or None.
+        output: value that the rest of the graph reads, shape [..., out_features].
+    """
+
+    matmul: ir.Node
+    add: ir.Node | None
+    x: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    output: ir.Value
+
+    @property
+    def name(self) -> str:
+        """Name of the layer as the user knows it."""
+        return layer_name(self.matmul)
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """Conv or ConvTranspose with a constant weight.
+
+    Attributes:
+        node: the Conv or ConvTranspose node.
+        x: input value, shape [batch, in_channels, *spatial].
+        weight: initializer; [out_channels, in_channels / group, *kernel] for Conv and
+            [in_channels, out_channels / group, *kernel] for ConvTranspose.
+        bias: initializer [out_channels], or None.
+        output: shape [batch, out_channels, *spatial].
+    """
+
+    node: ir.Node
+    x: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    output: ir.Value
+
+    @property
+    def name(self) -> str:
+        """Name of the layer as the user knows it."""
+        return layer_name(self.node)
+
+    @property
+    def transposed(self) -> bool:
+        """True for ConvTranspose, whose weight has its output channels on axis 1."""
+        return self.node.op_type == "ConvTranspose"
+
+
+def is_standard(node: ir.Node | None, *op_types: str) -> bool:
+    """True when the node is one of these operators of the standard ONNX domain."""
+    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor of an initializer (not of one that is also a graph input), else None."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value
+
+
+def constant_array(value: ir.Value | None) -> np.ndarray | None:
+    """Return the numpy array of a constant value, else None."""
+    tensor = constant(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def readers(value: ir.Value) -> tuple[ir.Node, ...]:
+    """Nodes that read the value, each once, in graph order of registration."""
+    return tuple(dict.fromkeys(value.consumers()))
+
+
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """The single node that reads the value, or None when there are several uses or the value is a graph output."""
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _linear(node: ir.Node) -> Linear | None:
+    x, weight = node.inputs
+    tensor = constant(weight)
+    if x is None or weight is None or tensor is None or len(tensor.shape) != 2 or constant(x) is not None:
+        return None
+    output, bias = node.outputs[0], None
+    add = sole_reader(output)
+    if is_standard(add, "Add"):
+        assert add is not None
+        (other,) = [value for value in add.inputs if value is not output] or [None]
+        shape = constant(other).shape.numpy() if constant(other) is not None else None  # type: ignore[union-attr]
+        if shape is not None and tuple(shape) == (tensor.shape[1],):
+            bias, output = other, add.outputs[0]
+    return Linear(node, add if bias is not None else None, x, weight, bias, output)
+
+
+def linears(model: ir.Model) -> list[Linear]:
+    """Every linear of the main graph, in graph order. MatMuls of two activations are not linears."""
+    found = (_linear(node) for node in model.graph if is_standard(node, "MatMul"))
+    return [linear for linear in found if linear is not None]
+
+
+def convolutions(model: ir.Model) -> list[Convolution]:
+    """Every Conv and ConvTranspose of the main graph whose weight is constant, in graph order."""
+    return [
+        Convolution(node, node.inputs[0], node.inputs[1], _input(node, 2), node.outputs[0])
+        for node in model.graph
+        if is_standard(node, "Conv", "ConvTranspose")
+        and node.inputs[0] is not None
+        and node.inputs[1] is not None
+        and constant(node.inputs[1]) is not None
+    ]
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
+def layer_name(node: ir.Node) -> str:
+    """Name that the user knows: the module path that torch's exporter recorded, else the name of the node.
+
+    torch.onnx.export stores the path of the owning module in `pkg.torch.onnx.name_scopes` as a Python list whose
+    last item is the name of the traced value; the item before it is the module.
+    """
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes:
+        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+        if modules:
+            return str(modules[-1])
+    return node.name or node.outputs[0].name or node.op_type
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the main graph and of its subgraphs, in graph order."""
+    yield from model.graph.all_nodes()

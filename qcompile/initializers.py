@@ -1,0 +1,64 @@
+"""New initializers, lazy where they are computed from others: the compiler never holds a second copy of a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.graph import constant
+
+
+def lazy_tensor(
+    source: ir.TensorProtocol,
+    name: str,
+    shape: tuple[int, ...],
+    apply: Callable[[np.ndarray], np.ndarray],
+    dtype: ir.DataType | None = None,
+) -> ir.LazyTensor:
+    """Tensor that is computed from another each time its data is read.
+
+    Args:
+        source: tensor that `apply` is given as an array.
+        name: name of the new tensor.
+        shape: shape of what `apply` returns.
+        apply: returns the new array; it is not told the type, see `dtype`.
+        dtype: type of the new tensor; None keeps that of the source.
+    """
+    kept = source.dtype if dtype is None else dtype
+    return ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(apply(source.numpy())), kept), kept, ir.Shape(shape), name=name
+    )
+
+
+def register_initializer(node: ir.Node, tensor: ir.TensorProtocol) -> ir.Value:
+    """Add an initializer to the graph of the node, and return its value."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    value = ir.Value(
+        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def derive_initializer(
+    source: ir.Value, node: ir.Node, name: str, shape: tuple[int, ...], apply: Callable[[np.ndarray], np.ndarray]
+) -> ir.Value:
+    """Lazy initializer computed from another; it keeps value and name where this node alone reads it.
+
+    Args:
+        source: value of the initializer to start from.
+        node: node that will read the result.
+        name: name of the new initializer where the source has other readers too.
+        shape: shape of what `apply` returns.
+        apply: from the array of the source to the new array.
+    """
+    tensor = constant(source)
+    assert tensor is not None and source.name is not None
+    if len(source.uses()) > 1:
+        return register_initializer(node, lazy_tensor(tensor, name, shape, apply))
+    source.const_value = lazy_tensor(tensor, source.name, shape, apply)
+    source.shape = ir.Shape(shape)
+    return source

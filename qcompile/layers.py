@@ -1,0 +1,77 @@
+"""Layers that a recipe quantizes: linears and convolutions behind one set of questions."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.graph import Convolution, Linear, convolutions, is_standard, linears, sole_reader
+from qcompile.scheme import Scheme
+
+Layer = Linear | Convolution
+
+# A per-tensor u8 x s8 product adds up to 255 * 128 per input feature; int32 holds 2**31 - 1.
+_INT32_MAX = 2**31 - 1
+
+
+def float_layers(model: ir.Model) -> list[Layer]:
+    """Linears and convolutions whose weight is a constant float32 tensor, in graph order."""
+    position = {node: index for index, node in enumerate(model.graph)}
+    found: list[Layer] = [*linears(model), *convolutions(model)]
+    return sorted(
+        (layer for layer in found if layer.weight.dtype == ir.DataType.FLOAT), key=lambda layer: position[node_of(layer)]
+    )
+
+
+def node_of(layer: Layer) -> ir.Node:
+    """The node that multiplies."""
+    return layer.matmul if isinstance(layer, Linear) else layer.node
+
+
+def operator(layer: Layer) -> str:
+    """Linear, Conv or ConvTranspose: the operator of a backend's capabilities."""
+    return "Linear" if isinstance(layer, Linear) else layer.node.op_type
+
+
+def input_axis(layer: Layer) -> int:
+    """Channel axis of the layer's input: -1 for linears, 1 for convolutions."""
+    return -1 if isinstance(layer, Linear) else 1
+
+
+def output_axis(layer: Layer) -> int:
+    """Axis of the weight along which each output channel has its own scale."""
+    return 1 if isinstance(layer, Linear) or layer.transposed else 0
+
+
+def accumulated(layer: Layer) -> int:
+    """How many products are added up for one output element."""
+    shape = [int(size) for size in layer.weight.shape or ()]
+    if isinstance(layer, Linear):
+        return shape[0]
+    return int(np.prod(shape)) // shape[output_axis(layer)]
+
+
+def refusal(layer: Layer, activations: Scheme, weights: Scheme) -> str:
+    """Why this layer cannot be computed in 8-bit integers; empty when it can."""
+    largest = max(abs(bound) for bound in activations.range) * max(abs(bound) for bound in weights.range)
+    if accumulated(layer) * largest > _INT32_MAX:
+        return f"{accumulated(layer)} products of 8-bit values overflow the int32 accumulator"
+    tensor = layer.weight.const_value
+    assert tensor is not None
+    if tensor.size == 0:
+        return "its weight is empty"
+    if not np.isfinite(np.sum(tensor.numpy(), dtype=np.float64)):
+        return "its weight holds NaN or infinity"
+    if isinstance(layer, Convolution) and activations.dynamic:
+        return "dynamic quantization is for linears: runtimes have no fast integer convolution with dynamic scales"
+    return ""
+
+
+def activated_output(layer: Convolution) -> ir.Value:
+    """The value behind the convolution's activation function, where Relu or Clip alone reads its output."""
+    value = layer.output
+    while True:
+        reader = sole_reader(value)
+        if reader is None or not is_standard(reader, "Relu", "Clip") or reader.inputs[0] is not value:
+            return value
+        value = reader.outputs[0]

@@ -1,0 +1,183 @@
+"""The manifest of an artifact: what is in the folder, what made it, and whether the files are what was written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+FORMAT = "qcompile artifact"
+FORMAT_VERSION = 1
+MEASUREMENTS = (REPORT, "report.html")
+"""Files that hold measurements, which differ from run to run; the manifest does not list them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An input or output of the model.
+
+    Attributes:
+        name: of the value.
+        dtype: its numpy name, such as "int64"; "object" for strings.
+        shape: numbers, names of free dimensions, None for nameless ones; None when the rank is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+    @classmethod
+    def of(cls, value: ir.Value) -> Port:
+        """Return the port of a graph input or output."""
+        shape = value.shape
+        dimensions = None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+        return cls(value.name or "", str(value.dtype.numpy()) if value.dtype is not None else "object", dimensions)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """Digest and size of one file.
+
+    Attributes:
+        sha256: hexadecimal.
+        size: in bytes.
+    """
+
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """Read the file."""
+        with path.open("rb") as file:
+            return cls(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says; equal inputs give equal bytes, so it holds no time and no measurement.
+
+    Attributes:
+        recipe: data of the recipe (`Recipe.from_data`).
+        backend: name of the backend.
+        target: processor that the artifact was made for, or None.
+        model_file: the file to load.
+        inputs: of the model.
+        outputs: of the model.
+        calibration: digest of the calibration data, or None without.
+        versions: of qcompile, onnx and the runtime.
+        files: path inside the folder, with forward slashes -> entry.
+    """
+
+    recipe: Mapping[str, Any]
+    backend: str
+    target: str | None
+    model_file: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    calibration: str | None
+    versions: Mapping[str, str]
+    files: Mapping[str, FileEntry]
+
+    def to_json(self) -> str:
+        """Return the text of manifest.json."""
+        data = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Return the manifest of a folder; the files are not looked at.
+
+        Raises:
+            ArtifactError: there is none, it is of another format, or a path leaves the folder.
+        """
+        path, mend = folder / MANIFEST, "Compile the model again"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ArtifactError(str(path), "there is no such file", "Give the folder that compile wrote") from error
+        except (OSError, ValueError) as error:
+            raise ArtifactError(str(path), f"it cannot be read: {error}", mend) from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise ArtifactError(str(path), "it is not a manifest of qcompile", "Give the folder that compile wrote")
+        version = data.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            reason = f"it has format version {version!r}; this qcompile reads {FORMAT_VERSION}"
+            raise ArtifactError(str(path), reason, "Use the qcompile that wrote it, or compile again")
+        try:
+            data |= {key: tuple(map(_port, data[key])) for key in ("inputs", "outputs")}
+            files = {str(name): FileEntry(**entry) for name, entry in data.pop("files").items()}
+            manifest = cls(files=files, **data)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ArtifactError(str(path), f"an entry is missing or wrong: {error}", mend) from error
+        for name in (*files, manifest.model_file):
+            _check_path(name, path)
+        if manifest.model_file not in files:
+            raise ArtifactError(str(path), f"its model file {manifest.model_file!r} is not among its files", mend)
+        return manifest
+
+    def check_files(self, folder: Path) -> None:
+        """Compare the files of the folder with the manifest.
+
+        Raises:
+            ArtifactError: a file is missing, was added, is a link or differs in size or digest; with its name.
+        """
+        mend = "Copy the whole folder again, or compile again"
+        present = set(relative_files(folder)) - {MANIFEST, *MEASUREMENTS}
+        for name in sorted(present - set(self.files)):
+            raise ArtifactError(str(folder / name), "it is not in the manifest", f"Remove it. {mend}")
+        for name, entry in sorted(self.files.items()):
+            path = folder / name
+            if name not in present:
+                raise ArtifactError(str(path), "it is in the manifest and not in the folder", mend)
+            if path.is_symlink() or not path.is_file():
+                raise ArtifactError(str(path), "it is not a plain file", mend)
+            if path.stat().st_size != entry.size:
+                reason = f"it has {path.stat().st_size} bytes; the manifest says {entry.size}"
+                raise ArtifactError(str(path), reason, mend)
+            if FileEntry.of(path) != entry:
+                raise ArtifactError(str(path), "its SHA-256 differs from the manifest", mend)
+
+
+def relative_files(folder: Path) -> list[str]:
+    """Return everything in the folder that is not itself a folder, as paths with forward slashes, sorted."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def versions(runtime: str) -> dict[str, str]:
+    """Return the versions of qcompile, onnx, onnx-ir and the runtime, of those that are installed packages."""
+    found = {}
+    for name in ("qcompile", "onnx", "onnx-ir", runtime):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def ports(values: Iterable[ir.Value]) -> tuple[Port, ...]:
+    """Return the ports of graph inputs or outputs."""
+    return tuple(map(Port.of, values))
+
+
+def _port(data: Mapping[str, Any]) -> Port:
+    shape = data["shape"]
+    return Port(data["name"], str(np.dtype(data["dtype"])), None if shape is None else tuple(shape))
+
+
+def _check_path(name: str, manifest: Path) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or "\\" in name or ":" in name or ".." in parts:
+        raise ArtifactError(str(manifest), f"the path {name!r} leaves the folder", "Do not use this artifact")

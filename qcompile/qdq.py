@@ -1,0 +1,151 @@
+"""The words of the quantized graph: how Q/DQ pairs, dequantized weights and per-token quantization are written.
+
+Everything is standard ONNX of opset 21 or later; what has no standard operator is a function of the domain `qcompile`
+with a body of standard operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.graph import is_standard
+
+DOMAIN = "qcompile"
+PER_TOKEN = "QuantizeDequantizePerToken"
+
+_PER_TOKEN_BODY = f"""
+<ir_version: 10, opset_import: ["" : 21, "{DOMAIN}" : 1]>
+graph (float[n] x) => (float[n] y) {{ y = {DOMAIN}.{PER_TOKEN}(x) }}
+<domain: "{DOMAIN}", opset_import: ["" : 21]>
+{PER_TOKEN} (x) => (y) {{
+    last = Constant <value = int64[1] {{-1}}> ()
+    zero = Constant <value = float {{0.0}}> ()
+    one = Constant <value = float {{1.0}}> ()
+    largest = Constant <value = float {{127.0}}> ()
+    smallest = Constant <value = float {{-127.0}}> ()
+    magnitude = Abs(x)
+    range = ReduceMax <keepdims = 1> (magnitude, last)
+    step = Div(range, largest)
+    empty = Equal(step, zero)
+    scale = Where(empty, one, step)
+    scaled = Div(x, scale)
+    rounded = Round(scaled)
+    quantized = Clip(rounded, smallest, largest)
+    y = Mul(quantized, scale)
+}}
+"""
+
+
+def per_token_function() -> ir.Function:
+    """Return the function y = dequantize(quantize(x)) with one symmetric int8 scale per token, max|x| / 127.
+
+    x and y are float [..., tokens, channels]; the scale is that of the last axis, 1 where a token is all zero.
+    """
+    return ir.from_onnx_text(_PER_TOKEN_BODY).functions[(DOMAIN, PER_TOKEN, "")]
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Register a new initializer; a name that is taken gets a number."""
+    unique, number = name, 1
+    while unique in graph.initializers:
+        unique, number = f"{name}_{number}", number + 1
+    tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
+    value = ir.Value(
+        name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def quantize_dequantize(
+    value: ir.Value, scale: np.ndarray, zero_point: np.ndarray, before: ir.Node
+) -> tuple[ir.Value, list[ir.Node]]:
+    """Write x -> QuantizeLinear -> DequantizeLinear with a scalar scale in front of a node; return x' and the nodes."""
+    graph, name = _graph(before), str(value.name)
+    parameters = [
+        initializer(graph, f"{name}.scale", np.asarray(scale, np.float32)),
+        initializer(graph, f"{name}.zero_point", np.asarray(zero_point)),
+    ]
+    quantize = ir.node("QuantizeLinear", [value, *parameters], name=f"{name}.quantize")
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters], name=f"{name}.dequantize")
+    _named(quantize, f"{name}.quantized", value.shape, ir.DataType.from_numpy(np.asarray(zero_point).dtype))
+    _named(dequantize, f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    graph.insert_before(before, [quantize, dequantize])
+    return dequantize.outputs[0], [quantize, dequantize]
+
+
+def dynamic_per_tensor(value: ir.Value, before: ir.Node) -> tuple[ir.Value, list[ir.Node]]:
+    """Write x -> DynamicQuantizeLinear -> DequantizeLinear (uint8, asymmetric) in front of a node."""
+    graph, name = _graph(before), str(value.name)
+    quantize = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=f"{name}.quantize")
+    dequantize = ir.node("DequantizeLinear", list(quantize.outputs), name=f"{name}.dequantize")
+    parts = (("quantized", value.shape, ir.DataType.UINT8), ("scale", [], ir.DataType.FLOAT))
+    for output, (part, shape, dtype) in zip(
+        quantize.outputs, (*parts, ("zero_point", [], ir.DataType.UINT8)), strict=True
+    ):
+        output.name, output.type = f"{name}.{part}", ir.TensorType(dtype)
+        output.shape = None if shape is None else ir.Shape(shape)
+    _named(dequantize, f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    graph.insert_before(before, [quantize, dequantize])
+    return dequantize.outputs[0], [quantize, dequantize]
+
+
+def dynamic_per_token(value: ir.Value, before: ir.Node, model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
+    """Write x -> qcompile.QuantizeDequantizePerToken in front of a node, and its function into the model."""
+    graph, name = _graph(before), str(value.name)
+    if (DOMAIN, PER_TOKEN, "") not in model.functions:
+        function = per_token_function()
+        model.functions[function.identifier()] = function
+        model.opset_imports[DOMAIN] = 1
+    node = ir.node(PER_TOKEN, [value], domain=DOMAIN, name=f"{name}.quantize_dequantize")
+    _named(node, f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    graph.insert_before(before, [node])
+    return node.outputs[0], [node]
+
+
+def dequantized_constant(
+    source: ir.Value, quantized: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int | None, before: ir.Node
+) -> ir.Value:
+    """Write integer initializer -> DequantizeLinear in place of a float initializer; a scale [channels] is along axis."""
+    graph, name = _graph(before), str(source.name)
+    inputs = [
+        initializer(graph, f"{name}.quantized", quantized),
+        initializer(graph, f"{name}.scale", np.asarray(scale, np.float32)),
+        initializer(graph, f"{name}.zero_point", np.asarray(zero_point)),
+    ]
+    attributes = {"axis": axis} if axis is not None and np.ndim(scale) == 1 else {}
+    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.dequantize")
+    _named(node, f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
+    graph.insert_before(before, [node])
+    return node.outputs[0]
+
+
+def is_dequantized(value: ir.Value | None) -> bool:
+    """Return True when the value comes out of quantization."""
+    node = value.producer() if value is not None else None
+    return is_standard(node, "DequantizeLinear") or (
+        node is not None and (node.domain, node.op_type) == (DOMAIN, PER_TOKEN)
+    )
+
+
+def replace_input(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+    """Let the node read another value wherever it reads the old one."""
+    for index, value in enumerate(node.inputs):
+        if value is old:
+            node.replace_input_with(index, new)
+
+
+def _graph(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def _named(
+    node: ir.Node, name: str, shape: ir.Shape | Sequence[int] | None, dtype: ir.DataType
+) -> None:
+    output = node.outputs[0]
+    output.name, output.type = name, ir.TensorType(dtype)
+    output.shape = None if shape is None else ir.Shape(shape)

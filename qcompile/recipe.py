@@ -1,0 +1,291 @@
+"""Recipe: what is done to a model, as data. The named recipes, YAML in and out, `ignore` and `targets`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qcompile.contract import Pass
+from qcompile.errors import RecipeError
+from qcompile.recipe_settings import convert, mend, pass_class, settings_of
+
+_INT8_WEIGHTS = {"dtype": "int8", "granularity": "per_channel", "sym": True, "dynamic": False}
+_PAPER_WEIGHTS = _INT8_WEIGHTS | {"granularity": "per_tensor"}
+_STATIC = {"dtype": "uint8", "granularity": "per_tensor", "sym": False, "dynamic": False}
+_PAPER_STATIC = {"dtype": "int8", "granularity": "per_tensor", "sym": True, "dynamic": False}
+_PER_TENSOR_DYNAMIC = {"dtype": "uint8", "granularity": "per_tensor", "sym": False, "dynamic": True}
+_PER_TOKEN_DYNAMIC = {"dtype": "int8", "granularity": "per_token", "sym": True, "dynamic": True}
+
+
+def _observer(name: str, activations: Mapping[str, Any]) -> dict[str, str]:
+    return {} if activations["dynamic"] else {"observer": name}
+
+
+def _ours(activations: Mapping[str, Any]) -> list[Any]:
+    schemes = {"activations": activations, "weights": _INT8_WEIGHTS}
+    return [
+        {"smooth_activations": {"alpha": "auto", **schemes}},
+        "fold_scales",
+        "fuse_shared_inputs",
+        {"insert_qdq": schemes | _observer("mse", activations)},
+        "correct_bias",
+        "quantize_embeddings",
+    ]
+
+
+def _paper(activations: Mapping[str, Any]) -> list[Any]:
+    """Return the steps of SmoothQuant (Xiao et al. 2022): table 2 for the schemes, section 4 for alpha = 0.5."""
+    schemes = {"activations": activations, "weights": _PAPER_WEIGHTS}
+    return [
+        {"smooth_activations": {"alpha": 0.5, **schemes}},
+        "fold_scales",
+        {"insert_qdq": schemes | _observer("minmax", activations)},
+    ]
+
+
+_NAMED: dict[str, tuple[str, list[Any]]] = {
+    "float": ("nothing is quantized; the model is brought to canonical form", []),
+    "w8a8-static": ("INT8, scales of activations from calibration: the fastest", _ours(_STATIC)),
+    "w8a8-dynamic": ("INT8, one scale per token at run time: the closest to float", _ours(_PER_TOKEN_DYNAMIC)),
+    "smoothquant-o1": ("SmoothQuant's O1: per-token dynamic activations", _paper(_PER_TOKEN_DYNAMIC)),
+    "smoothquant-o2": ("SmoothQuant's O2: per-tensor dynamic activations", _paper(_PER_TENSOR_DYNAMIC)),
+    "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One pass of `qcompile.passes` and its settings.
+
+    Attributes:
+        pass_name: name of the pass, which is the name of its file, e.g. "insert_qdq".
+        settings: what differs from the defaults of the pass, sorted by name. A mapping is accepted; plain data is
+            converted to the types of the pass's fields.
+
+    Raises:
+        RecipeError: there is no such pass, setting or value.
+    """
+
+    pass_name: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        fields = settings_of(self.pass_name)
+        given = dict(self.settings)
+        for name in given:
+            if name not in fields:
+                raise RecipeError(
+                    f"setting {name!r} of {self.pass_name}", "there is no such setting", mend(name, fields)
+                )
+        converted = {name: convert(fields[name], given[name], f"{self.pass_name}.{name}") for name in sorted(given)}
+        object.__setattr__(self, "settings", tuple(converted.items()))
+        self.build()
+
+    def build(self, **bound: Any) -> Pass:
+        """Return the pass. Of what `bound` offers (calibrator, ignore, targets) it gets the fields that it has."""
+        cls = pass_class(self.pass_name)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        extra = {name: value for name, value in bound.items() if name in fields}
+        try:
+            built: Pass = cls(**dict(self.settings), **extra)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"step {self.pass_name}", str(error), "Give the settings that it needs") from error
+        return built
+
+    def replace(self, name: str, value: Any) -> Step:
+        """Return the step with one other setting; of a scheme, a mapping changes only the parts that it names."""
+        settings = dict(self.settings)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(settings.get(name)):
+            value = {**dataclasses.asdict(settings[name]), **value}
+        return Step(self.pass_name, tuple((settings | {name: value}).items()))
+
+    def to_data(self) -> str | dict[str, Any]:
+        """Return what YAML holds: the name alone, or the name with its settings."""
+        settings = {name: _plain(value) for name, value in self.settings}
+        return {self.pass_name: settings} if settings else self.pass_name
+
+    def __str__(self) -> str:
+        return f"{self.pass_name}({', '.join(f'{name}={_short(value)}' for name, value in self.settings)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is done to a model: passes in order, and which layers they leave alone.
+
+    Attributes:
+        name: shown in reports.
+        steps: the passes in the order in which they run.
+        ignore: layers that stay float: names, or "re:" and a regular expression that matches the whole name.
+        targets: when not empty, the only layers that are quantized; same form.
+
+    Raises:
+        RecipeError: a pattern is not a valid regular expression, or an attribute has the wrong type.
+    """
+
+    name: str
+    steps: tuple[Step, ...] = ()
+    ignore: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise RecipeError("recipe", f"its name is {self.name!r}", "Give it a name, such as name: my-recipe")
+        object.__setattr__(self, "steps", tuple(map(_step, self.steps)))
+        for field in ("ignore", "targets"):
+            object.__setattr__(self, field, _patterns(field, getattr(self, field)))
+
+    @classmethod
+    def from_name(cls, name: str, **overrides: Any) -> Recipe:
+        """Return a named recipe; `ignore`, `targets` and settings of its passes can be overridden.
+
+        An override goes to every step that has a setting of that name.
+
+        Raises:
+            RecipeError: there is no recipe of this name, no step with this setting, or the value is not valid.
+        """
+        if name not in _NAMED:
+            raise RecipeError(f"recipe {name!r}", "there is no such recipe", mend(name, _NAMED))
+        return cls.from_data({"name": name, "steps": _NAMED[name][1]}).override(**overrides)
+
+    def override(self, **overrides: Any) -> Recipe:
+        """Return the recipe with other settings, `ignore` or `targets`; see `from_name`."""
+        recipe = self
+        for key, value in overrides.items():
+            if key in ("ignore", "targets"):
+                recipe = dataclasses.replace(recipe, **{key: value})
+                continue
+            takes = [key in settings_of(step.pass_name) for step in recipe.steps]
+            if not any(takes):
+                valid = {"ignore", "targets"}.union(*(settings_of(step.pass_name) for step in recipe.steps))
+                raise RecipeError(f"setting {key!r}", f"no step of {self.name} has it", mend(key, valid))
+            steps = (step.replace(key, value) if take else step for step, take in zip(recipe.steps, takes, strict=True))
+            recipe = dataclasses.replace(recipe, steps=tuple(steps))
+        return recipe
+
+    @classmethod
+    def from_data(cls, data: Any) -> Recipe:
+        """Return the recipe that plain data (of YAML, of a manifest) describes; raises RecipeError."""
+        if not isinstance(data, Mapping):
+            raise RecipeError("recipe", f"it is a {type(data).__name__}", "Write name: and steps:")
+        valid = [field.name for field in dataclasses.fields(cls)]
+        for key in data:
+            if key not in valid:
+                raise RecipeError(f"key {key!r} of the recipe", "there is no such key", mend(str(key), valid))
+        steps = data.get("steps") or []
+        if not isinstance(steps, list):
+            raise RecipeError("steps of the recipe", f"they are a {type(steps).__name__}", "Write a list of passes")
+        patterns = {key: data.get(key) or () for key in ("ignore", "targets")}
+        return cls(data.get("name", ""), tuple(steps), **patterns)
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Recipe:
+        """Return the recipe of a YAML file, or of YAML text (a string that contains a line break).
+
+        Raises:
+            RecipeError: the file cannot be read, is not YAML, or describes no valid recipe.
+        """
+        text, subject = str(source), "recipe"
+        try:
+            if isinstance(source, Path) or "\n" not in source:
+                subject = f"recipe file {source}"
+                text = Path(source).read_text(encoding="utf-8")
+            return cls.from_data(yaml.safe_load(text))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(subject, f"it cannot be read: {error}", "Give the path of a YAML file") from error
+        except yaml.YAMLError as error:
+            raise RecipeError(subject, f"it is not YAML: {error}", "Correct the place that is named") from error
+
+    def to_data(self) -> dict[str, Any]:
+        """Return plain data that `from_data` turns into an equal recipe."""
+        data: dict[str, Any] = {"name": self.name, "steps": [step.to_data() for step in self.steps]}
+        return data | {key: list(getattr(self, key)) for key in ("ignore", "targets") if getattr(self, key)}
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """Return the recipe as YAML, and write it to `path` when one is given."""
+        text: str = yaml.safe_dump(self.to_data(), sort_keys=False, allow_unicode=True, width=120)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def describe(self) -> str:
+        """Return one line per step, with its settings."""
+        return "\n".join(map(str, self.steps)) or "(no steps)"
+
+
+def named_recipes() -> dict[str, str]:
+    """Return the names that `Recipe.from_name` knows, each with one sentence."""
+    return {name: summary for name, (summary, _) in _NAMED.items()}
+
+
+def selects(patterns: Iterable[str], names: Iterable[str]) -> bool:
+    """Return True when a pattern is one of the names, or is "re:" and a regular expression that matches one whole."""
+    candidates = tuple(names)
+    return any(
+        any(re.fullmatch(pattern[3:], name) for name in candidates)
+        if pattern.startswith("re:")
+        else pattern in candidates
+        for pattern in patterns
+    )
+
+
+def check_patterns(setting: str, patterns: Iterable[str], layers: Iterable[Collection[str]]) -> None:
+    """Raise RecipeError for the first pattern that selects no layer.
+
+    Args:
+        setting: "ignore" or "targets", for the message.
+        patterns: the patterns of the recipe.
+        layers: the names of each layer: its layer name and the name of its node.
+    """
+    names = list(dict.fromkeys(name for layer in layers for name in layer))
+    for pattern in patterns:
+        if not selects([pattern], names):
+            raise RecipeError(
+                f"{setting} {pattern!r}", "no layer has this name", mend(pattern.removeprefix("re:"), names)
+            )
+
+
+def _step(data: Any) -> Step:
+    if isinstance(data, (Step, str)):
+        return data if isinstance(data, Step) else Step(data)
+    if isinstance(data, Mapping) and len(data) == 1:
+        ((name, settings),) = data.items()
+        if settings is None or isinstance(settings, Mapping):
+            return Step(str(name), tuple((settings or {}).items()))
+    raise RecipeError(
+        f"step {data!r}", "it is not one pass", "Write the name of a pass, or its name and {setting: value}"
+    )
+
+
+def _patterns(field: str, value: Any) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else tuple(value)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise RecipeError(
+                f"{field} {pattern!r}", "it is not a text", "Give the name of a layer, or re: and a pattern"
+            )
+        try:
+            re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
+        except re.error as error:
+            raise RecipeError(
+                f"{field} {pattern!r}", f"the regular expression is not valid: {error}", "Correct it"
+            ) from error
+    return patterns
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = dataclasses.asdict(value)
+        flags = {"sym": ("asymmetric", "symmetric"), "dynamic": ("static", "dynamic")}
+        return "/".join(flags[key][item] if key in flags else str(item) for key, item in parts.items())
+    return str(value)

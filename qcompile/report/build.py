@@ -1,0 +1,116 @@
+"""Turns what the passes and the backend said into the report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.backends import Backend, Lowered
+from qcompile.contract import Finding
+from qcompile.errors import VerificationError
+from qcompile.latency import interleaved_medians
+from qcompile.pipeline import Log
+from qcompile.recipe import Recipe
+from qcompile.report.data import ActivationRange, LayerReport, Report
+from qcompile.session import Feed
+from qcompile.verify import difference
+
+LATENCY_SECONDS = 1.0
+_LAYER_ACTIONS = ("quantized", "kept", "ignored")
+
+
+def build_report(
+    model: ir.Model, recipe: Recipe, log: Log, *, backend: str, target: str | None, ranges: Sequence[ActivationRange]
+) -> Report:
+    """Return the report of the passes: layers, channel scales, passes; measurements are added by `measure`.
+
+    Args:
+        model: the float model in canonical form.
+        recipe: what was applied.
+        log: what the passes did.
+        backend: name of the backend.
+        target: processor, or None.
+        ranges: of each smoothed activation, before and after.
+    """
+    entries = [(name, finding) for name, findings in log.findings.items() for finding in findings]
+    quantizing = [f for name, f in entries if f.operator and f.action in _LAYER_ACTIONS]
+    scales = [finding for name, finding in entries if name == "FoldScales"]
+    return Report(
+        model=str(model.graph.name or ""),
+        recipe=recipe.name,
+        backend=backend,
+        target=target,
+        layers=[_layer(finding) for finding in quantizing],
+        channel_scales={action: sum(f.action == action for f in scales) for action in ("folded", "explicit")},
+        passes=list(log.passes),
+        activation_ranges=list(ranges),
+        findings=[f for _, f in entries if f not in quantizing],
+    )
+
+
+def _layer(finding: Finding) -> LayerReport:
+    return LayerReport(finding.layer, finding.operator, finding.action, finding.reason, finding.sqnr_db)
+
+
+def measure(
+    report: Report, engine: Backend, model: ir.Model, path: Path, lowered: Lowered, samples: Sequence[Feed]
+) -> None:
+    """Add size, latency and accuracy of the written artifact to the report, against the float model.
+
+    Args:
+        report: is completed.
+        engine: the backend, which runs both.
+        model: the float model in canonical form.
+        path: the written model file.
+        lowered: what the backend wrote.
+        samples: inputs to run; without any, only the size is added.
+
+    Raises:
+        VerificationError: the artifact computes NaN or infinity where the float model does not.
+    """
+    report.findings.extend(lowered.findings)
+    weights = (value.const_value for value in model.graph.initializers.values())
+    report.size = {
+        "float_bytes": sum(tensor.nbytes for tensor in weights if tensor is not None),
+        "quantized_bytes": sum((path.parent / name).stat().st_size for name in lowered.files),
+    }
+    if not samples:
+        return
+    quantized, original = engine.open_artifact(path), engine.open_session(model)
+    before, after = ([session.run(sample) for sample in samples] for session in (original, quantized))
+    _check_finite(before, after, path.name)
+    report.accuracy = {
+        "sqnr_db": difference(before, after).sqnr_db,
+        "cosine": {name: _cosine(before, after, name) for name in before[0]},
+    }
+    feed = samples[0]
+    medians = interleaved_medians(
+        {"float_ms": lambda: original.run(feed), "quantized_ms": lambda: quantized.run(feed)}, seconds=LATENCY_SECONDS
+    )
+    report.latency = dict(medians)
+
+
+def _check_finite(
+    before: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]], name: str
+) -> None:
+    for expected, actual in zip(before, after, strict=True):
+        for output, array in expected.items():
+            if np.all(np.isfinite(array)) and not np.all(np.isfinite(actual[output])):
+                reason = f"it computes NaN or infinity in output {output} where the float model does not"
+                raise VerificationError(f"artifact {name}", reason, "Report this with the model and the recipe")
+
+
+def _cosine(
+    before: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]], name: str
+) -> float:
+    """Mean over the samples of the cosine between the two outputs, as one vector each."""
+    found = []
+    for expected, actual in zip(before, after, strict=True):
+        x, y = (np.ravel(outputs[name]).astype(np.float64) for outputs in (expected, actual))
+        size = float(np.linalg.norm(x) * np.linalg.norm(y))
+        found.append(float(x @ y) / size if size > 0 else float(np.array_equal(x, y)))
+    return statistics.fmean(found)

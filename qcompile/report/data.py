@@ -1,0 +1,206 @@
+"""Report: what a compilation did, as data that goes to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.contract import Action, Finding, Keeps
+
+CULPRIT_DB = 20.0
+"""A quantized layer whose signal-to-quantization-noise ratio is lower (an error above a tenth) is a culprit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """What was done with one linear, convolution, attention product or embedding.
+
+    Attributes:
+        name: as the user knows it (`graph.layer_name`).
+        operator: "Linear", "Conv", "ConvTranspose", "Attention" or "Embedding".
+        action: "quantized"; "kept" float because it had to be; "ignored" because the user said so.
+        reason: why it was not quantized, or what is special about it.
+        sqnr_db: signal-to-quantization-noise ratio of its output against the float model, in dB; None if not measured.
+        shape: of its weight; () when it has none.
+        scheme: how it is quantized, in words, e.g. "uint8 per_tensor x int8 per_channel".
+    """
+
+    name: str
+    operator: str
+    action: Action
+    reason: str = ""
+    sqnr_db: float | None = None
+    shape: tuple[int, ...] = ()
+    scheme: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PassReport:
+    """What one pass did to the model.
+
+    Attributes:
+        name: the line of the recipe that made it.
+        seconds: wall time.
+        modified: False when it changed nothing.
+        keeps: its promise: "exact" or "lossy".
+        max_error: of an exact pass, the largest difference to the model before it, relative to the output's range.
+        sqnr_db: of a lossy pass, the signal-to-quantization-noise ratio of the outputs, in dB.
+    """
+
+    name: str
+    seconds: float
+    modified: bool = True
+    keeps: Keeps = "exact"
+    max_error: float | None = None
+    sqnr_db: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationRange:
+    """Largest magnitude per channel of a layer's input, before and after smoothing.
+
+    Attributes:
+        layer: name of the layer that reads the activation.
+        before: one value per channel, or per run of neighbouring channels; of the float model.
+        after: the same of the smoothed model.
+        channels: how many channels the activation has.
+    """
+
+    layer: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    channels: int = 0
+
+    @classmethod
+    def of(cls, layer: str, before: np.ndarray, after: np.ndarray, *, points: int = 192) -> ActivationRange:
+        """Reduce two vectors of shape [C] to at most `points` values each, keeping every outlier.
+
+        Neighbouring channels share a point, which holds the largest of them; four significant digits stay.
+        """
+        count = len(before)
+        starts = np.unique(np.linspace(0, count, min(points, count), endpoint=False).astype(np.int64))
+        reduced = [np.maximum.reduceat(np.asarray(values, dtype=np.float64), starts) for values in (before, after)]
+        first, second = (tuple(float(f"{value:.4g}") for value in values) for values in reduced)
+        return cls(layer, first, second, count)
+
+    @property
+    def peak_ratio(self) -> float:
+        """How far the largest channel stands out of the median one, before divided by after."""
+
+        def stands_out(values: tuple[float, ...]) -> float:
+            median = float(np.median(values))
+            return max(values) / median if median > 0 else 1.0
+
+        return stands_out(self.before) / stands_out(self.after) if self.before else 1.0
+
+
+@dataclasses.dataclass
+class Report:
+    """Everything that a user asks after a compilation.
+
+    Attributes:
+        model: name of the model.
+        recipe: name of the recipe.
+        backend: name of the backend.
+        target: processor that the artifact was made for, or None.
+        layers: one entry per layer that could have been quantized, in graph order.
+        channel_scales: {"folded": int, "explicit": int}: smoothing scales that cost nothing, and those that cost a Mul.
+        latency: {"float_ms": float, "quantized_ms": float} on the same runtime; empty when not measured.
+        accuracy: measure -> value, or output -> {measure: value}, against the float model.
+        size: {"float_bytes": int, "quantized_bytes": int}.
+        passes: one entry per pass, in order.
+        activation_ranges: one entry per smoothed activation.
+        findings: decisions that concern no single layer of `layers`.
+    """
+
+    model: str = ""
+    recipe: str = ""
+    backend: str = ""
+    target: str | None = None
+    layers: list[LayerReport] = dataclasses.field(default_factory=list)
+    channel_scales: dict[str, int] = dataclasses.field(default_factory=lambda: {"folded": 0, "explicit": 0})
+    latency: dict[str, float] = dataclasses.field(default_factory=dict)
+    accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    size: dict[str, int] = dataclasses.field(default_factory=dict)
+    passes: list[PassReport] = dataclasses.field(default_factory=list)
+    activation_ranges: list[ActivationRange] = dataclasses.field(default_factory=list)
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""
+        data: dict[str, Any] = _jsonable(dataclasses.asdict(self))
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Return the report that `to_dict` made data of.
+
+        Raises:
+            TypeError, ValueError: the data is not that of a report.
+        """
+        items = {"layers": LayerReport, "passes": PassReport, "activation_ranges": ActivationRange, "findings": Finding}
+        fields = dict(data)
+        for name, item in items.items():
+            fields[name] = [item(**{key: _restored(value) for key, value in entry.items()}) for entry in data[name]]
+        for name in ("latency", "accuracy"):
+            fields[name] = _numbers(fields[name])
+        return cls(**fields)
+
+    def culprits(self) -> list[LayerReport]:
+        """Return the quantized layers that lose most, worst first: those below CULPRIT_DB."""
+        return [
+            layer
+            for layer in self.ranked_layers()
+            if layer.action == "quantized" and layer.sqnr_db is not None and layer.sqnr_db < CULPRIT_DB
+        ]
+
+    def ranked_layers(self) -> list[LayerReport]:
+        """Return the layers, worst first: quantized by SQNR, then kept, then ignored."""
+        order = ("quantized", "kept", "ignored")
+
+        def rank(layer: LayerReport) -> tuple[int, float]:
+            place = order.index(layer.action) if layer.action in order else len(order)
+            return place, math.inf if layer.sqnr_db is None or math.isnan(layer.sqnr_db) else layer.sqnr_db
+
+        return sorted(self.layers, key=rank)
+
+    def summary(self) -> str:
+        """Return the report as plain text, culprits first."""
+        from qcompile.report.text import summarise
+
+        return summarise(self)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the report as one page that needs no network.
+
+        Raises:
+            MissingDependencyError: jinja2 (extra `report`) is not installed.
+        """
+        from qcompile.report.page import render
+
+        Path(path).write_text(render(self), encoding="utf-8")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        return _jsonable(value.item())
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(float(item) if isinstance(item, str) else item for item in value)
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def _numbers(value: Any) -> Any:
+    return {key: _numbers(item) for key, item in value.items()} if isinstance(value, Mapping) else _restored(value)

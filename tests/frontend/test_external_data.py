@@ -1,0 +1,170 @@
+"""The gate in front of external data: nothing outside the folder of the model is ever read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import onnx_ir as ir
+import pytest
+
+from qcompile.errors import ModelError, UnsafeModelError
+from qcompile.frontend import trace
+
+WEIGHT = np.arange(16, dtype=np.float32).reshape(4, 4)
+
+
+def external(location: str, *, offset: int = 0, length: int = 64, name: str = "w") -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=[4, 4])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    return tensor
+
+
+def model_of(nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], functions: tuple = ()) -> onnx.ModelProto:
+    graph = oh.make_graph(
+        nodes,
+        "g",
+        [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])],
+        [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])],
+        initializers,
+    )
+    imports = [oh.make_opsetid("", 20), oh.make_opsetid("local", 1)]
+    return oh.make_model(graph, opset_imports=imports, ir_version=10, functions=functions)
+
+
+def in_initializer(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    return model_of([oh.make_node("MatMul", ["x", "w"], ["y"])], [tensor])
+
+
+def in_constant(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    nodes = [oh.make_node("Constant", [], ["w"], value=tensor), oh.make_node("MatMul", ["x", "w"], ["y"])]
+    return model_of(nodes, [])
+
+
+def in_function(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    nodes = [oh.make_node("Constant", [], ["w"], value=tensor), oh.make_node("MatMul", ["x", "w"], ["y"])]
+    function = oh.make_function("local", "F", ["x"], ["y"], nodes, [oh.make_opsetid("", 20)])
+    return model_of([oh.make_node("F", ["x"], ["y"], domain="local")], [], (function,))
+
+
+def in_subgraph(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    out = oh.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
+    then = oh.make_graph([oh.make_node("MatMul", ["x", "w"], ["z"])], "then", [], [out], [tensor])
+    other = oh.make_graph([oh.make_node("Identity", ["x"], ["z"])], "else", [], [out])
+    condition = oh.make_tensor("c", onnx.TensorProto.BOOL, [], [True])
+    return model_of([oh.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)], [condition])
+
+
+def in_sparse(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model = model_of([oh.make_node("MatMul", ["x", "w"], ["y"])], [])
+    indices = oh.make_tensor("i", onnx.TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensor, indices=indices, dims=[4, 4]))
+    return model
+
+
+PLACES = (in_initializer, in_constant, in_function, in_subgraph, in_sparse)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "model"
+    inside.mkdir()
+    (inside / "w.bin").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "secret.bin").write_bytes(WEIGHT.tobytes())
+    return inside
+
+
+def save(folder: Path, model: onnx.ModelProto) -> Path:
+    path = folder / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_data_in_the_folder_is_read(folder: Path) -> None:
+    model = trace(save(folder, in_initializer(external("w.bin"))))
+    weight = model.graph.initializers["w"].const_value
+    assert weight is not None
+    np.testing.assert_array_equal(weight.numpy(), WEIGHT)
+
+
+def test_data_of_a_function_is_read(folder: Path) -> None:
+    model = trace(save(folder, in_function(external("w.bin"))))
+    (function,) = model.functions.values()
+    constant = next(node for node in function if node.op_type == "Constant")
+    np.testing.assert_array_equal(constant.attributes["value"].as_tensor().numpy(), WEIGHT)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "location",
+    ["../secret.bin", "sub/../../secret.bin", "{absolute}", "C:\\secret.bin", "..\\secret.bin", "*/_ORT_MEM_ADDR_/*", ""],
+)
+def test_locations_outside_the_folder_are_refused(folder: Path, place, location: str) -> None:
+    location = location.format(absolute=folder.parent / "secret.bin")
+    with pytest.raises(UnsafeModelError):
+        trace(save(folder, place(external(location))))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_symbolic_links_are_refused(folder: Path, place) -> None:
+    (folder / "link.bin").symlink_to(folder.parent / "secret.bin")
+    with pytest.raises(UnsafeModelError, match="symbolic link"):
+        trace(save(folder, place(external("link.bin"))))
+
+
+def test_a_linked_folder_on_the_way_is_refused(folder: Path) -> None:
+    (folder / "sub").symlink_to(folder.parent)
+    with pytest.raises(UnsafeModelError, match="symbolic link"):
+        trace(save(folder, in_initializer(external("sub/secret.bin"))))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_hard_links_are_refused(folder: Path, place) -> None:
+    os.link(folder.parent / "secret.bin", folder / "hard.bin")
+    with pytest.raises(UnsafeModelError, match="hard link"):
+        trace(save(folder, place(external("hard.bin"))))
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 65), (1, 64), (64, 1), (-1, 4), (0, -4), (2**40, 64)])
+def test_data_beyond_the_file_is_refused(folder: Path, offset: int, length: int) -> None:
+    with pytest.raises(ModelError, match="is not within"):
+        trace(save(folder, in_initializer(external("w.bin", offset=offset, length=length))))
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"gone\.bin"):
+        trace(save(folder, in_initializer(external("gone.bin"))))
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    with pytest.raises(UnsafeModelError, match="plain file"):
+        trace(save(folder, in_initializer(external("sub", length=0))))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_models_without_a_folder_are_refused(place) -> None:
+    model = place(external("w.bin"))
+    for given in (model, model.SerializeToString()):
+        with pytest.raises(UnsafeModelError, match="no folder"):
+            trace(given)
+
+
+def test_external_tensors_of_a_model_in_memory_are_checked(folder: Path) -> None:
+    path = save(folder, in_initializer(external("w.bin")))
+    model = ir.load(path)
+    copied = trace(model).graph.initializers["w"].const_value
+    assert copied is not None
+    np.testing.assert_array_equal(copied.numpy(), WEIGHT)
+    for location, base in (("../secret.bin", folder), ("w.bin", "")):
+        model.graph.initializers["w"].const_value = ir.ExternalTensor(
+            location, 0, 64, ir.DataType.FLOAT, shape=ir.Shape([4, 4]), name="w", base_dir=base
+        )
+        with pytest.raises(UnsafeModelError):
+            trace(model)

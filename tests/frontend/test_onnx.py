@@ -1,0 +1,101 @@
+"""The ONNX door reads every form of a model, and refuses what is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import onnx.helper as oh
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from qcompile.errors import ModelError
+from qcompile.frontend import trace
+
+TEXT = """
+<ir_version: 10, opset_import: ["" : 20]>
+g (float[N, 4] x) => (float[N, 3] y) <float[4, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> { y = MatMul(x, w) }
+"""
+
+
+@pytest.fixture
+def proto() -> onnx.ModelProto:
+    return onnx.parser.parse_model(TEXT)
+
+
+def test_every_form_gives_the_same_model(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    for given in (path, str(path), proto.SerializeToString(), proto, ir.from_proto(proto)):
+        model = trace(given)
+        assert ir.to_proto(model).graph.SerializeToString() == ir.to_proto(ir.from_proto(proto)).graph.SerializeToString()
+
+
+def test_the_callers_objects_stay_as_they_are(proto: onnx.ModelProto) -> None:
+    before = proto.SerializeToString()
+    traced = trace(proto)
+    traced.graph[0].name = "renamed"
+    assert proto.SerializeToString() == before
+    model = ir.from_proto(proto)
+    copy = trace(model)
+    copy.graph.remove(copy.graph[0])
+    assert len(model.graph) == 1
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.7, 0.99])
+def test_truncated_bytes_are_refused(proto: onnx.ModelProto, keep: float) -> None:
+    content = proto.SerializeToString()
+    with pytest.raises(ModelError) as caught:
+        trace(content[: int(len(content) * keep)])
+    assert caught.value.mend
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_text("not a model")
+    for given in (path, tmp_path / "missing.onnx", tmp_path):
+        with pytest.raises(ModelError):
+            trace(given)
+
+
+def test_a_graph_that_reads_what_nobody_makes_is_refused(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[0] = "nowhere"
+    with pytest.raises(ModelError, match="not valid ONNX"):
+        trace(proto)
+
+
+def test_an_object_that_is_no_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="int"):
+        trace(3)
+
+
+def test_initializers_listed_as_inputs_by_the_old_format_are_no_inputs(proto: onnx.ModelProto) -> None:
+    proto.graph.input.append(oh.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4, 3]))
+    assert [value.name for value in trace(proto).graph.inputs] == ["x", "w"]
+    proto.ir_version = 3
+    proto.opset_import[0].version = 8
+    assert [value.name for value in trace(proto).graph.inputs] == ["x"]
+
+
+def test_negative_sizes_become_unknown(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    shape = trace(proto).graph.inputs[0].shape
+    assert shape is not None
+    assert not isinstance(shape[0], int)
+    assert shape[1] == 4
+
+
+def test_stack_traces_are_dropped_and_scopes_kept(proto: onnx.ModelProto) -> None:
+    for key in ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.name_scopes"):
+        proto.graph.node[0].metadata_props.add(key=key, value="['', 'fc']")
+    assert dict(trace(proto).graph[0].metadata_props) == {"pkg.torch.onnx.name_scopes": "['', 'fc']"}
+
+
+def test_reading_onnx_does_not_import_torch(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    code = f"import sys; from qcompile.frontend import trace; trace({str(path)!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,109 @@
+"""The torch door: dynamic axes, modes, names and errors of exported modules."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from qcompile.errors import ModelError
+from qcompile.frontend import trace
+
+
+class Masked(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.projection = torch.nn.Linear(4, 3)
+        self.dropout = torch.nn.Dropout()
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.dropout(self.projection(x))
+        return y if mask is None else y * mask
+
+
+def run(model: ir.Model, **feed: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    return session.run(None, feed)[0]
+
+
+def dynamic_axes(model: ir.Model) -> dict[str | None, list[bool]]:
+    return {value.name: [not isinstance(dim, int) for dim in value.shape or ()] for value in model.graph.inputs}
+
+
+def test_arguments_may_be_a_tensor_a_tuple_or_a_mapping() -> None:
+    x, mask = torch.ones(2, 4), torch.ones(2, 3)
+    assert dynamic_axes(trace(Masked(), example_inputs=x)) == {"x": [True, False]}
+    assert set(dynamic_axes(trace(Masked(), example_inputs=(x, mask)))) == {"x", "mask"}
+    assert set(dynamic_axes(trace(Masked(), example_inputs={"x": x.numpy(), "mask": mask}))) == {"x", "mask"}
+
+
+def test_axes_of_size_one_in_the_example_stay_dynamic() -> None:
+    module = Masked().eval()
+    model = trace(module, example_inputs=torch.ones(1, 1, 4))
+    assert dynamic_axes(model) == {"x": [True, True, False]}
+    x = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(model, x=x), module(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+
+
+def test_a_tensor_that_broadcasts_over_the_batch_stays_static() -> None:
+    model = trace(Masked(), example_inputs=(torch.ones(2, 4), torch.ones(1, 3)))
+    assert dynamic_axes(model) == {"x": [True, False], "mask": [False, False]}
+
+
+def test_the_mode_of_the_module_is_restored_and_the_export_is_in_evaluation_mode() -> None:
+    module = Masked().train()
+    model = trace(module, example_inputs=torch.ones(2, 4))
+    assert module.training
+    assert "Dropout" not in {node.op_type for node in model.graph}
+
+
+class FixedBatch(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(2, 4) + torch.arange(4.0)
+
+
+def test_a_module_that_allows_no_dynamic_axis_is_exported_with_the_shapes_of_the_example() -> None:
+    model = trace(FixedBatch(), example_inputs=torch.ones(2, 4))
+    assert run(model, x=np.ones((2, 4), np.float32)).shape == (2, 4)
+
+
+def test_given_dynamic_shapes_are_taken_as_they_are() -> None:
+    shapes = {"x": {0: torch.export.Dim("rows")}}
+    model = trace(Masked(), example_inputs={"x": torch.ones(2, 4)}, dynamic_shapes=shapes)
+    assert [str(dim) for dim in model.graph.inputs[0].shape or ()] == ["rows", "4"]
+
+
+def test_an_exported_program_is_taken_as_it_is() -> None:
+    program = torch.export.export(Masked().eval(), (torch.ones(2, 4),))
+    assert dynamic_axes(trace(program)) == {"x": [False, False]}
+
+
+def test_opset_and_stack_traces() -> None:
+    model = trace(Masked(), example_inputs=torch.ones(2, 4))
+    assert model.opset_imports[""] == 23
+    assert not [node for node in model.graph if "pkg.torch.onnx.stack_trace" in node.metadata_props]
+    assert any("projection" in node.metadata_props["pkg.torch.onnx.name_scopes"] for node in model.graph)
+
+
+@pytest.mark.parametrize(
+    ("example", "reason"),
+    [(None, "running it once"), (torch.ones(2, 5), "RuntimeError"), ({"wrong": torch.ones(2, 4)}, "cannot export")],
+)
+def test_failures_say_why(example: Any, reason: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match=reason):
+        trace(Masked(), example_inputs=example)
+    assert capfd.readouterr().err == ""
+
+
+def test_export_is_silent_and_leaves_logging_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    before = logging.root.manager.disable
+    trace(Masked(), example_inputs=torch.ones(2, 4))
+    assert logging.root.manager.disable == before
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""

@@ -1,0 +1,88 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from qcompile.contract import Finding
+from qcompile.report import ActivationRange, LayerReport, PassReport, Report
+
+
+def layer(name: str, action="quantized", sqnr_db=None, reason="") -> LayerReport:
+    return LayerReport(name, "Linear", action, reason, sqnr_db, (4, 8), "uint8 x int8")
+
+
+def full_report() -> Report:
+    return Report(
+        model="encoder",
+        recipe="w8a8-static",
+        backend="onnxruntime",
+        target="avx2",
+        layers=[layer("fine", sqnr_db=41.0), layer("perfect", sqnr_db=math.inf), layer("head", "ignored")],
+        channel_scales={"folded": 4, "explicit": 1},
+        latency={"float_ms": 11.0, "quantized_ms": 4.0},
+        accuracy={"logits": {"sqnr_db": math.inf, "cosine": 0.999}},
+        size={"float_bytes": 4000, "quantized_bytes": 1000},
+        passes=[PassReport("fold_scales()", 0.25, True, "exact", max_error=1e-6)],
+        activation_ranges=[ActivationRange("fine", (1.0, 2.0), (1.0, 1.5), 2)],
+        findings=[Finding("fine", "folded", "into the norm")],
+    )
+
+
+def test_a_report_survives_json():
+    text = json.dumps(full_report().to_dict(), allow_nan=False)
+    assert Report.from_dict(json.loads(text)) == full_report()
+
+
+def test_numpy_numbers_become_numbers():
+    report = Report(latency={"float_ms": np.float32(1.5)}, size={"float_bytes": np.int64(3)})
+    assert json.loads(json.dumps(report.to_dict()))["latency"] == {"float_ms": 1.5}
+
+
+@pytest.mark.parametrize("data", [{}, {"layers": 3}, {**Report().to_dict(), "unknown": 1}])
+def test_what_is_no_report_is_refused(data):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Report.from_dict(data)
+
+
+def test_layers_are_ranked_worst_first_then_those_that_stayed_float():
+    layers = [
+        layer("ignored", "ignored"),
+        layer("kept", "kept", sqnr_db=3.0),
+        layer("unmeasured"),
+        layer("good", sqnr_db=40.0),
+        layer("bad", sqnr_db=12.0),
+        layer("broken", sqnr_db=-3.0),
+    ]
+    ranked = [item.name for item in Report(layers=layers).ranked_layers()]
+    assert ranked == ["broken", "bad", "good", "unmeasured", "kept", "ignored"]
+
+
+def test_culprits_are_quantized_layers_whose_error_is_above_a_tenth():
+    layers = [layer("edge", sqnr_db=20.0), layer("bad", sqnr_db=19.9), layer("worse", sqnr_db=1.0), layer("none")]
+    layers.append(layer("kept", "kept", sqnr_db=1.0))
+    assert [item.name for item in Report(layers=layers).culprits()] == ["worse", "bad"]
+
+
+@pytest.mark.parametrize("channels", [1, 7, 192, 193, 1000, 4096])
+def test_a_range_is_thinned_out_and_keeps_every_outlier(channels):
+    values = np.random.default_rng(0).uniform(0.5, 1.0, channels).astype(np.float32)
+    for position in {0, channels // 3, channels - 1}:
+        outliers = values.copy()
+        outliers[position] = 77.0
+        thinned = ActivationRange.of("fc", outliers, values, points=192)
+        assert len(thinned.before) == len(thinned.after) == min(channels, 192)
+        assert max(thinned.before) == 77.0
+        assert max(thinned.after) == pytest.approx(values.max(), rel=1e-3)
+        assert thinned.channels == channels
+
+
+def test_a_range_of_few_channels_keeps_each_of_them():
+    thinned = ActivationRange.of("fc", np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0]))
+    assert (thinned.before, thinned.after) == ((1.0, 2.0, 3.0), (3.0, 2.0, 1.0))
+
+
+def test_the_peak_ratio_says_how_much_flatter_the_channels_became():
+    assert ActivationRange("fc", (1.0, 1.0, 8.0), (1.0, 1.0, 2.0)).peak_ratio == 4.0
+    assert ActivationRange("fc", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)).peak_ratio == 1.0
+    assert ActivationRange("fc", (), ()).peak_ratio == 1.0

@@ -1,0 +1,106 @@
+import pytest
+
+from qcompile.report import LayerReport, PassReport, Report
+from qcompile.report.text import headlines, human_bytes, promise, warnings
+
+
+def quantized(name: str, sqnr_db: float | None) -> LayerReport:
+    return LayerReport(name, "Linear", "quantized", sqnr_db=sqnr_db)
+
+
+def test_the_summary_begins_with_speed_size_and_accuracy():
+    report = Report(
+        model="encoder",
+        recipe="w8a8-static",
+        backend="openvino",
+        target="avx2",
+        latency={"float_ms": 10.0, "quantized_ms": 4.0},
+        size={"float_bytes": 4_000_000, "quantized_bytes": 1_000_000},
+        accuracy={"logits": {"cosine": 0.99912345}},
+        layers=[quantized("a", 30.0), quantized("b", 34.0), LayerReport("c", "Conv", "kept", "one channel")],
+        channel_scales={"folded": 4, "explicit": 0},
+    )
+    assert report.summary().splitlines()[:8] == [
+        "encoder · w8a8-static · openvino · avx2",
+        "  latency   10.00 ms -> 4.00 ms, 2.50 times as fast as float",
+        "  size      4.0 MB -> 1.0 MB, 4.00 times smaller",
+        "  accuracy  logits cosine 0.99912",
+        "  layers    2 quantized, 1 kept of 3",
+        "  SQNR      median 32.0 dB, worst 30.0 dB",
+        "  scales    4 folded, 0 explicit",
+        "",
+    ]
+
+
+def test_the_summary_names_the_culprits_first_and_the_lines_that_keep_them_float():
+    report = Report(layers=[quantized("good", 40.0), quantized("bad [0]", 10.0), quantized("worst", 2.0)])
+    lines = report.summary().splitlines()
+    rows = [line.split()[0] for line in lines if "Linear" in line]
+    assert rows == ["2.0", "10.0", "40.0"]
+    assert lines[-3:] == ["ignore:", "- worst", "- bad [0]"]
+    assert "  warning: 2 quantized layers are below 20 dB; the worst is worst" in lines
+
+
+def test_layers_that_stayed_float_are_counted_by_reason():
+    kept = [LayerReport(f"fc{index}", "Linear", "kept", "K is too large [int32]") for index in range(3)]
+    text = Report(layers=[*kept, LayerReport("head", "Linear", "ignored", "ignore: head")]).summary()
+    assert [line.split()[:2] for line in text.splitlines() if "fc0" in line or "head" in line] == [
+        ["3", "kept"],
+        ["1", "ignored"],
+    ]
+    assert "K is too large [int32]" in text
+
+
+def test_only_the_worst_of_many_layers_are_listed_and_names_are_whole():
+    layers = [quantized(f"model.layers.{index}.{'block.' * 20}fc", 20.0 + index) for index in range(40)]
+    text = Report(layers=layers).summary()
+    assert "".join(text.split()).count("block.") == 12 * 20
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_an_empty_report_is_a_summary_too():
+    assert Report().summary() == "model · recipe · backend\n"
+
+
+@pytest.mark.parametrize(
+    ("report", "warned"),
+    [
+        (Report(latency={"float_ms": 4.0, "quantized_ms": 4.0}), "slower than float"),
+        (Report(latency={"float_ms": 4.0, "quantized_ms": 3.9}), None),
+        (Report(size={"float_bytes": 10, "quantized_bytes": 10}), "larger than float"),
+        (Report(size={"float_bytes": 10, "quantized_bytes": 9}), None),
+        (Report(layers=[quantized("fc", 19.0)]), "1 quantized layer is below 20 dB; the worst is fc"),
+        (Report(layers=[quantized("fc", 20.0)]), None),
+    ],
+)
+def test_warnings(report, warned):
+    lines = warnings(report)
+    assert len(lines) == (warned is not None)
+    assert warned is None or warned in lines[0]
+
+
+def test_what_was_not_measured_is_not_claimed():
+    assert headlines(Report(latency={"quantized_ms": 3.0}, size={"float_bytes": 3})) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (90_400_000, "90.4 MB"),
+        (1.5e9, "1.50 GB"),
+        (2.5e13, "25000.00 GB"),
+    ],
+)
+def test_sizes_for_people(count, text):
+    assert human_bytes(count) == text
+
+
+def test_promises_in_words():
+    assert promise(1e-6, None, True) == "exact: largest error 1.0e-06 of the range"
+    assert promise(None, 31.25, True) == "lossy: 31.2 dB"
+    assert promise(None, None, True) == "not measured"
+    assert promise(None, None, False) == "changed nothing"
+    assert "0.25  fold_scales()  exact" in Report(passes=[PassReport("fold_scales()", 0.25, max_error=0.0)]).summary()

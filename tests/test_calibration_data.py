@@ -1,0 +1,322 @@
+"""Every form of calibration data that is accepted, and every fault that is refused."""
+
+import itertools
+import pathlib
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from qcompile.calibration_data import read
+from qcompile.calibration_spool import Spool
+from qcompile.errors import CalibrationError
+
+IDS = np.arange(12, dtype=np.int64).reshape(3, 1, 4)  # three samples [1, 4]
+SCALES = np.linspace(0, 1, 3, dtype=np.float32).reshape(3, 1, 1)
+FEEDS = [{"ids": ids, "scale": scale} for ids, scale in zip(IDS, SCALES, strict=True)]
+
+
+def inputs(**shapes):
+    """Inputs of a model: name=(dtype, *dims)."""
+    return [ir.val(name, dtype, list(dims)) for name, (dtype, *dims) in shapes.items()]
+
+
+TWO = inputs(ids=(ir.DataType.INT64, "batch", "sequence"), scale=(ir.DataType.FLOAT, "batch", 1))
+ONE = TWO[:1]
+
+
+def assert_feeds(data, expected=FEEDS, model_inputs=TWO):
+    found = list(read(data, model_inputs))
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert list(one) == list(other)
+        for name in other:
+            np.testing.assert_array_equal(one[name], other[name])
+            assert one[name].dtype == other[name].dtype
+
+
+class Reader:
+    """A CalibrationDataReader of ONNX Runtime, which are duck-typed."""
+
+    def __init__(self, feeds):
+        self.feeds = feeds
+        self.rewind()
+
+    def get_next(self):
+        return next(self.left, None)
+
+    def rewind(self):
+        self.left = iter(self.feeds)
+
+
+class MapDataset(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(FEEDS)
+
+    def __getitem__(self, index):
+        return {name: torch.from_numpy(array[0]) for name, array in FEEDS[index].items()}
+
+
+class TestForms:
+    def test_list_of_dicts(self):
+        assert_feeds(FEEDS)
+
+    def test_generator(self):
+        assert_feeds(feed for feed in FEEDS)
+
+    def test_callable_that_returns_an_iterator(self):
+        assert_feeds(lambda: iter(FEEDS))
+
+    def test_tuples_and_lists_in_the_order_of_the_inputs(self):
+        assert_feeds([(feed["ids"], feed["scale"]) for feed in FEEDS])
+        assert_feeds([[feed["ids"], feed["scale"]] for feed in FEEDS])
+
+    def test_order_of_a_dict_does_not_matter(self):
+        assert_feeds([{"scale": feed["scale"], "ids": feed["ids"]} for feed in FEEDS])
+
+    def test_arrays_for_a_model_of_one_input(self):
+        assert_feeds([feed["ids"] for feed in FEEDS], [{"ids": ids} for ids in IDS], ONE)
+
+    def test_tensors(self):
+        assert_feeds([{name: torch.from_numpy(array) for name, array in feed.items()} for feed in FEEDS])
+        assert_feeds([torch.from_numpy(feed["ids"]) for feed in FEEDS], [{"ids": ids} for ids in IDS], ONE)
+
+    def test_tensors_that_need_gradients_or_are_bfloat16(self):
+        feed = {"ids": torch.from_numpy(IDS[0]), "scale": torch.ones(1, 1, requires_grad=True)}
+        assert_feeds([feed], [{"ids": IDS[0], "scale": np.ones((1, 1), np.float32)}])
+        assert_feeds([{**feed, "scale": torch.ones(1, 1, dtype=torch.bfloat16)}], [{**FEEDS[0], "scale": np.ones((1, 1), np.float32)}])  # fmt: skip
+
+    def test_nested_lists_of_numbers(self):
+        assert_feeds([{"ids": [[0, 1, 2, 3]], "scale": [[0.0]]}], FEEDS[:1])
+
+    def test_data_loader(self):
+        assert_feeds(torch.utils.data.DataLoader(MapDataset(), batch_size=1))
+        pairs = torch.utils.data.TensorDataset(torch.from_numpy(IDS[:, 0]), torch.from_numpy(SCALES[:, 0]))
+        assert_feeds(torch.utils.data.DataLoader(pairs, batch_size=1))
+
+    def test_batch_encoding(self):
+        tokenization = pytest.importorskip("transformers.tokenization_utils_base")
+        assert_feeds([tokenization.BatchEncoding(feed) for feed in FEEDS])
+        assert_feeds([tokenization.BatchEncoding(feed, tensor_type="pt") for feed in FEEDS])
+        assert_feeds(tokenization.BatchEncoding({"ids": IDS[:, 0], "scale": SCALES[:, 0]}))
+
+    def test_calibration_data_reader(self):
+        assert_feeds(Reader(FEEDS))
+
+    def test_calibration_data_reader_of_onnxruntime_that_was_read_before(self):
+        from onnxruntime.quantization import CalibrationDataReader
+
+        class OnnxRuntimeReader(Reader, CalibrationDataReader):
+            pass
+
+        reader = OnnxRuntimeReader(FEEDS)
+        assert_feeds(reader)
+        assert_feeds(reader)
+
+    def test_npz(self, tmp_path):
+        np.savez(tmp_path / "rank.npz", ids=IDS[:, 0], scale=SCALES[:, 0])
+        np.savez_compressed(tmp_path / "axis.npz", ids=IDS, scale=SCALES)
+        assert_feeds(tmp_path / "rank.npz")
+        assert_feeds(str(tmp_path / "axis.npz"))
+
+    def test_npz_is_read_a_sample_at_a_time(self, tmp_path):
+        path = tmp_path / "long.npz"
+        np.savez_compressed(path, ids=np.zeros((300_000, 100), np.int64))  # 240 MB
+        first = next(read(path, ONE))
+        assert first["ids"].shape == (1, 100)
+        assert first["ids"].base.nbytes == 800 if isinstance(first["ids"].base, np.ndarray) else True
+
+    def test_dict_of_stacked_arrays(self):
+        assert_feeds({"ids": IDS[:, 0], "scale": SCALES[:, 0]})
+        assert_feeds({"ids": IDS, "scale": torch.from_numpy(SCALES)})
+
+    def test_stacked_array_for_a_model_of_one_input(self):
+        assert_feeds(IDS, [{"ids": ids} for ids in IDS], ONE)
+        assert_feeds(torch.from_numpy(IDS[:, 0]), [{"ids": ids} for ids in IDS], ONE)
+
+    def test_stacked_samples_of_a_fixed_batch(self):
+        fixed = inputs(x=(ir.DataType.FLOAT, 2, 3))
+        x = np.arange(18, dtype=np.float32).reshape(6, 3)
+        assert_feeds({"x": x}, [{"x": x[:2]}, {"x": x[2:4]}, {"x": x[4:]}], fixed)
+
+    def test_ragged_lengths(self):
+        ragged = [{"ids": np.ones((1, length), np.int64)} for length in (3, 9, 1)]
+        assert_feeds(ragged, ragged, ONE)
+
+    def test_an_input_of_unknown_shape_takes_any(self):
+        value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))
+        feeds = [{"x": np.ones((2, 3), np.float32)}, {"x": np.ones((4,), np.float32)}]
+        assert_feeds(feeds, feeds, [value])
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (np.ones((1, 2), np.int32), ir.DataType.INT64),
+        (np.ones((1, 2), np.int64), ir.DataType.INT32),
+        (np.ones((1, 2), bool), ir.DataType.INT64),
+        (np.ones((1, 2), np.int64), ir.DataType.BOOL),
+        (np.ones((1, 2), np.float64), ir.DataType.FLOAT),
+        (np.ones((1, 2), np.float16), ir.DataType.FLOAT),
+        (np.ones((1, 2), np.float32), ir.DataType.FLOAT16),
+        (np.ones((1, 2), np.float32), ir.DataType.BFLOAT16),
+        (np.ones((1, 2), np.uint8), ir.DataType.FLOAT),
+        (np.ones((1, 2), np.int64), ir.DataType.FLOAT),
+    ],
+)
+def test_dtypes_that_lose_nothing_are_cast(given, dtype):
+    (feed,) = read([{"x": given}], inputs(x=(dtype, "batch", 2)))
+    assert feed["x"].dtype == dtype.numpy()
+    np.testing.assert_array_equal(feed["x"].astype(np.float32), np.ones((1, 2), np.float32))
+
+
+def sample(**changes):
+    return {**FEEDS[0], **changes}
+
+
+@pytest.mark.parametrize(
+    ("bad", "name", "reason"),
+    [
+        (sample(scale=np.array([[np.nan]], np.float32)), "scale", "NaN or infinity"),
+        (sample(scale=np.array([[-np.inf]], np.float32)), "scale", "NaN or infinity"),
+        (sample(scale=np.array([[1e300]])), "scale", "NaN or infinity"),
+        ({"idz": IDS[0], "scale": SCALES[0]}, "idz", "no such input.*ids, scale.*Did you mean ids"),
+        (sample(label=IDS[0]), "label", "no such input"),
+        ({"ids": IDS[0]}, "scale", "missing"),
+        (sample(ids=IDS[0, 0]), "ids", r"shape \[4\].*\[batch, sequence\].*Add the batch dim"),
+        (sample(ids=IDS[:, None]), "ids", "Give it the rank"),
+        (sample(scale=np.ones((1, 2), np.float32)), "scale", r"size 2 on axis 1, where the input has \[batch, 1\]"),
+        (sample(scale=np.ones((2, 1), np.float32)), "scale", "size 2 on axis 0, where batch is 1 in dim 0 of ids"),
+        (sample(ids=np.zeros((1, 0), np.int64)), "ids", "empty"),
+        (sample(ids=np.ones((1, 4), np.float32)), "ids", "dtype float32 where the input has int64"),
+        (sample(ids=np.array([["a", "b"]])), "ids", "dtype <U1"),
+        (sample(ids=np.array([[2**63]], np.uint64)), "ids", "holds numbers that int64 does not"),
+        (sample(scale=np.array([[2**24 + 1]])), "scale", "holds numbers that float32 does not"),
+        (sample(ids=[[1, 2], [3]]), "ids", "no array"),
+        (sample(ids=None), "ids", "dtype object"),
+    ],
+)
+def test_a_bad_sample_is_refused_with_its_input_and_index(bad, name, reason):
+    with pytest.raises(CalibrationError, match=reason) as caught:
+        list(read([FEEDS[0], bad], TWO))
+    assert caught.value.subject == f"input {name}, calibration sample 1"
+
+
+def test_a_tuple_of_the_wrong_length_is_refused():
+    with pytest.raises(CalibrationError, match="3 arrays for the 2 inputs ids, scale") as caught:
+        list(read([(IDS[0], SCALES[0], SCALES[0])], TWO))
+    assert caught.value.subject == "calibration sample 0"
+
+
+@pytest.mark.parametrize("data", [3, None, object()])
+def test_data_of_no_known_form_is_refused(data):
+    with pytest.raises(CalibrationError, match="holds no samples"):
+        list(read(data, TWO))
+
+
+@pytest.mark.parametrize("empty", [[], iter(()), {}, {"ids": IDS[:0], "scale": SCALES[:0]}, lambda: [], Reader([])])
+def test_no_samples_are_refused(empty):
+    with pytest.raises(CalibrationError, match="it holds no sample"):
+        Spool(empty, TWO, None)
+
+
+def test_stacked_arrays_of_different_lengths_are_refused():
+    with pytest.raises(CalibrationError, match="2 samples where another input has 3") as caught:
+        list(read({"ids": IDS, "scale": SCALES[:2]}, TWO))
+    assert caught.value.subject == "input scale"
+    with pytest.raises(CalibrationError, match="scalar, not stacked"):
+        list(read({"ids": IDS, "scale": np.float32(1)}, TWO))
+
+
+class TestFiles:
+    def test_missing(self, tmp_path):
+        with pytest.raises(CalibrationError, match="no such file"):
+            list(read(tmp_path / "nowhere.npz", ONE))
+
+    def test_not_an_archive(self, tmp_path):
+        path = tmp_path / "text.npz"
+        path.write_text("not an archive")
+        with pytest.raises(CalibrationError, match=r"no \.npz file"):
+            list(read(path, ONE))
+
+    def test_python_objects_are_never_unpickled(self, tmp_path):
+        class Trap:
+            def __reduce__(self):
+                return pathlib.Path.touch, (tmp_path / "sprung",)
+
+        np.savez(tmp_path / "trap.npz", ids=np.array([Trap()], object))
+        with pytest.raises(CalibrationError, match="Python objects"):
+            list(read(tmp_path / "trap.npz", ONE))
+        assert not (tmp_path / "sprung").exists()
+
+    def test_column_major(self, tmp_path):
+        np.savez(tmp_path / "columns.npz", ids=np.asfortranarray(IDS[:, 0]))
+        with pytest.raises(CalibrationError, match="column-major"):
+            list(read(tmp_path / "columns.npz", ONE))
+
+    def test_other_members(self, tmp_path):
+        import zipfile
+
+        with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+            archive.writestr("readme.txt", "hello")
+        with pytest.raises(CalibrationError, match=r"readme\.txt"):
+            list(read(tmp_path / "other.npz", ONE))
+
+    def test_cut_short(self, tmp_path):
+        path = tmp_path / "short.npz"
+        np.savez(path, ids=IDS[:, 0])
+        content = path.read_bytes()
+        path.write_bytes(content.replace(IDS.tobytes(), IDS.tobytes()[:-1] + b"\xff"))
+        with pytest.raises(CalibrationError, match="damaged"):
+            list(read(path, ONE))
+
+
+class TestSpool:
+    def test_samples_can_be_gone_through_again(self):
+        spool = Spool(iter(FEEDS), TWO, None)
+        for _ in range(2):
+            assert_feeds(spool)
+        assert spool.count == 3
+
+    def test_it_reads_no_more_than_it_was_asked_for(self):
+        endless = ({"ids": np.array([[index]])} for index in itertools.count())
+        assert Spool(endless, ONE, 5).count == 5
+        assert next(endless)["ids"].item() == 5
+
+    def test_the_fingerprint_is_that_of_the_content(self):
+        def fingerprint(feeds):
+            return Spool(feeds, TWO, None).fingerprint
+
+        assert fingerprint(FEEDS) == fingerprint(iter(FEEDS))
+        assert fingerprint(FEEDS) != fingerprint(FEEDS[::-1])
+        assert fingerprint(FEEDS) != fingerprint(FEEDS[:2])
+        assert fingerprint([sample(ids=np.zeros((1, 4), int))]) != fingerprint([sample(ids=np.zeros((1, 5), int))])
+
+    def test_bfloat16_comes_back_as_it_was(self):
+        spool = Spool([{"x": np.array([[1.5]])}], inputs(x=(ir.DataType.BFLOAT16, "batch", 1)), None)
+        (feed,) = spool
+        assert feed["x"].dtype == ir.DataType.BFLOAT16.numpy()
+        assert feed["x"].item() == 1.5
+
+    def test_the_folder_goes_with_the_spool(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        spool = Spool(FEEDS, TWO, None)
+        assert len(list(tmp_path.iterdir())) == 1
+        del spool
+        assert not list(tmp_path.iterdir())
+
+    def test_a_refused_sample_leaves_no_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with pytest.raises(CalibrationError):
+            Spool([FEEDS[0], {}], TWO, None)
+        assert not list(tmp_path.iterdir())
+
+    def test_what_looks_like_a_mask(self):
+        masks = [[[1, 1]], [[0, 1]], [[0, 0]]]
+        feeds = [{"ids": np.array(mask)} for mask in masks]
+        levels = Spool(feeds, ONE, None).levels["ids"]
+        assert levels.masks_out(0)
+        assert levels.constant_in == {1: 0, 0: 2}
+        assert not Spool(feeds[:1], ONE, None).levels["ids"].masks_out(0)
+        assert not Spool([*feeds, {"ids": np.array([[2]])}], ONE, None).levels["ids"].masks_out(0)

@@ -1,0 +1,221 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import typer.testing
+
+from qcompile import backends, cli_inputs, errors
+from qcompile.artifact import write_artifact
+from qcompile.cli import EXIT_CODES, app, exit_code
+from qcompile.errors import CalibrationError, ModelError, RecipeError
+from qcompile.manifest import Port
+from qcompile.recipe import Recipe
+from qcompile.report import LayerReport, Report
+
+TEXT = """
+<ir_version: 10, opset_import: ["" : 21]>
+adding (float[batch, 3] x, int64[batch, sequence] n) => (float[batch, 3] y, int64[batch, sequence] m)
+{ y = Add(x, x)  m = Add(n, n) }
+"""
+
+
+def run(*arguments: object) -> typer.testing.Result:
+    result = typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def artifact(tmp_path) -> Path:
+    model = ir.from_onnx_text(TEXT)
+    write_artifact(
+        tmp_path / "artifact",
+        lambda folder: backends.get("onnxruntime").lower(model, folder, target=None),
+        recipe=Recipe("float"),
+        backend="onnxruntime",
+        target=None,
+        inputs=model.graph.inputs,
+        outputs=model.graph.outputs,
+        calibration=None,
+        report=Report(model="adding", layers=[LayerReport("fc", "Linear", "kept", "it is too small")]),
+    )
+    ir.save(model, tmp_path / "float.onnx")
+    return tmp_path / "artifact"
+
+
+def test_recipes_lists_every_name_with_its_steps():
+    result = run("recipes")
+    assert result.exit_code == 0
+    for name in ("float", "w8a8-static", "w8a8-dynamic", "smoothquant-o1", "smoothquant-o2", "smoothquant-o3"):
+        assert name in result.stdout
+    assert "insert_qdq" in result.stdout
+
+
+def test_a_printed_recipe_can_be_read_again(tmp_path):
+    (tmp_path / "mine.yaml").write_text(run("recipes", "w8a8-static").stdout)
+    assert cli_inputs.recipe(str(tmp_path / "mine.yaml"), ()) == Recipe.from_name("w8a8-static")
+    assert Recipe.from_data(json.loads(run("recipes", "w8a8-static", "--json").stdout)) == Recipe.from_name(
+        "w8a8-static"
+    )
+    assert list(json.loads(run("recipes", "--json").stdout)) == list(map(str, cli_inputs.named_recipes()))
+
+
+def test_a_typed_error_is_one_message_and_an_exit_code():
+    result = run("recipes", "flaot")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: recipe 'flaot': there is no such recipe\nThe nearest is 'float'.\n"
+
+
+def test_a_message_may_hold_what_looks_like_markup():
+    assert "[/red] [bold]" in run("recipes", "[/red] [bold]").stderr
+
+
+def test_debug_shows_where_an_error_was_raised():
+    result = run("recipes", "flaot", "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "recipe.py" in result.stderr
+
+
+def test_errors_are_json_too():
+    result = run("recipes", "flaot", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout) == {
+        "error": {
+            "type": "RecipeError",
+            "subject": "recipe 'flaot'",
+            "reason": "there is no such recipe",
+            "mend": "The nearest is 'float'",
+        }
+    }
+
+
+def test_every_error_has_an_exit_code_that_help_explains():
+    classes = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, Exception)]
+    codes = {exit_code(item("a", "b", "c")) for item in classes}
+    assert exit_code(errors.UnsafeModelError("a", "b", "c")) == exit_code(errors.ModelError("a", "b", "c")) == 3
+    assert codes == set(EXIT_CODES.values()) == {1, 2, 3, 4, 5, 6}
+    text = run("compile", "--help").stdout
+    assert all(f"{code} " in text.partition("Exit codes:")[2] for code in [0, *codes])
+
+
+def test_report_prints_the_summary_or_writes_the_page(artifact, tmp_path):
+    assert "it is too small" in run("report", artifact).stdout
+    assert json.loads(run("report", artifact, "--json").stdout)["layers"][0]["name"] == "fc"
+    result = run("report", artifact, "--html", tmp_path / "report.html")
+    assert result.stdout == f"{tmp_path / 'report.html'}\n"
+    assert "it is too small" in (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_that_is_no_artifact_is_refused(tmp_path):
+    result = run("report", tmp_path)
+    assert result.exit_code == 6
+    assert "manifest.json" in result.stderr
+
+
+def test_bench_measures_the_artifact_and_the_float_model(artifact, tmp_path):
+    arguments = ["bench", artifact, "--against", tmp_path / "float.onnx", "--seconds", "0.1", "--threads", 1]
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert found["backend"] == "onnxruntime"
+    assert found["quantized_ms"] > 0
+    assert found["float_ms"] > 0
+    assert found["speedup"] == pytest.approx(found["float_ms"] / found["quantized_ms"], rel=0.05)
+    text = run(*arguments).stdout
+    assert "float " in text
+    assert "times as fast as float on onnxruntime" in text
+
+
+def test_bench_takes_a_feed_or_makes_one_of_the_size_that_it_is_told(artifact, tmp_path):
+    np.savez(tmp_path / "feed.npz", x=np.zeros((2, 3), np.float32), n=np.zeros((2, 5), np.int64))
+    assert list(
+        json.loads(run("bench", artifact, "--data", tmp_path / "feed.npz", "--seconds", "0.1", "--json").stdout)
+    )
+    assert run("bench", artifact, "--dim", "sequence=7", "--seconds", "0.1").exit_code == 0
+    np.savez(tmp_path / "wrong.npz", x=np.zeros((2, 3), np.float32))
+    result = run("bench", artifact, "--data", tmp_path / "wrong.npz")
+    assert result.exit_code == 3
+    assert "'n'" in result.stderr
+
+
+def test_a_made_up_feed_fits_the_inputs_and_is_always_the_same():
+    inputs = [
+        Port("ids", "int64", ("batch", "sequence")),
+        Port("image", "float32", ("batch", 3, "height", None)),
+        Port("flag", "bool", ()),
+    ]
+    feed = cli_inputs.made_up_feed(inputs, {"batch": 4, "height": 16})
+    assert {name: (str(array.dtype), array.shape) for name, array in feed.items()} == {
+        "ids": ("int64", (4, 128)),
+        "image": ("float32", (4, 3, 16, 128)),
+        "flag": ("bool", ()),
+    }
+    assert feed["ids"].min() == feed["ids"].max() == 1
+    assert feed["image"].std() == pytest.approx(1, abs=0.05)
+    again = cli_inputs.made_up_feed(inputs, {"batch": 4, "height": 16})
+    np.testing.assert_array_equal(feed["image"], again["image"])
+
+
+@pytest.mark.parametrize("text", ["sequence", "sequence=", "sequence=0", "sequence=-1", "sequence=x", "=="])
+def test_a_dimension_that_is_none_is_refused(text):
+    with pytest.raises(RecipeError, match="--dim"):
+        cli_inputs.dimensions([text])
+
+
+def test_settings_are_read_as_yaml():
+    settings = ["alpha=0.5", "weights={granularity: per_tensor}", " observer = percentile"]
+    expected = {"alpha": 0.5, "weights": {"granularity": "per_tensor"}, "observer": "percentile"}
+    assert cli_inputs.recipe("w8a8-static", settings) == Recipe.from_name("w8a8-static", **expected)
+
+
+@pytest.mark.parametrize("text", ["alpha", "=3", "alpha=[", "alfa=3"])
+def test_a_setting_that_is_none_is_refused(text):
+    with pytest.raises(RecipeError):
+        cli_inputs.recipe("w8a8-static", [text])
+
+
+def test_a_folder_of_samples_is_read_in_order_and_more_than_once(tmp_path):
+    for name, length in (("b", 2), ("a", 1), ("c", 3)):
+        np.savez(tmp_path / f"{name}.npz", ids=np.zeros((1, length), np.int64))
+    (tmp_path / "notes.txt").write_text("not a sample")
+    samples = cli_inputs.calibration(tmp_path)
+    for _ in range(2):
+        assert [sample["ids"].shape[1] for sample in samples] == [1, 2, 3]
+
+
+def test_calibration_data_that_is_none_is_refused(tmp_path):
+    assert cli_inputs.calibration(None) is None
+    with pytest.raises(CalibrationError, match="no such file"):
+        cli_inputs.calibration(tmp_path / "missing.npz")
+    with pytest.raises(CalibrationError, match=r"no \.npz file"):
+        cli_inputs.calibration(tmp_path)
+    (tmp_path / "bad.npz").write_text("text")
+    with pytest.raises(CalibrationError, match=r"bad\.npz"):
+        list(cli_inputs.calibration(tmp_path))
+    np.savez(tmp_path / "bad.npz", ids=np.array([{}], dtype=object))
+    with pytest.raises(CalibrationError, match=r"bad\.npz"):
+        list(cli_inputs.calibration(tmp_path))
+
+
+def test_a_hugging_face_folder_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ModelError, match="it is a folder"):
+        cli_inputs.model_file(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="from_pretrained"):
+        cli_inputs.model_file(tmp_path)
+    with pytest.raises(ModelError, match="no such file"):
+        cli_inputs.model_file(tmp_path / "model.onnx")
+
+
+def test_help_is_quick_and_imports_no_runtime():
+    code = (
+        "import sys\nfrom qcompile.cli import main\nsys.argv = ['qcompile', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'onnxruntime', 'openvino', 'onnx_ir', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"

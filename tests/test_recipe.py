@@ -1,0 +1,195 @@
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from qcompile.errors import RecipeError
+from qcompile.recipe import Recipe, Step, check_patterns, named_recipes, selects
+from qcompile.recipe_settings import BOUND, pass_class, settings_of
+from qcompile.scheme import Scheme
+
+NAMES = ["float", "w8a8-static", "w8a8-dynamic", "smoothquant-o1", "smoothquant-o2", "smoothquant-o3"]
+PER_CHANNEL = Scheme("int8", "per_channel", sym=True)
+PER_TENSOR = Scheme("int8", "per_tensor", sym=True)
+
+
+def settings(recipe: Recipe, pass_name: str) -> dict:
+    (step,) = [step for step in recipe.steps if step.pass_name == pass_name]
+    return dict(step.settings)
+
+
+def test_the_named_recipes_are_those_of_the_documentation():
+    assert list(named_recipes()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_named_recipe_survives_yaml_and_pickle(name, tmp_path):
+    recipe = Recipe.from_name(name, ignore=["re:.*head", "é: yes"])
+    text = recipe.to_yaml(tmp_path / "recipe.yaml")
+    assert Recipe.from_yaml(text) == recipe
+    assert Recipe.from_yaml(tmp_path / "recipe.yaml") == Recipe.from_yaml(str(tmp_path / "recipe.yaml")) == recipe
+    assert Recipe.from_data(recipe.to_data()) == recipe
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert hash(Recipe.from_yaml(text)) == hash(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "activations"),
+    [
+        ("smoothquant-o1", Scheme("int8", "per_token", sym=True, dynamic=True)),
+        ("smoothquant-o2", Scheme("uint8", "per_tensor", sym=False, dynamic=True)),
+        ("smoothquant-o3", Scheme("int8", "per_tensor", sym=True, dynamic=False)),
+    ],
+)
+def test_the_levels_of_smoothquant_are_those_of_table_2_of_the_paper(name, activations):
+    recipe = Recipe.from_name(name)
+    smoothing, qdq = settings(recipe, "smooth_activations"), settings(recipe, "insert_qdq")
+    assert smoothing["alpha"] == 0.5
+    assert smoothing["weights"] == qdq["weights"] == PER_TENSOR
+    assert smoothing["activations"] == qdq["activations"] == activations
+    assert [step.pass_name for step in recipe.steps] == ["smooth_activations", "fold_scales", "insert_qdq"]
+
+
+@pytest.mark.parametrize(
+    ("name", "activations"),
+    [
+        ("w8a8-static", Scheme("uint8", "per_tensor", sym=False, dynamic=False)),
+        ("w8a8-dynamic", Scheme("int8", "per_token", sym=True, dynamic=True)),
+    ],
+)
+def test_our_recipes_have_weights_per_channel_and_search_alpha(name, activations):
+    recipe = Recipe.from_name(name)
+    smoothing, qdq = settings(recipe, "smooth_activations"), settings(recipe, "insert_qdq")
+    assert smoothing == {"alpha": "auto", "activations": activations, "weights": PER_CHANNEL}
+    assert (qdq["activations"], qdq["weights"]) == (activations, PER_CHANNEL)
+
+
+def test_an_override_goes_to_every_step_that_has_the_setting():
+    recipe = Recipe.from_name("smoothquant-o3", weights=PER_CHANNEL, alpha=1, observer="percentile", ignore="head")
+    assert settings(recipe, "smooth_activations")["weights"] == settings(recipe, "insert_qdq")["weights"] == PER_CHANNEL
+    assert settings(recipe, "smooth_activations")["alpha"] == 1.0
+    assert settings(recipe, "insert_qdq")["observer"] == "percentile"
+    assert recipe.ignore == ("head",)
+    assert recipe != Recipe.from_name("smoothquant-o3")
+
+
+def test_a_mapping_overrides_only_the_parts_of_a_scheme_that_it_names():
+    recipe = Recipe.from_name("w8a8-static", activations={"sym": True})
+    assert settings(recipe, "insert_qdq")["activations"] == Scheme("uint8", "per_tensor", sym=True)
+
+
+def test_a_step_builds_the_pass_and_binds_only_the_fields_that_it_has():
+    built = Step("insert_qdq", {"observer": "mse", "weights": PER_CHANNEL}).build(ignore=("a",), nothing_like_it=3)
+    assert isinstance(built, pass_class("insert_qdq"))
+    assert (built.observer, built.weights) == ("mse", PER_CHANNEL)
+
+
+def test_what_the_compiler_binds_is_not_a_setting():
+    assert not set(BOUND) & set(settings_of("insert_qdq"))
+    with pytest.raises(RecipeError, match="calibrator"):
+        Step("insert_qdq", {"calibrator": None})
+
+
+def test_settings_are_sorted_so_that_their_order_does_not_matter():
+    one = Step("insert_qdq", {"weights": PER_CHANNEL, "observer": "mse"})
+    other = Step("insert_qdq", {"observer": "mse", "weights": dataclasses.asdict(PER_CHANNEL)})
+    assert one == other
+    assert hash(one) == hash(other)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Recipe.from_name("w8a8-statik"), "recipe 'w8a8-statik'.*'w8a8-static'"),
+        (lambda: Recipe.from_name("w8a8-static", alfa=0.5), "setting 'alfa'.*w8a8-static.*'alpha'"),
+        (lambda: Recipe.from_name("w8a8-static", alpha="autp"), "smooth_activations.alpha: 'autp'.*'auto'"),
+        (lambda: Recipe.from_name("w8a8-static", alpha=float("nan")), "smooth_activations.alpha: nan"),
+        (lambda: Recipe.from_name("w8a8-static", alpha=True), "smooth_activations.alpha: True"),
+        (lambda: Recipe.from_name("w8a8-static", observer="meanmax"), "insert_qdq.observer: 'meanmax'.*'minmax'"),
+        (lambda: Recipe.from_name("w8a8-static", weights={"dtype": "int9"}), "weights.dtype: 'int9'.*'int8'"),
+        (lambda: Recipe.from_name("w8a8-static", weights={"symm": True}), "weights.symm.*'sym'"),
+        (lambda: Recipe.from_name("w8a8-static", weights={"sym": 1}), "weights.sym: 1 is a int.*bool"),
+        (lambda: Recipe.from_name("w8a8-static", weights="int8"), "weights: 'int8' is not a Scheme"),
+        (lambda: Recipe.from_name("float", alpha=0.5), "setting 'alpha': no step of float has it"),
+        (lambda: Recipe.from_name("float", ignore=["re:("]), "re:\\(.*regular expression.*not valid"),
+        (lambda: Recipe.from_name("float", targets=[3]), "targets 3: it is not a text"),
+        (lambda: Step("insert_qdp"), "pass 'insert_qdp'.*'insert_qdq'"),
+        (lambda: Step("../errors"), "pass '../errors'"),
+        (lambda: Step("insert_qdq", {"observr": "mse"}), "'observr' of insert_qdq.*'observer'"),
+        (lambda: Recipe(""), "name"),
+        (lambda: Recipe.from_yaml("naem: x\n"), "key 'naem'.*'name'"),
+        (lambda: Recipe.from_yaml("- insert_qdq\n"), "it is a list"),
+        (lambda: Recipe.from_yaml("name: x\nsteps: insert_qdq\n"), "steps of the recipe.*str"),
+        (lambda: Recipe.from_yaml("name: x\nsteps: [{insert_qdq: , fold_scales: }]\n"), "not one pass"),
+        (lambda: Recipe.from_yaml("name: x\nsteps: [{insert_qdq: 3}]\n"), "not one pass"),
+        (lambda: Recipe.from_yaml("name: [\n"), "not YAML"),
+        (lambda: Recipe.from_yaml("name: !!python/object/apply:os.getcwd []\n"), "not YAML"),
+        (lambda: Recipe.from_yaml("no/such/recipe.yaml"), "recipe file no/such/recipe.yaml"),
+    ],
+)
+def test_what_is_not_valid_is_refused_with_the_nearest_valid_word(make, message):
+    with pytest.raises(RecipeError, match=f"(?s){message}"):
+        make()
+
+
+def test_the_yaml_form_of_the_documentation():
+    recipe = Recipe.from_yaml(
+        """
+        name: mine
+        steps:
+          - smooth_activations: {alpha: auto}
+          - fold_scales
+          - insert_qdq: {activations: {dtype: uint8, granularity: per_tensor, sym: false}, observer: mse}
+        ignore: ["re:.*embeddings.*"]
+        """
+    )
+    assert recipe == Recipe(
+        "mine",
+        (
+            Step("smooth_activations", {"alpha": "auto"}),
+            Step("fold_scales"),
+            Step("insert_qdq", {"activations": Scheme("uint8", sym=False), "observer": "mse"}),
+        ),
+        ignore=("re:.*embeddings.*",),
+    )
+    assert recipe.describe().splitlines() == [
+        "smooth_activations(alpha=auto)",
+        "fold_scales()",
+        "insert_qdq(activations=uint8/per_tensor/asymmetric/static, observer=mse)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "selected"),
+    [
+        (["encoder.0.fc"], True),
+        (["node_7"], True),
+        (["encoder.0"], False),
+        (["re:encoder.0"], False),
+        (["re:encoder.0.*"], True),
+        (["re:.*fc"], True),
+        (["re:fc"], False),
+        (["encoder.0.*"], False),
+        ([], False),
+        (["nothing", "re:node_[0-9]"], True),
+    ],
+)
+def test_a_pattern_selects_whole_names(patterns, selected):
+    assert selects(patterns, ("encoder.0.fc", "node_7")) is selected
+
+
+def test_a_pattern_that_selects_nothing_is_refused_with_the_nearest_layer():
+    layers = [("encoder.0.fc", "node_1"), ("encoder.1.fc", "node_2")]
+    check_patterns("ignore", ["encoder.1.fc", "re:node_.*"], layers)
+    with pytest.raises(
+        RecipeError, match=r"ignore 'encodr.1.fc': no layer has this name. The nearest is 'encoder.1.fc'"
+    ):
+        check_patterns("ignore", ["encoder.0.fc", "encodr.1.fc"], layers)
+
+
+def test_importing_the_recipes_imports_no_pass():
+    code = "import sys, qcompile.recipe; print([m for m in sys.modules if m.startswith('qcompile.passes.')])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
