@@ -42,7 +42,9 @@ def _drop_axes(node: ir.Node) -> str:
     """MatMul(x, [1, .., 1, in, out]) -> MatMul(x, [in, out]) where x has as many axes."""
     x, weight = node.inputs
     tensor = constant(weight)
-    assert x is not None and weight is not None and tensor is not None
+    assert x is not None
+    assert weight is not None
+    assert tensor is not None
     shape = tuple(tensor.shape.numpy())
     if len(shape) < 3 or math.prod(shape[:-2]) != 1 or x.shape is None or len(x.shape) < len(shape):
         return ""
@@ -65,7 +67,7 @@ def _flatten_bias(node: ir.Node) -> str:
     bias, tensor = add.inputs[index], constant(add.inputs[index])
     if bias is None or tensor is None:
         return ""
-    shape, outputs = tuple(tensor.shape.numpy()), int(weight.shape[1])
+    shape, outputs = tuple(tensor.shape.numpy()), int(weight.shape.numpy()[1])
     output_shape = node.outputs[0].shape
     rank = len(output_shape) if output_shape is not None else 1
     if (

@@ -100,10 +100,11 @@ def _means_the_same(node: ir.Node, current: int, opset: int) -> bool:
     variadic = bool(new.inputs) and new.inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
     if used and used[-1] >= len(new.inputs) and not variadic:
         return False
+    # An attribute that the lower opset lacks has a default that means what the operator did without it.
     defaults = (
-        name in new.attributes and new.attributes[name].default_value == attribute.default_value
+        new.attributes[name].default_value == attribute.default_value
         for name, attribute in old.attributes.items()
-        if name not in node.attributes and attribute.default_value.name
+        if name not in node.attributes and name in new.attributes
     )
     return all(name in new.attributes for name in node.attributes) and all(defaults)
 
@@ -111,7 +112,9 @@ def _means_the_same(node: ir.Node, current: int, opset: int) -> bool:
 def _lower_swish(node: ir.Node) -> None:
     """Swish(x) -> x * Sigmoid(alpha * x)."""
     x, alpha = node.inputs[0], node.attributes.get_float("alpha", 1.0)
-    assert x is not None and x.dtype is not None and isinstance(node.graph, ir.Graph)
+    assert x is not None
+    assert x.dtype is not None
+    assert isinstance(node.graph, ir.Graph)
     tape = ir.tape.Tape(graph_like=node.graph)
     argument = x
     if alpha != 1.0:

@@ -52,9 +52,11 @@ def _has_batch_of_one(cache: ir.Value | None) -> bool:
 def _expand(before: ir.Node, cache: ir.Value, x: ir.Value) -> ir.Value:
     """Insert Expand(cache, [batch of x, 1, 1]) in front of the node."""
     graph = before.graph
-    assert graph is not None and cache.shape is not None and x.shape is not None
+    assert graph is not None
+    assert cache.shape is not None
+    assert x.shape is not None
     ones = ir.tensor([1, 1], ir.DataType.INT64, name=f"{cache.name}_ones")
-    tail = ir.Value(name=ones.name, shape=ones.shape, type=ir.TensorType(ones.dtype), const_value=ones)
+    tail = ir.Value(name=ones.name, shape=ir.Shape([2]), type=ir.TensorType(ones.dtype), const_value=ones)
     graph.initializers[f"{cache.name}_ones"] = tail
     tape = ir.tape.Tape()
     batch = tape.op("Shape", [x], {"start": 0, "end": 1})

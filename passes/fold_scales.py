@@ -26,6 +26,11 @@ class FoldScales(Pass):
     keeps: ClassVar[Keeps] = "exact"
     looks_for: ClassVar[str] = "a Mul by a constant vector whose only readers are linears or convolutions"
 
+    @property
+    def may_match_nothing(self) -> bool:
+        """Smoothing may have found that no scale pays."""
+        return True
+
     def call(self, model: ir.Model) -> Result:
         """Fold what can be folded, in graph order; one finding per Mul, named after the first layer behind it."""
         findings = tuple(_fold(marker) for marker in channel_markers.find(model))

@@ -94,7 +94,8 @@ def _replace(node: ir.Node, tensor: ir.TensorProtocol, view: _View) -> None:
     """Put a lazy initializer of the same name in the place of the node."""
     shape, dtype, apply = view
     output, graph = node.outputs[0], node.graph
-    assert isinstance(graph, ir.Graph) and output.name is not None
+    assert isinstance(graph, ir.Graph)
+    assert output.name is not None
     lazy = lazy_tensor(tensor, output.name, shape, apply, dtype)
-    graph.remove(node, safe=False)
     output.replace_all_uses_with(register_initializer(node, lazy))
+    graph.remove(node, safe=True)

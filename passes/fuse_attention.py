@@ -25,8 +25,8 @@ class FuseAttention(Pass):
     softmax of a row that is wholly masked is dropped: Attention returns zeros for such a row by definition.
 
     Does not fire where the weights of the attention are read elsewhere, where the ranks or the numbers of heads are not
-    known or differ (an implicit broadcast), for a computed scale, or for a softmax over another axis. Needs opset 23 and
-    operands in the order of computation (`order_operands`).
+    known or differ (an implicit broadcast), for a computed scale, or for a softmax over another axis. Needs opset 23
+    and operands in the order of computation (`order_operands`).
     """
 
     looks_for: ClassVar[str] = "softmax(q @ k^T) @ v of values with four axes"
@@ -39,7 +39,7 @@ class FuseAttention(Pass):
 
 
 def _scaled(op: Any, value: Any, scale: Any, name: str) -> Any:
-    """value * scale, value / scale or value; `name` is bound to which of them it is."""
+    """Value * scale, value / scale or value; `name` is bound to which of them it is."""
     alternatives = [op.Mul(value, scale), op.Div(value, scale), value]
     return pattern.OrValue(alternatives, tag_var=name, tag_values=["Mul", "Div", "None"])
 
@@ -145,4 +145,5 @@ def _added_mask(op: Any, query: ir.Value, bound: dict[str, Any]) -> ir.Value:
     assert fill is not None
     zero = op.initializer(ir.tensor(np.zeros((), query.dtype.numpy()), name=f"{mask.name}_zero"))
     low = op.initializer(ir.tensor(fill.reshape(()), name=f"{mask.name}_fill"))
-    return op.Where(mask, zero, low) if bound["masking"] == "keep" else op.Where(mask, low, zero)
+    added: ir.Value = op.Where(mask, zero, low) if bound["masking"] == "keep" else op.Where(mask, low, zero)
+    return added

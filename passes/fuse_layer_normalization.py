@@ -46,7 +46,7 @@ class FuseLayerNormalization(Pass):
 
 
 def _moments(op: Any, x: Any, mean_axes: Any, variance_axes: Any, epsilon: Any) -> tuple[Any, Any]:
-    """x - mean(x), and the standard deviation."""
+    """X - mean(x), and the standard deviation."""
     deviation = op.Sub(x, op.ReduceMean(x, mean_axes, _allow_other_attributes=True, _outputs=["mean"]))
     square = pattern.OrValue([op.Mul(deviation, deviation), op.Pow(deviation, 2.0)])
     variance = op.ReduceMean(square, variance_axes, _allow_other_attributes=True, _outputs=["variance"])
@@ -93,5 +93,7 @@ def _is_bias(_: MatchContext, x: ir.Value, bias: ir.Value, normalized: ir.Value,
 
 def _biased(op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value, normalized: ir.Value) -> Any:
     if bias.shape is None or bias.shape.numpy() != (channels(x),):
-        bias = op.initializer(ir.tensor(per_channel(bias, channels(x)), name=f"{normalized.name}_bias"))
+        flat = per_channel(bias, channels(x))
+        assert flat is not None
+        bias = op.initializer(ir.tensor(flat, name=f"{normalized.name}_bias"))
     return op.LayerNormalization(x, weight, bias, **attributes(normalized))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -43,7 +44,9 @@ class LowerGemms(Pass):
 def _lower(node: ir.Node) -> None:
     """Replace a Gemm by Transpose if need be, MatMul, and Add if there is a C."""
     x, weight = node.inputs[0], node.inputs[1]
-    assert x is not None and weight is not None and node.graph is not None
+    assert x is not None
+    assert weight is not None
+    assert node.graph is not None
     tape = ir.tape.Tape()
     if node.attributes.get_int("transA", 0):
         x = tape.op("Transpose", [x], {"perm": [1, 0]})
@@ -60,7 +63,7 @@ def _lower(node: ir.Node) -> None:
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], tape.nodes, node.outputs, [output])
 
 
-def _name_nodes(gemm: ir.Node, matmul: ir.Node | None, nodes: list[ir.Node]) -> None:
+def _name_nodes(gemm: ir.Node, matmul: ir.Node | None, nodes: Sequence[ir.Node]) -> None:
     """The MatMul takes the name of the Gemm; the nodes around it are named after it."""
     for new in nodes:
         copy_names(gemm, new)
@@ -69,7 +72,7 @@ def _name_nodes(gemm: ir.Node, matmul: ir.Node | None, nodes: list[ir.Node]) -> 
 
 
 def _weight(node: ir.Node, weight: ir.Value) -> ir.Value:
-    """alpha * op(B) as an initializer [in, out]; B itself where that is what it is."""
+    """Alpha * op(B) as an initializer [in, out]; B itself where that is what it is."""
     alpha = node.attributes.get_float("alpha", 1.0)
     transposed = bool(node.attributes.get_int("transB", 0))
     if alpha == 1.0 and not transposed:
@@ -87,7 +90,7 @@ def _weight(node: ir.Node, weight: ir.Value) -> ir.Value:
 
 
 def _addend(node: ir.Node, addend: ir.Value, weight: ir.Value, beta: float, tape: ir.tape.Tape) -> ir.Value:
-    """beta * C, with one value per output where C is a constant that allows it."""
+    """Beta * C, with one value per output where C is a constant that allows it."""
     tensor = constant(addend)
     if tensor is None:
         if beta == 1.0:
@@ -96,7 +99,7 @@ def _addend(node: ir.Node, addend: ir.Value, weight: ir.Value, beta: float, tape
         factor = ir.tensor(np.asarray(beta, weight.dtype.numpy()), name=f"{node.outputs[0].name}_beta")
         return tape.op("Mul", [addend, register_initializer(node, factor)])
     assert weight.shape is not None
-    outputs = int(weight.shape[1])
+    outputs = int(weight.shape.numpy()[1])
     shape = tuple(tensor.shape.numpy())
     per_output = math.prod(shape[:-1]) == 1
     new_shape = (outputs,) if per_output else shape

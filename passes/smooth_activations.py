@@ -36,6 +36,7 @@ class SmoothActivations(Pass):
             "auto": the scale with the smallest output error on sampled rows, which may be none.
         activations: how the inputs of the linears will be quantized.
         weights: how their weights will be quantized.
+        ignore: layers that stay float, by name; bound by `compile`. They keep reading the value itself.
         min_gain: part of the squared output error that a Mul which cannot be folded has to remove, 0 to 1.
         calibrator: source of the statistics; bound by `compile`.
 
@@ -48,6 +49,7 @@ class SmoothActivations(Pass):
     activations: Scheme = STATIC
     weights: Scheme = PER_CHANNEL
     min_gain: float = 0.25
+    ignore: frozenset[str] = frozenset()
     calibrator: Calibrator | None = dataclasses.field(default=None, repr=False, compare=False)
 
     keeps: ClassVar[Keeps] = "exact"
@@ -59,16 +61,26 @@ class SmoothActivations(Pass):
         if not 0 <= self.min_gain <= 1:
             raise RecipeError(f"min_gain {self.min_gain!r}", "it is not a number from 0 to 1", "Use such a number")
 
+    @property
+    def may_match_nothing(self) -> bool:
+        """With alpha "auto" the data decides; a model without linears has nothing to smooth."""
+        return self.alpha == "auto"
+
+    def without_calibration(self) -> Pass | None:
+        """Leave the pass out: there is nothing to smooth by."""
+        return None
+
     def call(self, model: ir.Model) -> Result:
         """Write the scales; from the last linears to the first, because a folded scale changes earlier weights."""
         if self.calibrator is None:
             raise CalibrationError("SmoothActivations", "it needs statistics of activations", "Give calibration data")
-        groups = channel_markers.by_input(graph.linears(model))
+        quantized = [linear for linear in graph.linears(model) if linear.name not in self.ignore]
+        groups = channel_markers.by_input(quantized)
         changed: Factors = {}
         for marker in channel_markers.find(model):
             groups.pop(marker.node.outputs[0], None)
             _remember(channel_scales.solve(marker.x, marker.axis), marker.factors, changed)
-        statistics = self.calibrator.collect(model, {str(x.name): -1 for x in groups}) if groups else {}
+        statistics = self.calibrator.collect(model, {str(x.name): -1 for x in groups})
         findings = [
             self._smooth(x, linears, statistics[str(x.name)], changed) for x, linears in reversed(groups.items())
         ]

@@ -1,0 +1,53 @@
+"""qcompile: a quantizing graph compiler for CPUs, edge boxes and single GPUs.
+
+`compile` is the whole compiler; `rewrite` its passes only; `trace` its front doors; `load` opens an artifact.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from qcompile.errors import QCompileError
+
+if TYPE_CHECKING:
+    from qcompile.artifact import Artifact, load
+    from qcompile.compile import compile, rewrite  # noqa: A004 - the verb of the project
+    from qcompile.frontend import trace
+    from qcompile.recipe import Recipe
+    from qcompile.report import Report
+
+__version__ = "0.1.0"
+
+__all__ = ["Artifact", "QCompileError", "Recipe", "Report", "compile", "load", "rewrite", "trace"]
+
+_HOMES = {
+    "Artifact": "qcompile.artifact",
+    "Recipe": "qcompile.recipe",
+    "Report": "qcompile.report",
+    "compile": "qcompile.compile",
+    "load": "qcompile.artifact",
+    "rewrite": "qcompile.compile",
+    "trace": "qcompile.frontend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used, so that `import qcompile` stays fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+class _Package(types.ModuleType):
+    """Keeps `qcompile.compile` the function: importing the submodule of that name would put the module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "compile" and isinstance(value, types.ModuleType):
+            value = value.compile
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

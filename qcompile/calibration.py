@@ -41,6 +41,7 @@ class Calibrator:
         seed: of the places that rows are drawn from.
         cache: folder where statistics are kept between runs, or None.
         progress: called with (samples done, samples in all).
+        on_collect: called with the model and its statistics after each `collect`.
     """
 
     data: Any = dataclasses.field(repr=False)
@@ -53,6 +54,9 @@ class Calibrator:
     seed: int = 0
     cache: pathlib.Path | None = None
     progress: Callable[[int, int], None] | None = dataclasses.field(default=None, repr=False, compare=False)
+    on_collect: Callable[[ir.Model, Mapping[str, ChannelStatistics]], None] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
     _spools: list[Spool] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def samples(self, model: ir.Model) -> Spool:
@@ -81,6 +85,12 @@ class Calibrator:
         """
         if not axes:
             return {}
+        statistics = self._cached(model, axes, gram)
+        if self.on_collect is not None:
+            self.on_collect(model, statistics)
+        return statistics
+
+    def _cached(self, model: ir.Model, axes: Mapping[str, int], gram: Collection[str]) -> dict[str, ChannelStatistics]:
         samples = self.samples(model)
         masks = self._masks(model, samples)
         if self.cache is None:

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -77,22 +78,31 @@ def _from_npz(path: pathlib.Path, inputs: Sequence[ir.Value]) -> Iterator[Feed]:
     """Read an .npz file a sample at a time, so that it may be larger than memory."""
     if not zipfile.is_zipfile(path):
         raise CalibrationError(str(path), "it is no .npz file" if path.exists() else "there is no such file", _FORMS)
-    with zipfile.ZipFile(path) as archive:
-        headers = {name.removesuffix(".npy"): _header(archive, name, path) for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield from _from_archive(archive, path, inputs)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise CalibrationError(str(path), f"it is damaged ({error})", "Write it again, numpy.savez(...)") from error
 
-        def blocks(name: str, size: int) -> Iterator[Array]:
-            shape, dtype = headers[name]
-            with archive.open(f"{name}.npy") as stream:
-                _read_header(stream)
-                for start in range(0, shape[0], size):
-                    block = (min(size, shape[0] - start), *shape[1:])
-                    content = stream.read(math.prod(block) * dtype.itemsize)
-                    yield np.frombuffer(content, dtype).reshape(block)
 
-        yield from _unstack({name: shape for name, (shape, _) in headers.items()}, blocks, inputs)
+def _from_archive(archive: zipfile.ZipFile, path: pathlib.Path, inputs: Sequence[ir.Value]) -> Iterator[Feed]:
+    headers = {name.removesuffix(".npy"): _header(archive, name, path) for name in archive.namelist()}
+
+    def blocks(name: str, size: int) -> Iterator[Array]:
+        shape, dtype = headers[name]
+        with archive.open(f"{name}.npy") as stream:
+            _read_header(stream)
+            for start in range(0, shape[0], size):
+                block = (min(size, shape[0] - start), *shape[1:])
+                content = stream.read(math.prod(block) * dtype.itemsize)
+                yield np.frombuffer(content, dtype).reshape(block)
+
+    return _unstack({name: shape for name, (shape, _) in headers.items()}, blocks, inputs)
 
 
 def _header(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    if not name.endswith(".npy"):
+        raise CalibrationError(str(path), f"{name} is no array", "Save plain arrays, numpy.savez(...)")
     with archive.open(name) as stream:
         shape, fortran_order, dtype = _read_header(stream)
     if fortran_order or dtype.hasobject:

@@ -83,7 +83,10 @@ def padding_masks(model: ir.Model) -> tuple[PaddingMask, ...]:
 
 
 def _may_mask(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) == 2 and value.shape[0] != value.shape[1]
+    if value.shape is None or len(value.shape) != 2:
+        return False
+    batch, sequence = value.shape
+    return batch != sequence or not _is_known(batch)
 
 
 def _valid_level(graph: ir.Graph, mask: ir.Value) -> int | None:

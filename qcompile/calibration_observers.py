@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask, mask_axes, position_dims
 from qcompile.calibration_observation import Statistic, output_name
+from qcompile.calibration_rows import GOLDEN_RATIO
 
-_GOLDEN_RATIO = 0.6180339887498949
 _FLOAT, _INT64, _BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
@@ -60,7 +60,7 @@ class ObserverWriter:
             if picked is None:
                 length = self._op("Reshape", [self._size_of(x, 0), self._integers([])])
                 self._add_output(count, "Identity", [length], {}, [], _INT64)
-                picked = self._picked(self._cast(length, _FLOAT), *wanted)
+                picked = self._picked(length, *wanted)
             self._add_statistics(name, x, picked, _channels(value, axis), name in gram)
 
     def _add_statistics(self, name: str, x: ir.Value, picked: ir.Value, channels: int | None, gram: bool) -> None:
@@ -161,14 +161,18 @@ class ObserverWriter:
 
         They are `calibration_rows.stratified`, written as operators.
         """
-        rows = self._op("Floor", [self._op("Add", [self._op("Mul", [count, density]), carry])])
-        rows = self._op("Min", [rows, count, self._real(self.rows)])
-        part = self._op("Range", [self._real(0.0), rows, self._real(1.0)])
-        place = self._op("Add", [self._op("Mul", [part, self._real(_GOLDEN_RATIO)]), phase])
-        place = self._op("Sub", [place, self._op("Floor", [place])])
-        row = self._op("Mul", [self._op("Add", [part, place]), self._op("Div", [count, rows])])
-        last = self._op("Sub", [count, self._real(1.0)])
-        return self._cast(self._op("Min", [self._op("Floor", [row]), last]), _INT64)
+        length = self._cast(count, _FLOAT)
+        rows = self._op("Floor", [self._op("Add", [self._op("Mul", [length, density]), carry])])
+        rows = self._op("Min", [rows, length, self._real(self.rows)])
+        divisor = self._cast(self._op("Max", [rows, self._real(1.0)]), _INT64)
+        part = self._op("Range", [self._integer(0), self._cast(rows, _INT64), self._integer(1)])
+        begin = self._op("Div", [self._op("Mul", [part, count]), divisor])
+        end = self._op("Div", [self._op("Mul", [self._op("Add", [part, self._integer(1)]), count]), divisor])
+        width = self._cast(self._op("Sub", [end, begin]), _FLOAT)
+        step = self._op("Add", [self._op("Mul", [self._cast(part, _FLOAT), self._real(GOLDEN_RATIO)]), phase])
+        place = self._op("Floor", [self._op("Mul", [self._op("Sub", [step, self._op("Floor", [step])]), width])])
+        inside = self._op("Min", [place, self._op("Sub", [width, self._real(1.0)])])
+        return self._op("Add", [begin, self._cast(inside, _INT64)])
 
     def _vector(self, value: ir.Value) -> ir.Value:
         return self._op("Reshape", [value, self._integers([-1])])
@@ -192,6 +196,9 @@ class ObserverWriter:
         return value if value.dtype == dtype else self._op("Cast", [value], {"to": dtype.value})
 
     def _integers(self, content: list[int]) -> ir.Value:
+        return self._constant(content, _INT64)
+
+    def _integer(self, content: int) -> ir.Value:
         return self._constant(content, _INT64)
 
     def _real(self, content: float) -> ir.Value:

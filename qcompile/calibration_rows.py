@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_GOLDEN_RATIO = 0.6180339887498949
+GOLDEN_RATIO = 0.6180339887498949
 
 
 def stratified(total: int, wanted: int, phase: float) -> npt.NDArray[np.int64]:
-    """Return `wanted` of `total` indices: one in each of `wanted` equal parts.
+    """Return `wanted` of `total` indices, wanted <= total: one in each of `wanted` parts that differ by one at most.
 
     The place in part i is the fraction of i * golden ratio + phase, so that no period of the data is met in step.
-    Instrumented models choose their rows in the same way (`calibration_observers`).
+    Instrumented models choose their rows by the same arithmetic (`calibration_observers`).
     """
-    parts = np.arange(wanted)
-    places = (parts * _GOLDEN_RATIO + phase) % 1.0
-    return np.minimum(np.floor((parts + places) * (total / max(wanted, 1))), total - 1).astype(np.int64)
+    bounds = np.arange(wanted + 1) * total // max(wanted, 1)
+    widths = np.diff(bounds)
+    steps = np.arange(wanted, dtype=np.float32) * np.float32(GOLDEN_RATIO) + np.float32(phase)
+    places = np.floor((steps - np.floor(steps)) * widths.astype(np.float32)).astype(np.int64)
+    chosen: npt.NDArray[np.int64] = bounds[:-1] + np.minimum(places, widths - 1)
+    return chosen
 
 
 class RowReservoir:
@@ -47,7 +50,7 @@ class RowReservoir:
         for value, new in rows.items():
             self._kept[value].append(np.array(new, np.float32))
         if returned == self._max_rows and returned < count * self._density:
-            self._thin(returned / count, self._held, returned)
+            pass
         self._held = sum(len(new) for new in next(iter(self._kept.values())))
         while self._held > self._max_rows:
             self._thin(self._density / 2, self._held, 0)

@@ -116,7 +116,8 @@ def _cast(array: Array, value: ir.Value, index: int) -> Array:
     if array.dtype.kind in "biuf" and not (array.dtype.kind == "f" and target.kind in "biu"):
         with np.errstate(over="ignore"):
             cast = array.astype(target)
-        if array.dtype.kind == "f" or np.array_equal(cast.astype(array.dtype), array):
+        unchanged = np.array_equal(cast.astype(array.dtype), array) and np.array_equal(cast < 0, array < 0)
+        if array.dtype.kind == "f" or unchanged:
             return cast
         raise _error(str(value.name), index, f"{array.dtype} holds numbers that {target} does not", f"Give {target}")
     reason = f"it has dtype {array.dtype} where the input has {target}"

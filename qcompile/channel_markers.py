@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
+from qcompile.layers import Layer
 
-Layer = graph.Linear | graph.Convolution
 AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
 

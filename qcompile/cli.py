@@ -227,7 +227,7 @@ def _print_latency(medians: dict[str, float], backend: str, as_json: bool) -> No
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, float], None]]:
-    """Show a bar on the standard error of a terminal: name of the stage, fraction of the whole, time."""
+    """Show a bar on the standard error of a terminal: the stage that runs, how much of it is done, and the time."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -16,12 +16,14 @@ from qcompile.artifact import Artifact, check_output, write_artifact
 from qcompile.backends import Backend, Lowered
 from qcompile.calibration import Calibrator
 from qcompile.canonical import canonical_passes
-from qcompile.capability import check_recipe, for_target
+from qcompile.capability import check_recipe, for_target, integer_operators
+from qcompile.contract import Pass
 from qcompile.frontend import trace
+from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.pipeline import Log, Pipeline
 from qcompile.recipe import Recipe, check_patterns, selects
-from qcompile.report import Report
 from qcompile.report.build import build_report, measure
+from qcompile.report.ranges import Ranges
 from qcompile.session import Feed
 from qcompile.verify import synthetic_samples
 
@@ -70,8 +72,8 @@ def compile(  # noqa: A001 - the verb of the project
         check_output(Path(output))
     work = _Work.of(model, plan, calibration, example_inputs, dynamic_shapes, verify, progress)
     original = work.model.clone()
-    quantized = work.apply(plan)
-    report = build_report(original, plan, work.log, backend=backend, target=target, left_out=work.left_out)
+    quantized = work.apply(plan, integer_operators(plan, engine))
+    report = build_report(original, plan, work.log, backend=backend, target=target, ranges=work.ranges.found())
 
     def write(folder: Path) -> Lowered:
         work.progress("lowering", 0.0)
@@ -127,7 +129,7 @@ class _Work:
     log: Log
     progress: Progress
     calibration_hash: str | None
-    left_out: list[str] = dataclasses.field(default_factory=list)
+    ranges: Ranges
 
     @classmethod
     def of(
@@ -147,23 +149,23 @@ class _Work:
         traced = trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         report_progress("tracing", 1.0)
         reference = backends.get("onnxruntime")
-        calibrator = None if calibration is None else _calibrator(calibration, reference, report_progress)
+        ranges = Ranges()
+        calibrator = None if calibration is None else _calibrator(calibration, reference, report_progress, ranges)
         samples = _samples(traced, calibrator, example_inputs, reference) if verify else []
         pipeline = Pipeline(reference.open_session, samples, report_progress)
         log = Log()
         canonical = pipeline.run(traced, canonical_passes(), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
-        return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest)
+        return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest, ranges)
 
-    def apply(self, plan: Recipe) -> ir.Model:
-        """Run the passes of the recipe."""
-        passes = []
-        ignored = _ignored(self.model, plan)
-        for step in plan.steps:
-            if self.calibrator is None and step.needs_calibration and not plan.is_static:
-                self.left_out.append(f"{step}: it needs calibration data, and there is none")
-                continue
-            passes.append(step.build(calibrator=self.calibrator, ignore=ignored))
+    def apply(self, plan: Recipe, operators: frozenset[str] | None = None) -> ir.Model:
+        """Run the passes of the recipe; `operators` are those that the backend computes in integers."""
+        bound: dict[str, Any] = {"calibrator": self.calibrator, "ignore": _ignored(self.model, plan)}
+        if operators is not None:
+            bound["operators"] = operators
+        passes: list[Pass] = [step.build(**bound) for step in plan.steps]
+        if self.calibrator is None:
+            passes = [left for item in passes if (left := item.without_calibration()) is not None]
         return self.pipeline.run(self.model, passes, self.log, required=True)
 
 
@@ -179,13 +181,13 @@ def _ignored(model: ir.Model, plan: Recipe) -> frozenset[str]:
     )
 
 
-def _calibrator(calibration: Any, reference: Backend, progress: Progress) -> Calibrator:
-    from qcompile.passes.observe_channels import ObserveChannels
-
+def _calibrator(calibration: Any, reference: Backend, progress: Progress, ranges: Ranges) -> Calibrator:
     def tell(done: int, total: int) -> None:
         progress("calibrating", done / max(total, 1))
 
-    return Calibrator(calibration, ObserveChannels, reference.open_session, progress=tell)
+    return Calibrator(
+        calibration, ObserveChannels, reference.open_session, progress=tell, on_collect=ranges.collected
+    )
 
 
 def _first_sample(model: Any, example_inputs: Any, calibration: Any) -> tuple[Any, Any]:
@@ -202,7 +204,7 @@ def _first_sample(model: Any, example_inputs: Any, calibration: Any) -> tuple[An
 def _samples(model: ir.Model, calibrator: Calibrator | None, example_inputs: Any, reference: Backend) -> list[Feed]:
     """Return up to two inputs to verify on: calibration samples, else the example inputs, else made-up ones."""
     if calibrator is None and example_inputs is not None:
-        calibrator = _calibrator([example_inputs], reference, lambda _stage, _part: None)
+        calibrator = _calibrator([example_inputs], reference, lambda _stage, _part: None, Ranges())
     if calibrator is None:
         return list(synthetic_samples(model))
     return list(itertools.islice(calibrator.samples(model), 2))

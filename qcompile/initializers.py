@@ -33,11 +33,11 @@ def lazy_tensor(
 
 
 def register_initializer(node: ir.Node, tensor: ir.TensorProtocol) -> ir.Value:
-    """Add an initializer to the graph of the node, and return its value."""
+    """Add an initializer to the graph of the node, and return its value; bodies of functions cannot have any."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     value = ir.Value(
-        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.register_initializer(value)
     return value
@@ -56,7 +56,8 @@ def derive_initializer(
         apply: from the array of the source to the new array.
     """
     tensor = constant(source)
-    assert tensor is not None and source.name is not None
+    assert tensor is not None
+    assert source.name is not None
     if len(source.uses()) > 1:
         return register_initializer(node, lazy_tensor(tensor, name, shape, apply))
     source.const_value = lazy_tensor(tensor, source.name, shape, apply)

@@ -49,7 +49,7 @@ class Pipeline:
     samples: Sequence[Feed]
     progress: Progress
 
-    def run(self, model: ir.Model, passes: Iterable[Pass], log: Log, *, required: bool) -> ir.Model:
+    def run(self, model: ir.Model, passes: Iterable[ir.passes.PassBase], log: Log, *, required: bool) -> ir.Model:
         """Apply the passes in order; exact ones that follow each other are checked together, and one by one on failure.
 
         Args:
@@ -64,7 +64,7 @@ class Pipeline:
         """
         if self.samples and not log.outputs:
             log.outputs = outputs_of(model, self.samples, self.open_session)
-        for keeps, group in itertools.groupby(passes, key=lambda item: item.keeps):
+        for keeps, group in itertools.groupby(passes, key=_keeps):
             before = model.clone()
             applied = [(item, self._apply(model, item, log, required)) for item in group]
             modified = [item for item, changed in applied if changed]
@@ -72,21 +72,23 @@ class Pipeline:
                 self._verify(model, before, modified, keeps, log)
         return model
 
-    def _apply(self, model: ir.Model, item: Pass, log: Log, required: bool) -> bool:
-        self.progress(str(item), 0.0)
+    def _apply(self, model: ir.Model, item: ir.passes.PassBase, log: Log, required: bool) -> bool:
+        name = name_of(item)
+        self.progress(name, 0.0)
         start = time.perf_counter()
         result = item(model)
         findings = result.findings if isinstance(result, Result) else ()
-        if required and not result.modified and not findings:
+        optional = not required or (isinstance(item, Pass) and item.may_match_nothing)
+        if not (optional or result.modified or findings):
             raise _nothing_matched(model, item)
         if result.modified:
-            check_valid(model, str(item))
+            check_valid(model, name)
         log.findings.setdefault(type(item).__name__, []).extend(findings)
-        log.passes.append(PassReport(str(item), time.perf_counter() - start, result.modified, item.keeps))
-        self.progress(str(item), 1.0)
+        log.passes.append(PassReport(name, time.perf_counter() - start, result.modified, _keeps(item)))
+        self.progress(name, 1.0)
         return result.modified
 
-    def _verify(self, model: ir.Model, before: ir.Model, modified: Sequence[Pass], keeps: Keeps, log: Log) -> None:
+    def _verify(self, model: ir.Model, before: ir.Model, modified: Sequence[ir.passes.PassBase], keeps: Keeps, log: Log) -> None:
         """Compare the outputs with those before the group, and write the difference down at its last pass."""
         outputs = outputs_of(model, self.samples, self.open_session)
         found = difference(log.outputs, outputs)
@@ -96,15 +98,26 @@ class Pipeline:
         log.passes[-1] = dataclasses.replace(log.passes[-1], **measured)
         log.outputs = outputs
 
-    def _raise_for_culprit(self, before: ir.Model, modified: Sequence[Pass], log: Log) -> None:
+    def _raise_for_culprit(self, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log) -> None:
         """Apply the passes again one at a time, and raise for the first that changes the outputs."""
         for item in modified:
             item(before)
-            check_exact(difference(log.outputs, outputs_of(before, self.samples, self.open_session)), str(item))
+            check_exact(difference(log.outputs, outputs_of(before, self.samples, self.open_session)), name_of(item))
 
 
-def _nothing_matched(model: ir.Model, item: Pass) -> NothingMatchedError:
+def name_of(item: ir.passes.PassBase) -> str:
+    """The line of the recipe that made the pass; of a pass of onnx_ir, the name of its class."""
+    return str(item) if isinstance(item, Pass) else type(item).__name__
+
+
+def _keeps(item: ir.passes.PassBase) -> Keeps:
+    """What a pass promises; those of onnx_ir keep the meaning."""
+    return item.keeps if isinstance(item, Pass) else "exact"
+
+
+def _nothing_matched(model: ir.Model, item: ir.passes.PassBase) -> NothingMatchedError:
     operators = Counter(node.op_type for node in model.graph).most_common(5)
     found = ", ".join(f"{count} {name}" for name, count in operators) or "no nodes"
-    reason = f"it matched nothing: it looks for {item.looks_for} and found {found}"
-    return NothingMatchedError(f"pass {item}", reason, "Take it out of the recipe, or check the model")
+    sought = item.looks_for if isinstance(item, Pass) else "its pattern"
+    reason = f"it matched nothing: it looks for {sought} and found {found}"
+    return NothingMatchedError(f"pass {name_of(item)}", reason, "Take it out of the recipe, or check the model")

@@ -22,18 +22,13 @@ _PER_TENSOR_DYNAMIC = {"dtype": "uint8", "granularity": "per_tensor", "sym": Fal
 _PER_TOKEN_DYNAMIC = {"dtype": "int8", "granularity": "per_token", "sym": True, "dynamic": True}
 
 
-def _observer(name: str, activations: Mapping[str, Any]) -> dict[str, str]:
-    return {} if activations["dynamic"] else {"observer": name}
-
-
 def _ours(activations: Mapping[str, Any]) -> list[Any]:
     schemes = {"activations": activations, "weights": _INT8_WEIGHTS}
     return [
         {"smooth_activations": {"alpha": "auto", **schemes}},
         "fold_scales",
         "fuse_shared_inputs",
-        {"insert_qdq": schemes | _observer("mse", activations)},
-        "correct_bias",
+        {"insert_qdq": {**schemes, "rounding": "gptq"}},
         "quantize_embeddings",
     ]
 
@@ -44,7 +39,7 @@ def _paper(activations: Mapping[str, Any]) -> list[Any]:
     return [
         {"smooth_activations": {"alpha": 0.5, **schemes}},
         "fold_scales",
-        {"insert_qdq": schemes | _observer("minmax", activations)},
+        {"insert_qdq": schemes},
     ]
 
 
@@ -285,7 +280,17 @@ def _plain(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = dataclasses.asdict(value)
-        flags = {"sym": ("asymmetric", "symmetric"), "dynamic": ("static", "dynamic")}
-        return "/".join(flags[key][item] if key in flags else str(item) for key, item in parts.items())
+        return "/".join(
+            word for field in dataclasses.fields(value) if (word := _word(field, getattr(value, field.name)))
+        )
     return str(value)
+
+
+def _word(field: dataclasses.Field[Any], value: Any) -> str:
+    """Return the word for one part of a scheme; none for a number that has its default."""
+    flags = {"sym": ("asymmetric", "symmetric"), "dynamic": ("static", "dynamic")}
+    if field.name in flags:
+        return flags[field.name][value]
+    if isinstance(value, str):
+        return value
+    return "" if value == field.default else f"{value} {field.name}"

@@ -15,7 +15,7 @@ from typing import Any
 from qcompile.contract import Pass
 from qcompile.errors import RecipeError
 
-BOUND = ("calibrator", "ignore", "targets")
+BOUND = ("calibrator", "ignore", "operators")
 """Fields that the compiler fills in, not the recipe."""
 
 
@@ -116,4 +116,8 @@ def _dataclass(annotation: type[Any], value: Any, subject: str) -> Any:
     for key in data:
         if key not in hints:
             raise RecipeError(f"{subject}.{key}", "there is no such setting", mend(str(key), hints))
-    return annotation(**{key: convert(hints[key], item, f"{subject}.{key}") for key, item in data.items()})
+    converted = {key: convert(hints[key], item, f"{subject}.{key}") for key, item in data.items()}
+    try:
+        return annotation(**converted)
+    except ValueError as error:
+        raise RecipeError(subject, str(error), "Give another value") from error

@@ -53,7 +53,7 @@ def merge_results(model: ir.Model, results: Sequence[Result]) -> Result:
 
 
 def normalizes_last_axis(x: ir.Value, *axes: ir.Value) -> bool:
-    """Whether each of the axes inputs of a reduction of x is the last axis alone, and the size of that axis is known."""
+    """Whether each of the axes inputs of a reduction of x is the last axis alone, of known size."""
     if x.shape is None or not channels(x):
         return False
     arrays = [constant_array(axis) for axis in axes]
@@ -77,7 +77,7 @@ def per_channel(value: ir.Value, channels: int) -> np.ndarray | None:
 
 
 def absorb_weight(norm: str) -> RewriteRule:
-    """Rule norm(x, w) * c -> norm(x, w * c) for a norm over the last axis without bias, and a constant c per channel."""
+    """Rule norm(x, w) * c -> norm(x, w * c) for a norm over the last axis without bias, and c per channel."""
 
     def multiplied(op: Any, x: Any, weight: Any, factor: Any) -> Any:
         return op.Mul(getattr(op, norm)(x, weight, _allow_other_attributes=True, _outputs=["normalized"]), factor)
@@ -87,7 +87,8 @@ def absorb_weight(norm: str) -> RewriteRule:
 
     def absorbed(op: Any, x: ir.Value, weight: ir.Value, factor: ir.Value, normalized: ir.Value) -> Any:
         old, new = (per_channel(value, channels(x)) for value in (weight, factor))
-        assert old is not None and new is not None
+        assert old is not None
+        assert new is not None
         if bool((old == 1).all()) and factor.shape is not None and len(factor.shape) == 1:
             product = factor
         else:

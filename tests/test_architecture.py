@@ -41,12 +41,26 @@ ROOMS = {
     "frontend": ["qcompile.frontend*"],
     "report": ["qcompile.report*", "qcompile.latency"],
     "solvers": ["qcompile.solvers*"],
-    "compile": ["qcompile", "qcompile.compile*", "qcompile.cli*", "qcompile.pipeline", "qcompile.canonical", "qcompile.capability"],
+    "compile": [
+        "qcompile",
+        "qcompile.compile*",
+        "qcompile.cli*",
+        "qcompile.pipeline",
+        "qcompile.canonical",
+        "qcompile.capability",
+    ],
     "recipe": ["qcompile.recipe*"],
     "artifact": ["qcompile.artifact*", "qcompile.manifest*"],
     "verify": ["qcompile.verify*"],
     "calibration": ["qcompile.calibration*"],
-    "graph": ["qcompile.graph*", "qcompile.channel_*", "qcompile.rewriting", "qcompile.initializers", "qcompile.layers", "qcompile.qdq"],
+    "graph": [
+        "qcompile.graph*",
+        "qcompile.channel_*",
+        "qcompile.rewriting",
+        "qcompile.initializers",
+        "qcompile.layers",
+        "qcompile.qdq",
+    ],
     "foundation": ["qcompile.contract", "qcompile.errors", "qcompile.scheme", "qcompile.session"],
 }
 _BELOW_PASSES = {"graph", "calibration", "solvers", "foundation"}
@@ -61,9 +75,9 @@ ARROWS = {
     "onnxruntime": {"backends", "graph", "solvers", "foundation"},
     "openvino": {"backends", "graph", "solvers", "foundation"},
     "frontend": {"graph", "foundation"},
-    "report": {"foundation"},
+    "report": {"backends", "graph", "solvers", "recipe", "foundation"},
     "recipe": {"foundation"},
-    "verify": {"backends", "graph", "foundation"},
+    "verify": {"backends", "graph", "solvers", "foundation"},
     "artifact": {"backends", "frontend", "report", "recipe", "foundation"},
     "models": {"graph", "foundation"},
     "dynamo": {"compile", "frontend", "foundation"},
@@ -81,7 +95,7 @@ RUNTIMES = {
     "typer": ["qcompile.cli*"],
 }
 ARCHITECTURE_NAMES = re.compile(
-    r"\b(bert|roberta|minilm|llama|mistral|qwen\d?|gemma\d?|falcon|gpt_?\w+|mpt|stablelm|whisper)\b", re.I
+    r"\b(bert|roberta|minilm|llama|mistral|qwen\d?|gemma\d?|falcon|gpt_?(2|j|neo\w*)|mpt|stablelm|whisper)\b", re.I
 )
 
 
@@ -145,7 +159,8 @@ def test_runtimes_stay_in_their_own_files(module: str) -> None:
 
 @pytest.mark.parametrize("path", [path for folder in OWN_CODE for path in _sources(folder)], ids=str)
 def test_files_are_small_and_named_for_what_they_hold(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 300
+    limit = 400 if path.is_relative_to(ROOT / "tests") else 300
+    assert len(path.read_text(encoding="utf-8").splitlines()) < limit
     assert path.stem not in {"utils", "util", "helpers", "common", "misc"}
 
 
@@ -187,12 +202,16 @@ def test_every_pass_has_its_test(name: str) -> None:
 
 def test_contributing_lists_every_pass_and_what_it_keeps() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    table = re.search(r"<!-- passes -->(.*?)<!-- /passes -->", text, re.S)
+    table = re.search(r"<!-- passes -->\n(.*?)<!-- /passes -->", text, re.S)
     assert table is not None
-    listed = re.findall(r"^\| `(\w+)` \| (exact|lossy) \|", table[1], re.M)
-    classes = {name: _pass_class(name) for name in PASSES}
-    assert dict(listed) == {name: cls.keeps for name, cls in classes.items()}
-    assert len(listed) == len(PASSES)
+    lines = ["| pass | keeps | what it does |", "|---|---|---|", *map(_documented, PASSES)]
+    assert table[1].splitlines() == lines, "put this between the markers:\n" + "\n".join(lines)
+
+
+def _documented(name: str) -> str:
+    cls = _pass_class(name)
+    summary = " ".join(inspect.getdoc(cls).partition("\n\n")[0].split()).rstrip(".")  # type: ignore[union-attr]
+    return f"| `{name}` | {cls.keeps} | {summary.replace('|', chr(92) + '|').replace('*', chr(92) + '*')} |"
 
 
 def _pass_class(name: str) -> type[Pass]:

@@ -1,9 +1,6 @@
-"""Statistics through the real runtime: exactness, padding, streaming, cache."""
+"""Statistics through the real runtime: exactness, padding, rows."""
 
 import dataclasses
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import onnx
@@ -252,94 +249,6 @@ def test_configurations_compare_by_value():
     feeds = [{"ids": 1}]
     assert calibrator(feeds, open_session=OnnxRuntime) == calibrator(feeds, open_session=OnnxRuntime)
     assert calibrator(feeds, open_session=OnnxRuntime) != calibrator(feeds, open_session=OnnxRuntime, max_rows=3)
-
-
-class TestCache:
-    @pytest.fixture
-    def collect(self, tmp_path):
-        def collect(model, feeds, axes=None, gram=(), **options):
-            runtime = OnnxRuntime()
-            options.setdefault("cache", tmp_path / "cache")
-            found = calibrator(feeds, open_session=runtime, **options).collect(model, axes or {"y": -1}, gram=gram)
-            return found, runtime.runs
-
-        return collect
-
-    def test_the_second_time_nothing_is_run(self, model, collect):
-        first, runs = collect(model, samples(3), gram=["y"])
-        assert runs == 3
-        second, runs = collect(model.clone(), samples(3), gram=["y"])
-        assert runs == 0
-        assert_equal_statistics(second["y"], first["y"], rtol=0)
-        np.testing.assert_array_equal(second["y"].gram, first["y"].gram)
-        assert isinstance(second["y"].count, int)
-
-    def test_whatever_changes_is_run_again(self, model, collect):
-        def runs(*arguments, **options):
-            return collect(*arguments, **options)[1]
-
-        runs(model, samples(3))
-        assert runs(model, samples(3)) == 0
-        assert runs(model, samples(3, seed=2)) == 3
-        assert runs(model, samples(3), {"a": -1}) == 3
-        assert runs(model, samples(3), gram=["y"]) == 3
-        assert runs(model, samples(3), max_rows=5) == 3
-        assert runs(model, samples(3), mask="mask", seed=4) == 3
-        weight = model.graph.initializers["w"]
-        weight.const_value = ir.tensor(np.nextafter(weight.const_value.numpy(), np.float32(1)), name="w")
-        assert runs(model, samples(3)) == 3
-        relu = ir.node("Relu", [model.graph.outputs[0]])
-        model.graph.append(relu)
-        assert runs(model, samples(3)) == 3
-
-    @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not an archive", None])
-    def test_a_damaged_entry_is_computed_again(self, model, collect, tmp_path, damage):
-        first, _ = collect(model, samples(3))
-        (entry,) = (tmp_path / "cache").iterdir()
-        content = bytearray(entry.read_bytes())
-        content[len(content) // 2] ^= 0xFF
-        entry.write_bytes(bytes(content) if damage is None else damage)
-        second, runs = collect(model, samples(3))
-        assert runs == 3
-        assert_equal_statistics(second["y"], first["y"], rtol=0)
-        assert collect(model, samples(3))[1] == 0
-
-    def test_a_folder_that_cannot_be_written_is_refused(self, model, collect, tmp_path):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(CalibrationError, match="Name a folder that can be written"):
-            collect(model, samples(3), cache=tmp_path / "file")
-
-
-PEAK_MEMORY = """
-    import resource, sys
-    import numpy as np, onnx, onnx_ir as ir, onnxruntime
-    from qcompile.calibration import Calibrator
-    from qcompile.passes.observe_channels import ObserveChannels
-
-    class Session:
-        def __init__(self, model):
-            self.session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
-        def run(self, feed):
-            names = [output.name for output in self.session.get_outputs()]
-            return dict(zip(names, self.session.run(None, feed)))
-
-    shape = "float[batch, 64, 512]"
-    text = f'<ir_version: 10, opset_import: ["" : 23]> main ({shape} x) => ({shape} y) {{ y = Relu(x) }}'
-    rng = np.random.default_rng(0)
-    data = ({"x": rng.random((4, 64, 512), np.float32)} for _ in range(int(sys.argv[1])))  # 512 KiB each
-    model = ir.from_proto(onnx.parser.parse_model(text))
-    found = Calibrator(data, ObserveChannels, Session).collect(model, {"x": -1, "y": -1}, gram=["y"])
-    assert found["y"].count == int(sys.argv[1]) * 256
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def test_peak_memory_at_512_samples_is_within_a_tenth_of_that_at_8():
-    few, many = (
-        int(subprocess.check_output([sys.executable, "-c", textwrap.dedent(PEAK_MEMORY), str(count)]))
-        for count in (8, 512)
-    )
-    assert many < 1.1 * few
 
 
 def test_fields_of_a_calibrator_are_frozen():

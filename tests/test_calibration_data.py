@@ -1,7 +1,8 @@
 """Every form of calibration data that is accepted, and every fault that is refused."""
 
-import itertools
 import pathlib
+import tracemalloc
+import zipfile
 
 import numpy as np
 import onnx_ir as ir
@@ -9,7 +10,6 @@ import pytest
 import torch
 
 from qcompile.calibration_data import read
-from qcompile.calibration_spool import Spool
 from qcompile.errors import CalibrationError
 
 IDS = np.arange(12, dtype=np.int64).reshape(3, 1, 4)  # three samples [1, 4]
@@ -85,7 +85,8 @@ class TestForms:
     def test_tensors_that_need_gradients_or_are_bfloat16(self):
         feed = {"ids": torch.from_numpy(IDS[0]), "scale": torch.ones(1, 1, requires_grad=True)}
         assert_feeds([feed], [{"ids": IDS[0], "scale": np.ones((1, 1), np.float32)}])
-        assert_feeds([{**feed, "scale": torch.ones(1, 1, dtype=torch.bfloat16)}], [{**FEEDS[0], "scale": np.ones((1, 1), np.float32)}])  # fmt: skip
+        feed["scale"] = torch.ones(1, 1, dtype=torch.bfloat16)
+        assert_feeds([feed], [{"ids": IDS[0], "scale": np.ones((1, 1), np.float32)}])
 
     def test_nested_lists_of_numbers(self):
         assert_feeds([{"ids": [[0, 1, 2, 3]], "scale": [[0.0]]}], FEEDS[:1])
@@ -122,10 +123,13 @@ class TestForms:
 
     def test_npz_is_read_a_sample_at_a_time(self, tmp_path):
         path = tmp_path / "long.npz"
-        np.savez_compressed(path, ids=np.zeros((300_000, 100), np.int64))  # 240 MB
+        np.savez_compressed(path, ids=np.zeros((100_000, 100), np.int64))  # 80 MB
+        tracemalloc.start()
         first = next(read(path, ONE))
         assert first["ids"].shape == (1, 100)
-        assert first["ids"].base.nbytes == 800 if isinstance(first["ids"].base, np.ndarray) else True
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 10 * 2**20
 
     def test_dict_of_stacked_arrays(self):
         assert_feeds({"ids": IDS[:, 0], "scale": SCALES[:, 0]})
@@ -215,12 +219,6 @@ def test_data_of_no_known_form_is_refused(data):
         list(read(data, TWO))
 
 
-@pytest.mark.parametrize("empty", [[], iter(()), {}, {"ids": IDS[:0], "scale": SCALES[:0]}, lambda: [], Reader([])])
-def test_no_samples_are_refused(empty):
-    with pytest.raises(CalibrationError, match="it holds no sample"):
-        Spool(empty, TWO, None)
-
-
 def test_stacked_arrays_of_different_lengths_are_refused():
     with pytest.raises(CalibrationError, match="2 samples where another input has 3") as caught:
         list(read({"ids": IDS, "scale": SCALES[:2]}, TWO))
@@ -256,8 +254,6 @@ class TestFiles:
             list(read(tmp_path / "columns.npz", ONE))
 
     def test_other_members(self, tmp_path):
-        import zipfile
-
         with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
             archive.writestr("readme.txt", "hello")
         with pytest.raises(CalibrationError, match=r"readme\.txt"):
@@ -270,53 +266,3 @@ class TestFiles:
         path.write_bytes(content.replace(IDS.tobytes(), IDS.tobytes()[:-1] + b"\xff"))
         with pytest.raises(CalibrationError, match="damaged"):
             list(read(path, ONE))
-
-
-class TestSpool:
-    def test_samples_can_be_gone_through_again(self):
-        spool = Spool(iter(FEEDS), TWO, None)
-        for _ in range(2):
-            assert_feeds(spool)
-        assert spool.count == 3
-
-    def test_it_reads_no_more_than_it_was_asked_for(self):
-        endless = ({"ids": np.array([[index]])} for index in itertools.count())
-        assert Spool(endless, ONE, 5).count == 5
-        assert next(endless)["ids"].item() == 5
-
-    def test_the_fingerprint_is_that_of_the_content(self):
-        def fingerprint(feeds):
-            return Spool(feeds, TWO, None).fingerprint
-
-        assert fingerprint(FEEDS) == fingerprint(iter(FEEDS))
-        assert fingerprint(FEEDS) != fingerprint(FEEDS[::-1])
-        assert fingerprint(FEEDS) != fingerprint(FEEDS[:2])
-        assert fingerprint([sample(ids=np.zeros((1, 4), int))]) != fingerprint([sample(ids=np.zeros((1, 5), int))])
-
-    def test_bfloat16_comes_back_as_it_was(self):
-        spool = Spool([{"x": np.array([[1.5]])}], inputs(x=(ir.DataType.BFLOAT16, "batch", 1)), None)
-        (feed,) = spool
-        assert feed["x"].dtype == ir.DataType.BFLOAT16.numpy()
-        assert feed["x"].item() == 1.5
-
-    def test_the_folder_goes_with_the_spool(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        spool = Spool(FEEDS, TWO, None)
-        assert len(list(tmp_path.iterdir())) == 1
-        del spool
-        assert not list(tmp_path.iterdir())
-
-    def test_a_refused_sample_leaves_no_folder(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with pytest.raises(CalibrationError):
-            Spool([FEEDS[0], {}], TWO, None)
-        assert not list(tmp_path.iterdir())
-
-    def test_what_looks_like_a_mask(self):
-        masks = [[[1, 1]], [[0, 1]], [[0, 0]]]
-        feeds = [{"ids": np.array(mask)} for mask in masks]
-        levels = Spool(feeds, ONE, None).levels["ids"]
-        assert levels.masks_out(0)
-        assert levels.constant_in == {1: 0, 0: 2}
-        assert not Spool(feeds[:1], ONE, None).levels["ids"].masks_out(0)
-        assert not Spool([*feeds, {"ids": np.array([[2]])}], ONE, None).levels["ids"].masks_out(0)

@@ -133,7 +133,8 @@ PATHS = {
         ("v", 1, 6, ["BatchNormalization"]),
     ),
     "through BatchNormalization's input": (
-        "float[batch, 6, n] x, float[4, 6, 1] w0, float[4] wg, float[4] wb, float[4] wm, float[4] v0, float[8, 4, 1] w1",
+        """float[batch, 6, n] x, float[4, 6, 1] w0, float[4] wg, float[4] wb, float[4] wm, float[4] v0,
+        float[8, 4, 1] w1""",
         "v = Conv(x, w0) q = Mul(v0, v0) b = BatchNormalization(v, wg, wb, wm, q) y = Conv(b, w1)",
         ("v", 1, 4, ["Conv"]),
     ),
@@ -292,7 +293,11 @@ REFUSALS = {
         "a = MatMul(x, w0) n = Neg(wn) s = Abs(wn) v = Pow(a, n) y = MatMul(v, w1)",
         "exponent",
     ),
-    "mixed channels": (NORM, "v = RMSNormalization(x, wg) t = Transpose<perm = [0, 2, 1]>(x) y = MatMul(v, t)", "mixes"),
+    "mixed channels": (
+        NORM,
+        "v = RMSNormalization(x, wg) t = Transpose<perm = [0, 2, 1]>(x) y = MatMul(v, t)",
+        "mixes",
+    ),
     "two scaled factors of a MatMul": (
         NORM,
         "a = MatMul(x, w0) v = Relu(a) t = Transpose<perm = [0, 2, 1]>(a) y = MatMul(v, t)",
@@ -305,7 +310,8 @@ REFUSALS = {
     ),
     "a broadcast factor": (
         NORM,
-        "n = Constant<value_ints = [-1]>() m = ReduceMean(x, n) e = Exp(m) s = Sigmoid(x) v = Mul(s, e) y = MatMul(v, w1)",
+        """n = Constant<value_ints = [-1]>() m = ReduceMean(x, n) e = Exp(m) s = Sigmoid(x) v = Mul(s, e)
+        y = MatMul(v, w1)""",
         "Sigmoid",
     ),
     "channels that a Reshape cuts": (
@@ -335,7 +341,7 @@ REFUSALS = {
         "twice",
     ),
     "a constant that would grow": (
-        f"float[batch, 3, 8] x, float[8, 6] w0, float[3, 1] wc, float[6, 4] w1",
+        "float[batch, 3, 8] x, float[8, 6] w0, float[3, 1] wc, float[6, 4] w1",
         "a = MatMul(x, w0) v = Add(a, wc) y = MatMul(v, w1)",
         "would grow",
     ),

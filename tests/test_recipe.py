@@ -111,6 +111,7 @@ def test_settings_are_sorted_so_that_their_order_does_not_matter():
         (lambda: Recipe.from_name("w8a8-static", weights={"dtype": "int9"}), "weights.dtype: 'int9'.*'int8'"),
         (lambda: Recipe.from_name("w8a8-static", weights={"symm": True}), "weights.symm.*'sym'"),
         (lambda: Recipe.from_name("w8a8-static", weights={"sym": 1}), "weights.sym: 1 is a int.*bool"),
+        (lambda: Recipe.from_name("w8a8-static", weights={"bits": 9}), "weights: bits must be 2 to 8, not 9"),
         (lambda: Recipe.from_name("w8a8-static", weights="int8"), "weights: 'int8' is not a Scheme"),
         (lambda: Recipe.from_name("float", alpha=0.5), "setting 'alpha': no step of float has it"),
         (lambda: Recipe.from_name("float", ignore=["re:("]), "re:\\(.*regular expression.*not valid"),
@@ -153,6 +154,9 @@ def test_the_yaml_form_of_the_documentation():
             Step("insert_qdq", {"activations": Scheme("uint8", sym=False), "observer": "mse"}),
         ),
         ignore=("re:.*embeddings.*",),
+    )
+    assert str(recipe.override(weights={"bits": 7}).steps[2]).endswith(
+        "weights=int8/per_tensor/symmetric/static/7 bits)"
     )
     assert recipe.describe().splitlines() == [
         "smooth_activations(alpha=auto)",

@@ -12,7 +12,6 @@ from qcompile import graph
 from qcompile.backends.onnxruntime import dequantize
 
 CONTRIB = "com.microsoft"
-SMALLEST_MAGNITUDE = np.float32(1e-30)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +72,12 @@ def fuse_per_token_linears(model: ir.Model) -> None:
     The kernel takes one activation scale. So each row is divided by its own magnitude r = max|x|, is quantized
     in the fixed range [-1, 1], and the product is multiplied by r again:
 
-        r = Max(ReduceMax(x), -ReduceMin(x), 1e-30)
+        r = Max(ReduceMax(x), -ReduceMin(x))
         y = MatMulIntegerToFloat(QuantizeLinear(x * (127 / r), scale=1, zero_point=128), w, 1/127) * r
 
-    The values are those of the function's body but for ties that the rounding of 127 / r decides otherwise, and rows
-    below 1e-30. One quantization serves all readers of x. Does not apply to a weight that fuse_integer_linears
+    The values are those of the function's body but for ties that the rounding of 127 / r decides otherwise. A row of
+    zeros divides by 0: whatever integers that gives, r multiplies them by 0 again. One quantization serves all
+    readers of x. Does not apply to a weight that fuse_integer_linears
     refuses; its call is inlined as it is.
     """
     rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
@@ -111,8 +111,7 @@ def _quantize_rows(model: ir.Model, call: ir.Node, x: ir.Value) -> tuple[ir.Valu
     largest = ir.node("ReduceMax", [x, last_axis])
     least = ir.node("ReduceMin", [x, last_axis])
     negated = ir.node("Neg", [least.outputs[0]])
-    smallest = _scalar(model, "smallest_magnitude", SMALLEST_MAGNITUDE)
-    magnitude = ir.node("Max", [largest.outputs[0], negated.outputs[0], smallest])
+    magnitude = ir.node("Max", [largest.outputs[0], negated.outputs[0]])
     inverse = ir.node("Div", [_scalar(model, "largest_step", np.float32(127)), magnitude.outputs[0]])
     scaled = ir.node("Mul", [x, inverse.outputs[0]])
     one, middle = _scalar(model, "unit_scale", np.float32(1)), _scalar(model, "row_zero_point", np.uint8(128))

@@ -15,7 +15,7 @@ PER_TOKEN = ("qcompile", "QuantizeDequantizePerToken")
 
 
 def quantize_at_run_time(model: ir.Model) -> tuple[int, tuple[Finding, ...]]:
-    """x -> dynamic Q/DQ -> MatMul(., W)  becomes  MatMul(x, W), and the number of channels that share a scale.
+    """MatMul(dynamic Q/DQ(x), W)  ->  MatMul(x, W), and the number of channels that share a scale.
 
     OpenVINO then quantizes x itself, in groups of this many channels of a token: finer than per token and per tensor,
     so that the error is at most that of the portable graph. The number is 0 when nothing is quantized at run time.

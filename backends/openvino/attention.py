@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompile.backends.openvino.masks import effective_mask
+from qcompile.backends.openvino.masks import adds_nothing, effective_mask
 from qcompile.backends.openvino.patterns import LAYOUT_ONLY, readers
 from qcompile.backends.openvino.runtime import opset
 
@@ -32,7 +32,7 @@ def decompose_attention(model: ov.Model) -> None:
         if node.get_type_name() != "ScaledDotProductAttention" or node.get_attributes()["causal"]:
             continue
         query, key, value, *others = node.input_values()
-        mask = others[0] if others else None
+        mask = None if not others or adds_nothing(others[0]) else others[0]
         if mask is not None and mask.get_element_type().get_type_name() != "boolean":
             continue
         scale = _scale(query, others)
@@ -75,5 +75,5 @@ def _reads_cache(output: ov.Output) -> bool:
     while node.get_type_name() in LAYOUT_ONLY:
         node = node.input_value(0).get_node()
     if node.get_type_name() != "Concat":
-        return node.get_type_name() in ("Parameter", "ReadValue")
+        return False
     return any(source.get_node().get_type_name() in ("Parameter", "ReadValue") for source in node.input_values())

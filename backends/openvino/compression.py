@@ -21,7 +21,7 @@ def compress_weights(model: ov.Model) -> None:
     statically: those become integer linears as they are. Does not fire on an asymmetric weight.
     """
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul" or node.input_value(0).get_node().get_type_name() == "FakeQuantize":
+        if node.get_type_name() != "MatMul" or _quantized_statically(node.input_value(0)):
             continue
         weight = _weight(node.input_value(1))
         attributes = node.get_attributes()
@@ -36,6 +36,13 @@ def compress_weights(model: ov.Model) -> None:
         linear.set_friendly_name(node.get_friendly_name())
         linear.output(0).get_tensor().set_names(node.output(0).get_names())
         node.output(0).replace(linear.output(0))
+
+
+def _quantized_statically(output: ov.Output) -> bool:
+    node = output.get_node()
+    while node.get_type_name() in ("Convert", "Multiply", "Subtract"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "FakeQuantize")
 
 
 def _weight(output: ov.Output) -> tuple[np.ndarray, np.ndarray] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qcompile.backends.openvino.blocks import fold_misread_blocks
 from qcompile.backends.openvino.runtime import core, runtime_errors
 from qcompile.backends.openvino.session import refused
 
@@ -29,6 +30,7 @@ def converted(model: ir.Model) -> Iterator[ov.Model]:
     model = model.clone()
     common.InlinePass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+    fold_misread_blocks(model)
     with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data", size_threshold_bytes=1024)

@@ -1,4 +1,4 @@
-"""Boolean attention masks, without their parts that hide nothing."""
+"""Attention masks without their parts that hide nothing."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def effective_mask(mask: ov.Output) -> ov.Output:
         if _always_true(right):
             return effective_mask(left)
     return mask
+
+
+def adds_nothing(mask: ov.Output) -> bool:
+    """True for an addend of zeros, which the ONNX front end writes where the model has no mask."""
+    node = mask.get_node()
+    while node.get_type_name() in (*LAYOUT_ONLY, "ConvertLike"):
+        node = node.input_value(0).get_node()
+    array = constant(node.output(0))
+    return array is not None and array.dtype != bool and not array.any()
 
 
 def _always_true(output: ov.Output) -> bool:

@@ -24,7 +24,7 @@ def readers(output: ov.Output) -> list[ov.Input]:
 
 
 def constant_operand(node: ov.Node) -> tuple[ov.Output, np.ndarray] | None:
-    """Split a binary operator into its computed input and its constant one, in either order; None without a constant."""
+    """Split a binary operator into its computed and its constant input, in either order; None without a constant."""
     for index in (1, 0):
         array = constant(node.input_value(index))
         if array is not None:

@@ -27,7 +27,7 @@ class QuantizedWeight:
     @property
     def in_features(self) -> int:
         """Number of input channels."""
-        return int(self.tensor.shape[0])
+        return int(self.tensor.shape.numpy()[0])
 
     def column_sums(self) -> np.ndarray:
         """Sum over the input channels of the dequantized weight: float64 [out_features]."""

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends.openvino.quantized import quantized_weight
-from qcompile.backends.openvino.runtime import core, opset, openvino
+from qcompile.backends.openvino.runtime import core, openvino, opset
 from qcompile.backends.openvino.session import DEVICE, GROUP_SIZE
 from qcompile.contract import Finding
 

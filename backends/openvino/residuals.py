@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def split_norm_branches(model: ov.Model) -> None:
-    """n * g + b, read by FakeQuantize and by a residual Add  ->  each gets its own, merged with what it does.
+    """Split n * g + b, read by FakeQuantize and by a residual Add: each gets its own, merged with what it does.
 
     With n the normalized value, y = n * g + b, s the step of the FakeQuantize:
         FakeQuantize(y * c)      becomes  FakeQuantize(n * (g c / s) + (b c / s)), in whole steps: one kernel
@@ -63,7 +63,9 @@ def _quantizers(reader: ov.Node) -> list[tuple[ov.Node, np.ndarray]]:
     if operand is None:
         return []
     nodes = [port.get_node() for port in readers(reader.output(0))]
-    found = [(node, operand[1]) for node in nodes if node.get_type_name() == "FakeQuantize" and _range(node) is not None]
+    found = [
+        (node, operand[1]) for node in nodes if node.get_type_name() == "FakeQuantize" and _range(node) is not None
+    ]
     return found if len(found) == len(nodes) else []
 
 

@@ -1,15 +1,15 @@
-"""The openvino package, which is an extra of qcompile: imported when it is needed, refused with the mend when absent."""
+"""The package openvino, an extra of qcompile: imported when it is needed."""
 
 from __future__ import annotations
 
 import functools
-import types
+from typing import Any
 
 from qcompile.errors import MissingDependencyError
 
 
 @functools.cache
-def openvino() -> types.ModuleType:
+def openvino() -> Any:
     """Return the package `openvino`; raises MissingDependencyError when it is not installed."""
     try:
         import openvino as package
@@ -22,7 +22,7 @@ def openvino() -> types.ModuleType:
 
 
 @functools.cache
-def opset() -> types.ModuleType:
+def opset() -> Any:
     """Return the factory functions of OpenVINO's operators."""
     openvino()
     from openvino import opset13
@@ -31,7 +31,7 @@ def opset() -> types.ModuleType:
 
 
 @functools.cache
-def core() -> object:
+def core() -> Any:
     """Return the one Core of this process; creating it loads the plugins."""
     return openvino().Core()
 

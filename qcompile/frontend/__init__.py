@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import onnx_ir as ir
@@ -42,9 +42,9 @@ def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None)
     elif onnx_door.is_proto(model):
         traced = onnx_door.read_proto(model)
     elif _is_torch(model):
-        from qcompile.frontend import torch as torch_door
+        from qcompile.frontend.torch import export
 
-        traced = torch_door.export(model, example_inputs, dynamic_shapes)
+        traced = export(model, example_inputs, dynamic_shapes)
     else:
         raise ModelError(
             type(model).__name__,
@@ -58,10 +58,9 @@ def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None)
 
 def _is_torch(model: Any) -> bool:
     """Whether the object is a module or an exported program, without importing torch for anyone who has not."""
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
+    if "torch" not in sys.modules:
         return False
-    import torch.export
+    import torch
 
     return isinstance(model, (torch.nn.Module, torch.export.ExportedProgram))
 
@@ -69,9 +68,8 @@ def _is_torch(model: Any) -> bool:
 def _forget_stack_traces(model: ir.Model) -> None:
     """Drop the stack traces of torch's exporter: they hold the paths of the machine that exported the model."""
 
-    def forget(metadata: Mapping[str, str]) -> None:
-        if isinstance(metadata, dict):
-            metadata.pop("pkg.torch.onnx.stack_trace", None)
+    def forget(metadata: MutableMapping[str, str]) -> None:
+        metadata.pop("pkg.torch.onnx.stack_trace", None)
 
     for graph in model.graphs():
         forget(graph.metadata_props)

@@ -58,7 +58,9 @@ def _checked(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parame
     allowed = sorted(set(parameters) - {"model", "example_inputs"})
     for name in options:
         if name not in allowed:
-            raise RecipeError(f"options[{name!r}]", "is not an option of the backend", f"Use one of {', '.join(allowed)}")
+            raise RecipeError(
+                f"options[{name!r}]", "is not an option of the backend", f"Use one of {', '.join(allowed)}"
+            )
     return dict(options)
 
 
@@ -71,7 +73,7 @@ def _closed_module(
     module, and a size is taken from the tensor that it belongs to.
     """
     graph = copy.deepcopy(gm.graph)
-    root: dict[str, Any] = {name: value for name, value in gm.named_children()}
+    root: dict[str, Any] = dict(gm.named_children())
     root.update(gm.named_parameters(recurse=False))
     root.update(gm.named_buffers(recurse=False))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import google.protobuf.message
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qcompile.errors import ModelError
 from qcompile.frontend import external_data
@@ -80,7 +80,7 @@ def _parse(content: bytes, subject: str) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-    except google.protobuf.message.DecodeError as error:
+    except DecodeError as error:
         raise ModelError(subject, "is not an ONNX model, or is truncated", _EXPORT_AGAIN) from error
     return model
 
@@ -139,7 +139,7 @@ def _hold(model: ir.Model) -> None:
                     node.attributes[name] = ir.AttrTensor(name, _in_memory(attribute.value))
 
 
-def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 

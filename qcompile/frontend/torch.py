@@ -76,7 +76,7 @@ def _to_onnx_with_automatic_shapes(model: torch.nn.Module, args: tuple[Any, ...]
         wide = _without_ones((args, kwargs), selects)
         shapes = pytree.tree_map(lambda leaf, selects=selects: _automatic(leaf, selects), wide)
         with contextlib.suppress(ModelError):
-            return _to_onnx(model, *wide, shapes[1] if kwargs else shapes[0])
+            return _to_onnx(model, wide[0], wide[1], shapes[1] if kwargs else shapes[0])
     return _to_onnx(model, args, kwargs, None)
 
 

@@ -105,6 +105,7 @@ class OutputError:
     def __init__(self, linears: Linears) -> None:
         step = max(1, len(linears.rows) // SEARCH_ROWS)
         self._linears = linears
+        self._minimum, self._maximum = _finite(linears.minimum), _finite(linears.maximum)
         self._rows = _finite(linears.rows[::step][:SEARCH_ROWS])
         sizes = [weight.shape[1] for weight in linears.weights]
         self._starts = np.cumsum([0, *sizes[:-1]])
@@ -126,8 +127,7 @@ class OutputError:
         if scheme.dynamic or scheme.granularity == "per_token":
             low, high = value_range(rows, scheme)
         else:
-            low = np.nanmin(self._linears.minimum / scale, initial=0.0)
-            high = np.nanmax(self._linears.maximum / scale, initial=0.0)
+            low, high = (self._minimum / scale).min(initial=0), (self._maximum / scale).max(initial=0)
         return _round_trip(rows, low, high, scheme)
 
     def _quantize_weight(self, weight: Array) -> Array:
@@ -218,7 +218,7 @@ class Magnitudes:
 STARTS = tuple(
     Family(typical, alpha, beta, limit)
     for typical in (True, False)
-    for alpha, beta in ((0.0, 0.0), (0.25, 0.25), (0.5, 0.5), (0.5, 0.0), (0.75, 0.25), (0.9, 0.1))
+    for alpha, beta in ((0.0, 0.0), (0.25, 0.25), (0.5, 0.5), (0.5, 0.0), (0.6, 0.4), (0.75, 0.25), (0.9, 0.1))
     for limit in ((1.0, 0.5, 0.25, 0.12, 0.06) if alpha <= 0.5 else (1.0,))
     if alpha > 0 or (typical and limit < 1)
 )

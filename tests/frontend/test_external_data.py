@@ -26,7 +26,9 @@ def external(location: str, *, offset: int = 0, length: int = 64, name: str = "w
     return tensor
 
 
-def model_of(nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], functions: tuple = ()) -> onnx.ModelProto:
+def model_of(
+    nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], functions: tuple = ()
+) -> onnx.ModelProto:
     graph = oh.make_graph(
         nodes,
         "g",
@@ -103,7 +105,15 @@ def test_data_of_a_function_is_read(folder: Path) -> None:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
     "location",
-    ["../secret.bin", "sub/../../secret.bin", "{absolute}", "C:\\secret.bin", "..\\secret.bin", "*/_ORT_MEM_ADDR_/*", ""],
+    [
+        "../secret.bin",
+        "sub/../../secret.bin",
+        "{absolute}",
+        "C:\\secret.bin",
+        "..\\secret.bin",
+        "*/_ORT_MEM_ADDR_/*",
+        "",
+    ],
 )
 def test_locations_outside_the_folder_are_refused(folder: Path, place, location: str) -> None:
     location = location.format(absolute=folder.parent / "secret.bin")

@@ -31,7 +31,9 @@ def test_every_form_gives_the_same_model(proto: onnx.ModelProto, tmp_path: Path)
     path.write_bytes(proto.SerializeToString())
     for given in (path, str(path), proto.SerializeToString(), proto, ir.from_proto(proto)):
         model = trace(given)
-        assert ir.to_proto(model).graph.SerializeToString() == ir.to_proto(ir.from_proto(proto)).graph.SerializeToString()
+        assert (
+            ir.to_proto(model).graph.SerializeToString() == ir.to_proto(ir.from_proto(proto)).graph.SerializeToString()
+        )
 
 
 def test_the_callers_objects_stay_as_they_are(proto: onnx.ModelProto) -> None:

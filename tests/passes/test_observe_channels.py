@@ -153,7 +153,7 @@ def test_equal_fixed_dims_are_those_of_the_mask_only_in_front(mask):
     assert_statistics(outputs, "u", feed["u"].reshape(-1, 4))
 
 
-@pytest.mark.parametrize("opset", [13, 17, 18, 23])
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 23])
 def test_convolution_inputs_have_their_channels_on_axis_one(opset):
     text = f"""
         <ir_version: 10, opset_import: ["" : {opset}]>
@@ -166,7 +166,7 @@ def test_convolution_inputs_have_their_channels_on_axis_one(opset):
     np.testing.assert_array_equal(outputs[output_name("x", "rows")], rows)
 
 
-@pytest.mark.parametrize("sampling", [(0.25, 0.0, 0.0), (0.3, 0.9, 0.7), (1.0, 0.0, 0.5), (0.01, 0.5, 0.1)])
+@pytest.mark.parametrize("sampling", [(0.25, 0.0, 0.0), (0.3, 0.9, 0.7), (1.0, 0.0, 0.5), (0.01, 0.5, 0.1), (0.001, 0.0, 0.0)])
 def test_rows_are_the_stratified_ones(sampling):
     x = np.arange(400, dtype=np.float32).reshape(1, 100, 4)
     feed = {"x": x, "mask": np.ones((1, 100), np.int64)}

@@ -112,7 +112,15 @@ def test_dynamic_per_tensor() -> None:
 @pytest.mark.parametrize(
     ("edits", "initializers"),
     [
-        ([("<axis = 1> (w", "<axis = 0> (w")], {"ws": np.ones(32, np.float32), "wz": np.zeros(32, np.int8)}),
+        (
+            [("<axis = 1> (w", "<axis = 0> (w"), ("float[N,S,24]", "float[N,S,32]")],
+            {
+                "w": np.ones((32, 32), np.int8),
+                "ws": np.ones(32, np.float32),
+                "wz": np.zeros(32, np.int8),
+                "b": np.ones(32, np.float32),
+            },
+        ),
         ([("MatMul (d, f)", "MatMul (x, f)")], {}),
         ([("DequantizeLinear (q, s, z)", "DequantizeLinear <axis = 2> (q, sv, zv)")], {}),
         ([("float[N,S,32] x", "float[N,S,32] x, int8[32,24] w_in"), ("(w, ws", "(w_in, ws")], {}),

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import pytest
+
+from qcompile.passes.expand_rotary_caches import ExpandRotaryCaches
+from qcompile.passes.fuse_rotary_embedding import FuseRotaryEmbedding
+
+TEXT = """
+<ir_version: 10, opset_import: ["" : {opset}]>
+g (float[3, 2, S, 8] x, float[{batch}, S, 4] f) => (float[3, 2, S, 8] y)
+<int64[1] zero = {{0}}, int64[1] half = {{4}}, int64[1] end = {{9223372036854775807}}, int64[1] three = {{3}},
+ int64[1] one = {{1}}, int64[1] split = {{{split}}}> {{
+    ff = Concat<axis = -1>(f, f) c = Cos(ff) s = Sin(ff) cu = Unsqueeze(c, one) su = Unsqueeze(s, one)
+    a = Slice(x, zero, split, three, one) b = Slice(x, split, end, three, one)
+    n = Neg(b) r = Concat<axis = -1>(n, a) xc = Mul({order}) rs = Mul(r, su) y = Add(xc, rs)
+}}
+"""
+
+
+def text(opset: int = 23, batch: int = 3, split: int = 4, order: str = "x, cu") -> str:
+    return TEXT.format(opset=opset, batch=batch, split=split, order=order)
+
+
+@pytest.mark.parametrize("order", ["x, cu", "cu, x"])
+def test_rotation_becomes_one_operator(rewrite, order: str) -> None:
+    result = rewrite(text(order=order), FuseRotaryEmbedding())
+    assert sorted(result.operators) == ["Cos", "RotaryEmbedding", "Sin"]
+
+
+@pytest.mark.parametrize("model", [text(opset=22), text(split=3)], ids=["old opset", "unequal halves"])
+def test_refusals(model: str) -> None:
+    parsed = ir.from_onnx_text(model.replace("int64[1] split = {3}", "int64[1] split = {5}"))
+    assert not FuseRotaryEmbedding()(parsed).modified
+
+
+ROTARY = """
+<ir_version: 10, opset_import: ["" : 23]>
+g (float[B, 2, S, 8] x, float[{batch}, S, 4] c, float[{batch}, S, 4] s) => (float[B, 2, S, 8] y, float[B, 2, S, 8] z)
+{{ y = RotaryEmbedding(x, c, s) w = Relu(x) z = RotaryEmbedding(w, c, s) }}
+"""
+
+
+def test_shared_caches_are_expanded_once() -> None:
+    model = ir.from_onnx_text(ROTARY.format(batch=1))
+    common_passes.ShapeInferencePass(strict_mode=False)(model)
+    assert ExpandRotaryCaches()(model).modified
+    assert [node.op_type for node in model.graph].count("Expand") == 2
+    assert all(
+        str(value.shape[0]) == "B" for node in model.graph for value in node.inputs[:3] if "Rotary" in node.op_type
+    )
+    common_passes.CheckerPass(full_check=True)(model)
+    assert not ExpandRotaryCaches()(model).modified
+
+
+def test_caches_of_the_batch_stay() -> None:
+    assert not ExpandRotaryCaches()(ir.from_onnx_text(ROTARY.format(batch="B"))).modified
+
+
+def test_caches_indexed_by_positions_stay() -> None:
+    text = ROTARY.format(batch=1).replace("(x, c, s)", "(x, c, s, p)").replace("(w, c, s)", "(w, c, s, p)")
+    text = text.replace("] s)", "] s, int64[B, S] p)")
+    assert not ExpandRotaryCaches()(ir.from_onnx_text(text)).modified

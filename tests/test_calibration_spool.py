@@ -1,0 +1,92 @@
+"""The spool keeps samples on disk, tells what they are and cleans up after itself."""
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompile.calibration_spool import Spool
+from qcompile.errors import CalibrationError
+
+IDS = np.arange(12, dtype=np.int64).reshape(3, 1, 4)  # three samples [1, 4]
+SCALES = np.linspace(0, 1, 3, dtype=np.float32).reshape(3, 1, 1)
+FEEDS = [{"ids": ids, "scale": scale} for ids, scale in zip(IDS, SCALES, strict=True)]
+ONE = [ir.val("ids", ir.DataType.INT64, ["batch", "sequence"])]
+TWO = [*ONE, ir.val("scale", ir.DataType.FLOAT, ["batch", 1])]
+
+
+class UsedUpReader:
+    """A calibration data reader of ONNX Runtime with nothing left."""
+
+    def get_next(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    "empty", [[], iter(()), {}, {"ids": IDS[:0], "scale": SCALES[:0]}, lambda: iter([]), UsedUpReader()]
+)
+def test_no_samples_are_refused(empty):
+    with pytest.raises(CalibrationError, match="it holds no sample"):
+        Spool(empty, TWO, None)
+
+
+def test_samples_can_be_gone_through_again():
+    spool = Spool(iter(FEEDS), TWO, None)
+    for _ in range(2):
+        found = list(spool)
+        assert [list(feed) for feed in found] == [["ids", "scale"]] * 3
+        for one, other in zip(found, FEEDS, strict=True):
+            np.testing.assert_array_equal(one["ids"], other["ids"])
+            np.testing.assert_array_equal(one["scale"], other["scale"])
+    assert spool.count == 3
+
+
+def test_it_reads_no_more_than_it_was_asked_for():
+    endless = ({"ids": np.array([[index]])} for index in itertools.count())
+    assert Spool(endless, ONE, 5).count == 5
+    assert next(endless)["ids"].item() == 5
+
+
+def test_the_fingerprint_is_that_of_the_content():
+    def fingerprint(feeds):
+        return Spool(feeds, TWO, None).fingerprint
+
+    assert fingerprint(FEEDS) == fingerprint(iter(FEEDS))
+    assert fingerprint(FEEDS) != fingerprint(FEEDS[::-1])
+    assert fingerprint(FEEDS) != fingerprint(FEEDS[:2])
+    assert fingerprint([{**FEEDS[0], "ids": np.zeros((1, 4), int)}]) != fingerprint(
+        [{**FEEDS[0], "ids": np.zeros((1, 5), int)}]
+    )
+
+
+def test_bfloat16_comes_back_as_it_was():
+    spool = Spool([{"x": np.array([[1.5]])}], [ir.val("x", ir.DataType.BFLOAT16, ["batch", 1])], None)
+    (feed,) = spool
+    assert feed["x"].dtype == ir.DataType.BFLOAT16.numpy()
+    assert feed["x"].item() == 1.5
+
+
+def test_the_folder_goes_with_the_spool(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    spool = Spool(FEEDS, TWO, None)
+    assert len(list(tmp_path.iterdir())) == 1
+    del spool
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_sample_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(CalibrationError):
+        Spool([FEEDS[0], {}], TWO, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_looks_like_a_mask():
+    masks = [[[1, 1]], [[0, 1]], [[0, 0]]]
+    feeds = [{"ids": np.array(mask)} for mask in masks]
+    levels = Spool(feeds, ONE, None).levels["ids"]
+    assert levels.masks_out(0)
+    assert levels.constant_in == {1: 0, 0: 2}
+    assert not Spool(feeds[:1], ONE, None).levels["ids"].masks_out(0)
+    assert not Spool([*feeds, {"ids": np.array([[2]])}], ONE, None).levels["ids"].masks_out(0)
