@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import qcompile
@@ -45,7 +45,12 @@ def main() -> None:
             for recipe in ("float", *RECIPES):
                 progress.update(task, description=f"compiling {recipe} for {backend}")
                 artifacts[recipe] = qcompile.compile(
-                    model, recipe, backend=backend, calibration=calibration, output=OUTPUT / f"{recipe}-{backend}"
+                    model,
+                    recipe,
+                    backend=backend,
+                    calibration=calibration,
+                    output=OUTPUT / f"{recipe}-{backend}",
+                    progress=teller(progress, task, f"{recipe} for {backend}"),
                 )
                 artifacts[recipe].report.save_html(OUTPUT / f"{recipe}-{backend}.html")
                 progress.advance(task)
@@ -58,12 +63,17 @@ def main() -> None:
     console.print(f"Artifacts and reports: {OUTPUT.resolve()}")
 
 
+def teller(progress: Progress, task: TaskID, name: str) -> Callable[[str, float], None]:
+    """Show the stage that the compiler is in."""
+    return lambda stage, _part: progress.update(task, description=f"{name}: {stage}")
+
+
 def measure(encoder: minilm.SentenceEncoder, artifacts: dict[str, qcompile.Artifact]) -> list[tuple[str, ...]]:
     """Size, latency, fidelity and task score of every artifact, as the cells of a row; "float" is the reference."""
     feed = next(encoder.batches(texts.held_out_texts(1)))
     latency = interleaved_ms(artifacts, feed)
     reference = embeddings(encoder, artifacts["float"], texts.held_out_texts(HELD_OUT))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for recipe, artifact in artifacts.items():
         cosine = (reference * embeddings(encoder, artifact, texts.held_out_texts(HELD_OUT))).sum(axis=1).mean()
         megabytes = sum(file.stat().st_size for file in artifact.path.glob(f"{artifact.model_path.stem}.*")) / 1e6

@@ -22,8 +22,8 @@ class FuseGelu(Pass):
     """x * (1 + erf(x / sqrt(2))) / 2 -> Gelu(x), and its approximation by tanh -> Gelu(x, approximate="tanh").
 
     Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2. Needs opset 20, and operands in the order of
-    computation (`order_operands`). Does not fire where a step in between has another reader, nor for x * sigmoid(1.702 * x),
-    which is a different function.
+    computation (`order_operands`). Does not fire where a step in between has another reader, nor for
+    x * sigmoid(1.702 * x), which is a different function.
     """
 
     looks_for: ClassVar[str] = "x * (1 + erf(x / sqrt(2))) / 2 or its approximation by tanh"

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qcompile import qdq
 from qcompile.contract import Finding, Pass, Result
 from qcompile.graph import Linear, constant, linears
-from qcompile.initializers import register_initializer
+from qcompile.initializers import register_initializer, remove_unused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,7 @@ def _join(members: Sequence[Linear], width: int) -> list[Finding]:
     ir.convenience.replace_nodes_and_values(
         graph, first.matmul, old, [*nodes, split], [member.output for member in members], split.outputs
     )
+    remove_unused(value for m in members for value in (m.weight, m.bias) if value is not None)
     return [Finding(member.name, "fused", f"into {name}") for member in members]
 
 

@@ -14,6 +14,7 @@ from qcompile.calibration import Calibrator, ChannelStatistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError
 from qcompile.graph import Convolution, Linear, readers
+from qcompile.initializers import remove_unused
 from qcompile.layers import Layer
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight, scale_and_zero_point
@@ -78,6 +79,7 @@ class InsertQdq(Pass):
             statistics.update({name: dataclasses.replace(item, gram=None) for name, item in seen.items()})
             findings += [self._quantize_weight(layer, seen.get(str(layer.x.name)), weights) for layer in part]
         self._quantize_activations(model, chosen, statistics)
+        remove_unused(value for layer in chosen for value in (layer.weight, layer.bias) if value is not None)
         return Result(model, modified=bool(chosen), findings=tuple(findings))
 
     def _refusal(self, layer: Layer) -> Finding | None:

@@ -21,9 +21,9 @@ class ObserveChannels(Pass):
 
     Only for a model that is run for its statistics: the extra outputs stay in it. A row is the vector of channels at
     one position of x. Positions that a padding mask rules out are left out of everything; a mask [batch, sequence]
-    applies to x with these dims in front of its channels, [batch, sequence, channels], in this order and possibly with
-    others between, and to x with the two flattened, [batch * sequence, channels]. Where the dims of x are not known
-    before the model runs, the graph compares them itself. Other values have no padding that could be told apart.
+    applies to x that has these two dims besides its channels, [batch, sequence, channels], in any order and possibly
+    with others, and to x with the two flattened, [batch * sequence, channels]. Where the dims of x are not known before
+    the model runs, the graph compares them itself. Other values have no padding that could be told apart.
 
     Attributes:
         axes: name of a value -> its channel axis.

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompile import qdq
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.graph import constant, is_standard, layer_name, readers
+from qcompile.initializers import remove_unused
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight
 from qcompile.solvers.sqnr import sqnr_db
@@ -73,7 +74,7 @@ class QuantizeEmbeddings(Pass):
         scales = qdq.initializer(graph, f"{table.name}.scale", scale[:, None])
         for node in nodes:
             _replace(graph, node, integers, scales)
-        del graph.initializers[str(table.name)]
+        remove_unused([table])
         return Finding(
             name, "quantized", "", "Embedding", sqnr_db(weight, dequantize(quantized, scale, zero_point, axis=0))
         )
@@ -81,7 +82,9 @@ class QuantizeEmbeddings(Pass):
 
 def _is_table(value: ir.Value) -> bool:
     tensor = constant(value)
-    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 2
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
+        return False
+    return int(tensor.shape.numpy()[1]) > 1  # a row of one number is not smaller than its scale
 
 
 def _replace(graph: ir.Graph, node: ir.Node, integers: ir.Value, scales: ir.Value) -> None:

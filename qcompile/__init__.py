@@ -14,8 +14,7 @@ from qcompile.errors import QCompileError
 
 if TYPE_CHECKING:
     from qcompile.artifact import Artifact, load
-    from qcompile.compile import compile, rewrite  # noqa: A004 - the verb of the project
-    from qcompile.frontend import trace
+    from qcompile.compile import compile, rewrite, trace  # noqa: A004 - the verb of the project
     from qcompile.recipe import Recipe
     from qcompile.report import Report
 
@@ -30,7 +29,7 @@ _HOMES = {
     "compile": "qcompile.compile",
     "load": "qcompile.artifact",
     "rewrite": "qcompile.compile",
-    "trace": "qcompile.frontend",
+    "trace": "qcompile.compile",
 }
 
 

@@ -176,7 +176,7 @@ def positions_key(value: ir.Value, axis: int) -> object:
 
 
 def mask_axes(dims: Dims, mask: ir.Value) -> tuple[int, int] | None:
-    """Return where the dims of the mask are among the position dims; None when that is unknown or ambiguous.
+    """Return where the two dims of the mask are among the position dims; None when that is unknown or ambiguous.
 
     Numbers tell less than names: a mask of fixed dims fits values that have these two dims in front only.
     """
@@ -187,7 +187,7 @@ def mask_axes(dims: Dims, mask: ir.Value) -> tuple[int, int] | None:
         return None
     first, second = dims.index(batch), dims.index(sequence)
     fixed = isinstance(batch, int) or isinstance(sequence, int)
-    return (first, second) if first < second and not (fixed and second > 1) else None
+    return None if fixed and (first, second) != (0, 1) else (first, second)
 
 
 def _is_known(dim: int | ir.SymbolicDim) -> bool:

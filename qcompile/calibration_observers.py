@@ -126,6 +126,8 @@ class ObserverWriter:
 
     def _spread(self, mask: ir.Value, axes: tuple[int, int], value: ir.Value, axis: int, rank: int) -> ir.Value:
         """Return the mask broadcast to all positions of the value; `axes` are where its dims are among them."""
+        if axes[0] > axes[1]:
+            mask, axes = self._op("Transpose", [mask], {"perm": [1, 0]}), (axes[1], axes[0])
         if rank == 2:
             return mask
         parts = [self._integers([1])] * rank

@@ -50,7 +50,7 @@ class RowReservoir:
         for value, new in rows.items():
             self._kept[value].append(np.array(new, np.float32))
         if returned == self._max_rows and returned < count * self._density:
-            pass
+            self._thin(returned / count, self._held, returned)
         self._held = sum(len(new) for new in next(iter(self._kept.values())))
         while self._held > self._max_rows:
             self._thin(self._density / 2, self._held, 0)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import backends, layers
+from qcompile import backends, frontend, layers
 from qcompile.artifact import Artifact, check_output, write_artifact
 from qcompile.backends import Backend, Lowered
 from qcompile.calibration import Calibrator
+from qcompile.calibration_masks import padding_masks
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_recipe, for_target, integer_operators
 from qcompile.contract import Pass
-from qcompile.frontend import trace
 from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.pipeline import Log, Pipeline
 from qcompile.recipe import Recipe, check_patterns, selects
@@ -79,7 +79,7 @@ def compile(  # noqa: A001 - the verb of the project
         work.progress("lowering", 0.0)
         lowered = engine.lower(quantized, folder, target=target)
         work.progress("measuring", 0.0)
-        measure(report, engine, original, folder / lowered.model_file, lowered, work.samples if verify else ())
+        measure(report, engine, original, folder / lowered.model_file, lowered, work.samples, work.pipeline.masks)
         work.progress("measuring", 1.0)
         return lowered
 
@@ -111,6 +111,12 @@ def rewrite(
     """Apply the passes of a recipe and return the portable quantized model; arguments as in `compile`."""
     plan = _recipe(recipe, ignore, targets)
     return _Work.of(model, plan, calibration, example_inputs, dynamic_shapes, verify, progress).apply(plan)
+
+
+def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
+    """Read a model through the door that fits it and bring it to canonical form; arguments as in `compile`."""
+    traced = frontend.trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    return ir.passes.Sequential(*canonical_passes())(traced).model
 
 
 def _recipe(recipe: str | Recipe, ignore: Sequence[str], targets: Sequence[str]) -> Recipe:
@@ -146,13 +152,14 @@ class _Work:
         report_progress = progress or (lambda _stage, _part: None)
         report_progress("tracing", 0.0)
         example_inputs, calibration = _first_sample(model, example_inputs, calibration)
-        traced = trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        traced = frontend.trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         report_progress("tracing", 1.0)
         reference = backends.get("onnxruntime")
         ranges = Ranges()
         calibrator = None if calibration is None else _calibrator(calibration, reference, report_progress, ranges)
         samples = _samples(traced, calibrator, example_inputs, reference) if verify else []
-        pipeline = Pipeline(reference.open_session, samples, report_progress)
+        masks = padding_masks(traced) if samples else ()
+        pipeline = Pipeline(reference.open_session, samples, masks, report_progress)
         log = Log()
         canonical = pipeline.run(traced, canonical_passes(), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_ir as ir
@@ -63,3 +63,11 @@ def derive_initializer(
     source.const_value = lazy_tensor(tensor, source.name, shape, apply)
     source.shape = ir.Shape(shape)
     return source
+
+
+def remove_unused(values: Iterable[ir.Value]) -> None:
+    """Remove initializers that nothing reads any more from their graph."""
+    for value in values:
+        graph = value.graph
+        if graph is not None and not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            graph.initializers.pop(str(value.name), None)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import NothingMatchedError
 from qcompile.report import PassReport
 from qcompile.session import Feed, OpenSession
-from qcompile.verify import EXACT_TOLERANCE, check_exact, check_valid, difference, outputs_of
+from qcompile.verify import EXACT_TOLERANCE, check_exact, check_valid, difference, outputs_of, without_padding
 
 Progress = Callable[[str, float], None]
 
@@ -42,11 +43,13 @@ class Pipeline:
     Attributes:
         open_session: runtime in which the promises are checked.
         samples: inputs on which outputs are compared; none: nothing is compared.
+        masks: inputs that mark padding, which does not count where a pass is lossy.
         progress: called with the name of what begins and the part that is done.
     """
 
     open_session: OpenSession
     samples: Sequence[Feed]
+    masks: Sequence[PaddingMask]
     progress: Progress
 
     def run(self, model: ir.Model, passes: Iterable[ir.passes.PassBase], log: Log, *, required: bool) -> ir.Model:
@@ -91,11 +94,14 @@ class Pipeline:
     def _verify(self, model: ir.Model, before: ir.Model, modified: Sequence[ir.passes.PassBase], keeps: Keeps, log: Log) -> None:
         """Compare the outputs with those before the group, and write the difference down at its last pass."""
         outputs = outputs_of(model, self.samples, self.open_session)
-        found = difference(log.outputs, outputs)
-        if keeps == "exact" and found.relative > EXACT_TOLERANCE:
-            self._raise_for_culprit(before, modified, log)
-        measured = {"max_error": found.relative} if keeps == "exact" else {"sqnr_db": found.sqnr_db}
-        log.passes[-1] = dataclasses.replace(log.passes[-1], **measured)
+        if keeps == "exact":
+            found = difference(log.outputs, outputs)
+            if found.relative > EXACT_TOLERANCE:
+                self._raise_for_culprit(before, modified, log)
+            log.passes[-1] = dataclasses.replace(log.passes[-1], max_error=found.relative)
+        else:
+            read = (without_padding(side, self.samples, self.masks) for side in (log.outputs, outputs))
+            log.passes[-1] = dataclasses.replace(log.passes[-1], sqnr_db=difference(*read).sqnr_db)
         log.outputs = outputs
 
     def _raise_for_culprit(self, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log) -> None:

@@ -39,12 +39,14 @@ graph (float[n] x) => (float[n] y) {{ y = {DOMAIN}.{PER_TOKEN}(x) }}
 """
 
 
-def per_token_function() -> ir.Function:
+def per_token_function(opset: int) -> ir.Function:
     """Return the function y = dequantize(quantize(x)) with one symmetric int8 scale per token, max|x| / 127.
 
     x and y are float [..., tokens, channels]; the scale is that of the last axis, 1 where a token is all zero.
     """
-    return ir.from_onnx_text(_PER_TOKEN_BODY).functions[(DOMAIN, PER_TOKEN, "")]
+    function = ir.from_onnx_text(_PER_TOKEN_BODY).functions[(DOMAIN, PER_TOKEN, "")]
+    function.opset_imports[""] = opset  # the definitions of its operators are the same from 13 on
+    return function
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -97,7 +99,7 @@ def dynamic_per_token(value: ir.Value, before: ir.Node, model: ir.Model) -> tupl
     """Write x -> qcompile.QuantizeDequantizePerToken in front of a node, and its function into the model."""
     graph, name = _graph(before), str(value.name)
     if (DOMAIN, PER_TOKEN, "") not in model.functions:
-        function = per_token_function()
+        function = per_token_function(model.opset_imports[""])
         model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1
     node = ir.node(PER_TOKEN, [value], domain=DOMAIN, name=f"{name}.quantize_dequantize")

@@ -12,45 +12,8 @@ import yaml
 
 from qcompile.contract import Pass
 from qcompile.errors import RecipeError
+from qcompile.recipe_named import NAMED
 from qcompile.recipe_settings import convert, mend, pass_class, settings_of
-
-_INT8_WEIGHTS = {"dtype": "int8", "granularity": "per_channel", "sym": True, "dynamic": False}
-_PAPER_WEIGHTS = _INT8_WEIGHTS | {"granularity": "per_tensor"}
-_STATIC = {"dtype": "uint8", "granularity": "per_tensor", "sym": False, "dynamic": False}
-_PAPER_STATIC = {"dtype": "int8", "granularity": "per_tensor", "sym": True, "dynamic": False}
-_PER_TENSOR_DYNAMIC = {"dtype": "uint8", "granularity": "per_tensor", "sym": False, "dynamic": True}
-_PER_TOKEN_DYNAMIC = {"dtype": "int8", "granularity": "per_token", "sym": True, "dynamic": True}
-
-
-def _ours(activations: Mapping[str, Any]) -> list[Any]:
-    schemes = {"activations": activations, "weights": _INT8_WEIGHTS}
-    return [
-        {"smooth_activations": {"alpha": "auto", **schemes}},
-        "fold_scales",
-        "fuse_shared_inputs",
-        {"insert_qdq": {**schemes, "rounding": "gptq"}},
-        "quantize_embeddings",
-    ]
-
-
-def _paper(activations: Mapping[str, Any]) -> list[Any]:
-    """Return the steps of SmoothQuant (Xiao et al. 2022): table 2 for the schemes, section 4 for alpha = 0.5."""
-    schemes = {"activations": activations, "weights": _PAPER_WEIGHTS}
-    return [
-        {"smooth_activations": {"alpha": 0.5, **schemes}},
-        "fold_scales",
-        {"insert_qdq": schemes},
-    ]
-
-
-_NAMED: dict[str, tuple[str, list[Any]]] = {
-    "float": ("nothing is quantized; the model is brought to canonical form", []),
-    "w8a8-static": ("INT8, scales of activations from calibration: the fastest", _ours(_STATIC)),
-    "w8a8-dynamic": ("INT8, one scale per token at run time: the closest to float", _ours(_PER_TOKEN_DYNAMIC)),
-    "smoothquant-o1": ("SmoothQuant's O1: per-token dynamic activations", _paper(_PER_TOKEN_DYNAMIC)),
-    "smoothquant-o2": ("SmoothQuant's O2: per-tensor dynamic activations", _paper(_PER_TENSOR_DYNAMIC)),
-    "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +106,9 @@ class Recipe:
         Raises:
             RecipeError: there is no recipe of this name, no step with this setting, or the value is not valid.
         """
-        if name not in _NAMED:
-            raise RecipeError(f"recipe {name!r}", "there is no such recipe", mend(name, _NAMED))
-        return cls.from_data({"name": name, "steps": _NAMED[name][1]}).override(**overrides)
+        if name not in NAMED:
+            raise RecipeError(f"recipe {name!r}", "there is no such recipe", mend(name, NAMED))
+        return cls.from_data({"name": name, "steps": NAMED[name][1]}).override(**overrides)
 
     def override(self, **overrides: Any) -> Recipe:
         """Return the recipe with other settings, `ignore` or `targets`; see `from_name`."""
@@ -214,7 +177,7 @@ class Recipe:
 
 def named_recipes() -> dict[str, str]:
     """Return the names that `Recipe.from_name` knows, each with one sentence."""
-    return {name: summary for name, (summary, _) in _NAMED.items()}
+    return {name: summary for name, (summary, _) in NAMED.items()}
 
 
 def selects(patterns: Iterable[str], names: Iterable[str]) -> bool:

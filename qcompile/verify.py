@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import ModelError, VerificationError
 from qcompile.session import Feed, OpenSession
 from qcompile.solvers.sqnr import sqnr_db
@@ -56,6 +57,24 @@ def check_valid(model: ir.Model, pass_name: str) -> None:
         raise VerificationError(f"pass {pass_name}", reason, "Report this, or leave the pass out") from error
 
 
+def without_padding(
+    outputs: Outputs, samples: Sequence[Feed], masks: Sequence[PaddingMask]
+) -> list[dict[str, np.ndarray]]:
+    """Keep the valid positions of every output that has a mask's dims in front: [batch, sequence, ...] to [valid, ...].
+
+    What a model computes at padded positions is never read, and says nothing about its accuracy.
+    """
+    kept = []
+    for found, sample in zip(outputs, samples, strict=True):
+        arrays = dict(found)
+        for mask in masks:
+            valid = sample[mask.name] == mask.valid
+            fits = {name: array for name, array in arrays.items() if array.shape[: valid.ndim] == valid.shape}
+            arrays.update({name: array[valid] for name, array in fits.items()})
+        kept.append(arrays)
+    return kept
+
+
 def outputs_of(model: ir.Model, samples: Sequence[Feed], open_session: OpenSession) -> list[dict[str, np.ndarray]]:
     """Run the model on each sample.
 
@@ -78,7 +97,7 @@ def difference(before: Outputs, after: Outputs) -> Difference:
             worst, worst_name = relative, name
     if not pairs:
         return Difference("", 0.0, float("inf"))
-    expected, actual = (np.nan_to_num(np.concatenate(side)) for side in zip(*pairs, strict=True))
+    expected, actual = (np.nan_to_num(np.concatenate(side), posinf=0.0, neginf=0.0) for side in zip(*pairs, strict=True))
     return Difference(worst_name, worst, sqnr_db(expected, actual))
 
 

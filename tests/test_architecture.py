@@ -75,7 +75,7 @@ ARROWS = {
     "onnxruntime": {"backends", "graph", "solvers", "foundation"},
     "openvino": {"backends", "graph", "solvers", "foundation"},
     "frontend": {"graph", "foundation"},
-    "report": {"backends", "graph", "solvers", "recipe", "foundation"},
+    "report": {"backends", "calibration", "graph", "solvers", "recipe", "foundation"},
     "recipe": {"foundation"},
     "verify": {"backends", "graph", "solvers", "foundation"},
     "artifact": {"backends", "frontend", "report", "recipe", "foundation"},

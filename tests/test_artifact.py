@@ -205,6 +205,22 @@ def test_a_failure_leaves_the_artifact_before_it(tmp_path):
     assert files(tmp_path) == before
 
 
+def test_a_rename_that_fails_leaves_the_artifact_before_it(tmp_path, monkeypatch):
+    write(tmp_path / "out")
+    before = files(tmp_path)
+    rename = Path.rename
+
+    def fail_for_the_new_folder(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError("no room")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_folder)
+    with pytest.raises(ArtifactError, match="no room"):
+        write(tmp_path / "out")
+    assert files(tmp_path) == before
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="file/out: it cannot be written"):
@@ -316,7 +332,9 @@ def leave_the_folder(folder: Path) -> str:
 
 
 def start_at_the_root(folder: Path) -> str:
-    edit_manifest(folder, model_file=str(folder / "model.onnx"))
+    entry = json.loads((folder / "manifest.json").read_text())["files"]
+    name = str(folder / "model.onnx")
+    edit_manifest(folder, model_file=name, files=entry | {name: entry["model.onnx"]})
     return "manifest.json"
 
 
@@ -363,6 +381,23 @@ def test_a_damaged_artifact_is_refused_and_the_file_named(damage, tmp_path):
     with pytest.raises(ArtifactError) as raised:
         load(folder)
     assert raised.value.subject == str(folder / culprit)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (leave_the_folder, "leaves the folder"),
+        (start_at_the_root, "leaves the folder"),
+        (come_from_the_future, "format version 2"),
+        (a_web_application, "not a manifest of qcompile"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_said(damage, reason, tmp_path):
+    if damage is not a_web_application:
+        write(tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises(ArtifactError, match=reason):
+        load(tmp_path / "out")
 
 
 def test_an_html_report_may_lie_in_the_folder(tmp_path):

@@ -45,6 +45,8 @@ TO_GRID = "u = Unsqueeze(m, axes) "
             "f = Cast<to=1>(u) d = Sub(one, f) a = Mul(d, low) c = Abs(scores) j = Min(c, a) y = Attention(q, q, q, j)",
             VALID,
         ),
+        ("f = Cast<to=1>(u) j = Min(scores, f) y = Attention(q, q, q, j)", VALID),
+        ("f = Cast<to=1>(u) n = Neg(f) j = Max(n, scores) y = Attention(q, q, q, j)", PADDING),
         # moved: the new shape may come from anything, the elements may not
         ("s = Shape(scores) b = Cast<to=9>(u) e = Expand(b, s) y = Attention(q, q, q, e)", VALID),
         ("i = Identity(u) t = Transpose<perm=[0, 1, 2, 3]>(i) b = Cast<to=9>(t) y = Attention(q, q, q, b)", VALID),

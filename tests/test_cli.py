@@ -9,7 +9,7 @@ import pytest
 import typer.testing
 
 from qcompile import backends, cli_inputs, errors
-from qcompile.artifact import write_artifact
+from qcompile.artifact import load, write_artifact
 from qcompile.cli import EXIT_CODES, app, exit_code
 from qcompile.errors import CalibrationError, ModelError, RecipeError
 from qcompile.manifest import Port
@@ -219,3 +219,72 @@ def test_help_is_quick_and_imports_no_runtime():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.fixture
+def perceptron(tmp_path) -> Path:
+    """Two linears with a Relu between them, and calibration data for them."""
+    generator = np.random.default_rng(0)
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        perceptron (float[batch, 32] x, float[32, 64] w1, float[64, 8] w2) => (float[batch, 8] y)
+        { [first] h = MatMul(x, w1)  r = Relu(h)  [second] y = MatMul(r, w2) }
+    """)
+    for value in list(model.graph.inputs)[1:]:
+        model.graph.inputs.remove(value)
+        shape = tuple(int(size) for size in value.shape)
+        value.const_value = ir.tensor(generator.standard_normal(shape).astype(np.float32), name=value.name)
+        model.graph.initializers[value.name] = value
+    ir.save(model, tmp_path / "perceptron.onnx")
+    np.savez(tmp_path / "data.npz", x=generator.standard_normal((16, 32)).astype(np.float32))
+    return tmp_path / "perceptron.onnx"
+
+
+def test_compile_writes_an_artifact_and_prints_what_it_did(perceptron, tmp_path):
+    result = run("compile", perceptron, "-r", "w8a8-static", "-c", tmp_path / "data.npz", "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "2 quantized of 2" in result.stdout
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "out" / "model.onnx")
+    assert load(tmp_path / "out").manifest.recipe["name"] == "w8a8-static"
+
+
+def test_compile_takes_settings_patterns_and_a_folder_of_samples(perceptron, tmp_path):
+    (tmp_path / "samples").mkdir()
+    for index in range(3):
+        np.savez(tmp_path / "samples" / f"{index}.npz", x=np.full((2, 32), index + 1.0, np.float32))
+    options = ["-r", "smoothquant-o3", "-c", tmp_path / "samples", "-o", tmp_path / "out", "--no-verify", "--json"]
+    options += ["--ignore", "re:sec.*", "--set", "alpha=0.7", "--set", "observer=percentile"]
+    result = run("compile", perceptron, *options)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["path"] == str(tmp_path / "out")
+    assert {layer["name"]: layer["action"] for layer in found["report"]["layers"]} == {
+        "first": "quantized",
+        "second": "ignored",
+    }
+    overridden = Recipe.from_name("smoothquant-o3", alpha=0.7, observer="percentile", ignore=["re:sec.*"])
+    assert load(tmp_path / "out").recipe == overridden
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["-r", "w8a8-statik"], 2, "w8a8-static"),
+        (["--ignore", "frist"], 2, "first"),
+        (["-b", "onnxruntim"], 4, "onnxruntime"),
+        (["-c", "missing.npz"], 3, "missing.npz"),
+        (["-r", "smoothquant-o3"], 3, "calibration"),
+        (["--target", "z80"], 4, "z80"),
+    ],
+)
+def test_compile_refuses_with_an_exit_code_and_leaves_nothing(options, code, message, perceptron, tmp_path):
+    result = run("compile", perceptron, "-o", tmp_path / "out", *options)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_compile_refuses_a_folder_that_it_would_have_to_delete(perceptron, tmp_path):
+    result = run("compile", perceptron, "-c", tmp_path / "data.npz", "-o", tmp_path)
+    assert result.exit_code == 6
+    assert perceptron.exists()

@@ -49,6 +49,8 @@ def test_the_levels_of_smoothquant_are_those_of_table_2_of_the_paper(name, activ
     assert smoothing["alpha"] == 0.5
     assert smoothing["weights"] == qdq["weights"] == PER_TENSOR
     assert smoothing["activations"] == qdq["activations"] == activations
+    (quantizer,) = [step.build() for step in recipe.steps if step.pass_name == "insert_qdq"]
+    assert (quantizer.observer, quantizer.rounding) == ("minmax", "nearest")
     assert [step.pass_name for step in recipe.steps] == ["smooth_activations", "fold_scales", "insert_qdq"]
 
 
@@ -113,6 +115,7 @@ def test_settings_are_sorted_so_that_their_order_does_not_matter():
         (lambda: Recipe.from_name("w8a8-static", weights={"sym": 1}), "weights.sym: 1 is a int.*bool"),
         (lambda: Recipe.from_name("w8a8-static", weights={"bits": 9}), "weights: bits must be 2 to 8, not 9"),
         (lambda: Recipe.from_name("w8a8-static", weights="int8"), "weights: 'int8' is not a Scheme"),
+        (lambda: Recipe.from_name("w8a8-static", min_elements=True), "min_elements: True is a bool.*int"),
         (lambda: Recipe.from_name("float", alpha=0.5), "setting 'alpha': no step of float has it"),
         (lambda: Recipe.from_name("float", ignore=["re:("]), "re:\\(.*regular expression.*not valid"),
         (lambda: Recipe.from_name("float", targets=[3]), "targets 3: it is not a text"),

@@ -31,7 +31,8 @@ def quantize_activations_to_uint8(model: ir.Model) -> None:
         for reader in (node, *(parts.node for parts in readers if parts is not None)):
             _set_zero_point(reader, moved)
         node.attributes.pop("output_dtype", None)
-        node.outputs[0].dtype = ir.DataType.UINT8
+        # A new type: a clone of a model shares its type objects with the original.
+        node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
 
 
 def _moves(quantize: ir.Node, reader: dequantize.Dequantized | None) -> bool:

@@ -31,7 +31,6 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     Runtime has.
     """
     model = legalize(model)
-    model.ir_version = IR_VERSION
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     quantize_activations_to_uint8(model)
     fuse_integer_linears(model)

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from qcompile.errors import ModelError
 from qcompile.frontend import external_data

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends import Backend, Lowered
+from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding
 from qcompile.errors import VerificationError
 from qcompile.latency import interleaved_medians
@@ -17,7 +18,7 @@ from qcompile.pipeline import Log
 from qcompile.recipe import Recipe
 from qcompile.report.data import ActivationRange, LayerReport, Report
 from qcompile.session import Feed
-from qcompile.verify import difference
+from qcompile.verify import difference, without_padding
 
 LATENCY_SECONDS = 1.0
 _LAYER_ACTIONS = ("quantized", "kept", "ignored")
@@ -57,7 +58,13 @@ def _layer(finding: Finding) -> LayerReport:
 
 
 def measure(
-    report: Report, engine: Backend, model: ir.Model, path: Path, lowered: Lowered, samples: Sequence[Feed]
+    report: Report,
+    engine: Backend,
+    model: ir.Model,
+    path: Path,
+    lowered: Lowered,
+    samples: Sequence[Feed],
+    masks: Sequence[PaddingMask],
 ) -> None:
     """Add size, latency and accuracy of the written artifact to the report, against the float model.
 
@@ -68,6 +75,7 @@ def measure(
         path: the written model file.
         lowered: what the backend wrote.
         samples: inputs to run; without any, only the size is added.
+        masks: inputs that mark padding, which does not count for accuracy.
 
     Raises:
         VerificationError: the artifact computes NaN or infinity where the float model does not.
@@ -83,6 +91,7 @@ def measure(
     quantized, original = engine.open_artifact(path), engine.open_session(model)
     before, after = ([session.run(sample) for sample in samples] for session in (original, quantized))
     _check_finite(before, after, path.name)
+    before, after = (without_padding(side, samples, masks) for side in (before, after))
     report.accuracy = {
         "sqnr_db": difference(before, after).sqnr_db,
         "cosine": {name: _cosine(before, after, name) for name in before[0]},

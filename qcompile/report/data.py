@@ -59,6 +59,16 @@ class PassReport:
     max_error: float | None = None
     sqnr_db: float | None = None
 
+    @property
+    def title(self) -> str:
+        """Name of the pass without its settings."""
+        return self.name.partition("(")[0]
+
+    @property
+    def settings(self) -> str:
+        """The settings of the pass, as it prints them; empty without any."""
+        return self.name.partition("(")[2].removesuffix(")")
+
 
 @dataclasses.dataclass(frozen=True)
 class ActivationRange:

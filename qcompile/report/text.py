@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from qcompile.report.data import Report
+    from qcompile.report.data import PassReport, Report
 
 WIDTH = 110
 SHOWN = 12
@@ -44,7 +44,7 @@ def headlines(report: Report) -> list[str]:
     lines = []
     before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
     if before and after:
-        lines.append(f"latency   {before:.2f} ms -> {after:.2f} ms, {before / after:.2f} times as fast as float")
+        lines.append(f"latency   {before:.3g} ms -> {after:.3g} ms, {before / after:.2f} times as fast as float")
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
     if large and small:
         lines.append(f"size      {human_bytes(large)} -> {human_bytes(small)}, {large / small:.2f} times smaller")
@@ -127,16 +127,16 @@ def _kept(report: Report) -> Table:
 
 
 def _passes(report: Report) -> Table:
-    table = _table("Passes", "seconds", "pass", "kept what it promised")
+    idle = sum(not item.modified for item in report.passes)
+    table = _table(f"Passes; {idle} more changed nothing" if idle else "Passes", "seconds", "pass", "promise and check")
     for item in report.passes:
-        table.add_row(f"{item.seconds:.2f}", Text(item.name), promise(item.max_error, item.sqnr_db, item.modified))
+        if item.modified:
+            table.add_row(f"{item.seconds:.2f}", Text(item.title), promise(item))
     return table
 
 
-def promise(max_error: float | None, sqnr_db: float | None, modified: bool) -> str:
-    """Return how the promise of a pass was checked, in words."""
-    if not modified:
-        return "changed nothing"
-    if max_error is not None:
-        return f"exact: largest error {max_error:.1e} of the range"
-    return "not measured" if sqnr_db is None else f"lossy: {sqnr_db:.1f} dB"
+def promise(item: PassReport) -> str:
+    """Return the promise of a pass and how it was checked, in words."""
+    if item.max_error is not None:
+        return f"{item.keeps}: largest error {item.max_error:.1e} of the range"
+    return f"{item.keeps}, not measured by itself" if item.sqnr_db is None else f"{item.keeps}: {item.sqnr_db:.1f} dB"

@@ -100,6 +100,21 @@ def test_a_mask_reaches_through_dims_between_and_behind_its_own(x, mask):
     assert_statistics(outputs, "x", heads.transpose(0, 2, 1, 3)[mask == 1].reshape(-1, 4))
 
 
+def test_a_mask_of_equal_sizes_is_transposed_where_the_value_is(x):
+    text = """
+        <ir_version: 10, opset_import: ["" : 23]>
+        main (float[sequence, batch, 4] x, float[sequence, heads, batch, 4] z, int64[batch, sequence] mask)
+            => (float[sequence, batch, 4] y) { y = Relu(x) }
+    """
+    square = x[:, :2]
+    heads = np.stack([square, 2 * square, 3 * square], axis=1)
+    mask = np.array([[1, 1], [0, 1]], np.int64)
+    feed = {"x": square, "z": heads, "mask": mask}
+    _, outputs = observed(text, {"x": -1, "z": -1}, feed, masks=(PaddingMask("mask"),))
+    assert_statistics(outputs, "x", square[mask.T == 1])
+    assert_statistics(outputs, "z", heads.transpose(0, 2, 1, 3)[mask.T == 1].reshape(-1, 4))
+
+
 def test_channels_in_front_of_the_sequence(x, mask):
     text = """
         <ir_version: 10, opset_import: ["" : 23]>
@@ -138,6 +153,15 @@ def test_values_of_unknown_dims_are_compared_with_the_masks_when_the_model_runs(
     assert_statistics(outputs, "firsts", x[:, 0])  # no mask has these dims: nothing is left out
 
 
+def test_the_first_of_two_masks_of_the_same_dims_counts(x, mask):
+    text = FLATTENED.replace("int64[batch, other]", "int64[batch, sequence]")
+    model = parse(text)
+    next(value for node in model.graph for value in node.outputs if value.name == "flat").shape = ir.Shape([None, 4])
+    ObserveChannels({"flat": -1}, masks=(PaddingMask("mask"), PaddingMask("second")))(model)
+    outputs = run(model, {"x": x, "mask": mask, "second": np.ones_like(mask), SAMPLING_INPUT: ALL_ROWS})
+    assert_statistics(outputs, "flat", x[mask == 1])
+
+
 def test_equal_fixed_dims_are_those_of_the_mask_only_in_front(mask):
     text = """
         <ir_version: 10, opset_import: ["" : 23]>
@@ -166,7 +190,9 @@ def test_convolution_inputs_have_their_channels_on_axis_one(opset):
     np.testing.assert_array_equal(outputs[output_name("x", "rows")], rows)
 
 
-@pytest.mark.parametrize("sampling", [(0.25, 0.0, 0.0), (0.3, 0.9, 0.7), (1.0, 0.0, 0.5), (0.01, 0.5, 0.1), (0.001, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    "sampling", [(0.25, 0.0, 0.0), (0.3, 0.9, 0.7), (1.0, 0.0, 0.5), (0.01, 0.5, 0.1), (0.001, 0.0, 0.0)]
+)
 def test_rows_are_the_stratified_ones(sampling):
     x = np.arange(400, dtype=np.float32).reshape(1, 100, 4)
     feed = {"x": x, "mask": np.ones((1, 100), np.int64)}

@@ -57,7 +57,11 @@ def report_of(layers: int, name: str = "model.layers.{}.fc") -> Report:
         latency={"float_ms": 11.0, "quantized_ms": 4.0},
         accuracy={f"measure {index}": 0.5 + index for index in range(6)},
         size={"float_bytes": 90_000_000, "quantized_bytes": 23_000_000},
-        passes=[PassReport("insert_qdq(observer=mse)", 1.0, True, "lossy", sqnr_db=30.0)],
+        passes=[
+            PassReport("InsertQdq(observer='mse')", 1.0, True, "lossy", sqnr_db=30.0),
+            PassReport("FuseGelu()", 0.1, False),
+            PassReport("FuseGelu()", 0.1, False),
+        ],
         activation_ranges=ranges,
     )
 
@@ -66,8 +70,9 @@ def test_the_page_shows_what_the_report_says():
     text = re.sub(r"\s+", " ", Page(render(report_of(8))).text)
     for words in ("2.75× as fast as float", "3.91× smaller", "8 / 8 layers quantized", "8 / 9 channel scales folded"):
         assert words in text
-    assert "11.00 ms" in text
-    assert "insert_qdq(observer=mse)" in text
+    assert "11 ms" in text
+    assert "InsertQdq observer='mse'" in text
+    assert "Looked and changed nothing: FuseGelu." in text
     assert "lossy: 30.0 dB" in text
     assert "ignore:" in text
     assert "measure 5" in text

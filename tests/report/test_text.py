@@ -22,7 +22,7 @@ def test_the_summary_begins_with_speed_size_and_accuracy():
     )
     assert report.summary().splitlines()[:8] == [
         "encoder · w8a8-static · openvino · avx2",
-        "  latency   10.00 ms -> 4.00 ms, 2.50 times as fast as float",
+        "  latency   10 ms -> 4 ms, 2.50 times as fast as float",
         "  size      4.0 MB -> 1.0 MB, 4.00 times smaller",
         "  accuracy  logits cosine 0.99912",
         "  layers    2 quantized, 1 kept of 3",
@@ -99,8 +99,14 @@ def test_sizes_for_people(count, text):
 
 
 def test_promises_in_words():
-    assert promise(1e-6, None, True) == "exact: largest error 1.0e-06 of the range"
-    assert promise(None, 31.25, True) == "lossy: 31.2 dB"
-    assert promise(None, None, True) == "not measured"
-    assert promise(None, None, False) == "changed nothing"
-    assert "0.25  fold_scales()  exact" in Report(passes=[PassReport("fold_scales()", 0.25, max_error=0.0)]).summary()
+    assert promise(PassReport("a", 1.0, max_error=1e-6)) == "exact: largest error 1.0e-06 of the range"
+    assert promise(PassReport("a", 1.0, keeps="lossy", sqnr_db=31.25)) == "lossy: 31.2 dB"
+    assert promise(PassReport("a", 1.0)) == "exact, not measured by itself"
+
+
+def test_passes_that_changed_nothing_are_only_counted():
+    passes = [PassReport("FoldScales()", 0.25, max_error=0.0), PassReport("FuseGelu()", 0.01, modified=False)]
+    text = Report(passes=passes).summary()
+    assert "0.25  FoldScales  exact" in text
+    assert "1 more changed nothing" in text
+    assert "FuseGelu" not in text

@@ -98,14 +98,27 @@ def test_mse_comes_within_three_percent_of_a_search_over_every_bound(scheme):
     assert true_error(rows, solve("mse", rows, scheme), scheme) <= 1.03 * exhaustive
 
 
-def test_mse_of_asymmetric_ranges_comes_within_three_percent_of_a_search_over_both_ends():
+@pytest.mark.parametrize("short", [0.5, 3.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_mse_of_asymmetric_ranges_comes_within_three_percent_of_a_search_over_both_ends(short, sign):
     scheme = Scheme("uint8", sym=False)
-    rows = np.maximum(np.random.default_rng(4).standard_t(3, size=(20, 200)), -0.5).astype(np.float32)
-    lows, highs = np.meshgrid(np.linspace(-0.5, -0.05, 46), np.linspace(0.02, 1.0, 99) * rows.max())
+    rows = sign * np.maximum(np.random.default_rng(4).standard_t(3, size=(20, 200)), -short).astype(np.float32)
+    fractions = np.linspace(0.01, 1.0, 100)
+    lows, highs = np.meshgrid(fractions * rows.min(), fractions * rows.max())
     exhaustive = ranges.squared_errors(
         rows.ravel(), np.ones(rows.size, np.float32), lows.ravel(), highs.ravel(), scheme
     )
     assert true_error(rows, solve("mse", rows, scheme), scheme) <= 1.03 * exhaustive.min()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_mse_cuts_an_outlier_at_one_end_and_leaves_the_other_end_alone(sign):
+    scheme = Scheme("uint8", sym=False)
+    rows = np.random.default_rng(6).uniform(0, 10, size=(300, 1000)).astype(np.float32)
+    rows[5, 5] = -5
+    low, high = sorted(sign * np.array(solve("mse", sign * rows, scheme)))
+    assert low > -2
+    assert high > 9.5
 
 
 @hypothesis.given(ordinary_rows, any_scheme, strategies.floats(50, 100), strategies.floats(50, 100))

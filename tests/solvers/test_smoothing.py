@@ -50,7 +50,7 @@ def reference_error(problem, scale):
         axis = 1 if problem.weight_scheme.granularity == "per_channel" else None
         rounded = dequantize(*quantize_weight(weight * scale[:, None], problem.weight_scheme, axis), axis)
         expected = problem.rows @ weight
-        total += np.square(seen @ rounded - expected).sum() / np.square(expected).sum()
+        total += (np.square(seen @ rounded - expected).sum(axis=1) / np.square(expected).sum(axis=1)).mean()
     return total / len(problem.weights)
 
 

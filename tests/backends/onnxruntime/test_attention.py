@@ -86,3 +86,40 @@ def test_refuses_a_target_shape_that_copies_the_number_of_heads(flat: np.ndarray
 def test_refuses_an_unknown_number_of_heads() -> None:
     text = TEXT.replace("float[N,S,32] v)", "float[N,S,32] v, int64[4] heads)")
     refuses(parse(text, flat=SHAPES["flat"]), remove_head_transposes)
+
+
+def test_target_shape_that_is_known_at_run_time_only() -> None:
+    text = TEXT.replace("float[N,S,32] v)", "float[N,S,32] v, int64[3] flat)")
+    feed = {**FEED, "flat": SHAPES["flat"]}
+    check(parse(text, heads=SHAPES["heads"]), feed, {"Attention": 1, "Reshape": 1}, remove_head_transposes)
+
+
+def test_refuses_a_target_shape_that_may_copy_the_number_of_heads() -> None:
+    """With heads of size 1, a 0 at run time could stand for the 32 heads; it would then copy the 32 features."""
+    text = TEXT.replace("float[N,S,32] v)", "float[N,S,32] v, int64[3] flat)")
+    refuses(parse(text, heads=np.array([0, 0, 32, 1])), remove_head_transposes)
+
+
+def test_values_with_other_sizes_than_keys() -> None:
+    text = TEXT.replace("float[N,S,32] v", "float[N,S,64] v").replace("float[N,S,32] y", "float[N,S,64] y")
+    text = text.replace("r_v = Reshape (v, heads)", "r_v = Reshape (v, wide)").replace("y = R", "w = R")
+    text = text.replace("(u, flat)", "(u, flat)\n y = Neg (w)")
+    model = parse(text, heads=SHAPES["heads"], wide=np.array([0, 0, 4, 16]), flat=np.array([0, 0, 64]))
+    feed = {**FEED, "v": np.concatenate([FEED["v"], FEED["q"]], axis=-1)}
+    check(model, feed, {"Attention": 1, "Neg": 1}, remove_head_transposes)
+
+
+def test_heads_that_were_split_from_a_matrix() -> None:
+    """q is [batch * sequence, features] in front of its Reshape: that cannot be read as three axes."""
+    text = TEXT.replace("r_q = Reshape (q, heads)", "m = Reshape (q, matrix)\n r_q = Reshape (m, split)")
+    model = parse(text, **SHAPES, matrix=np.array([-1, 32]), split=np.array([2, 5, 4, 8]))
+    check(model, FEED, {"Attention": 1, "Reshape": 4}, remove_head_transposes)
+
+
+def test_refuses_rotated_heads_with_another_reader() -> None:
+    text = TEXT.replace("(t_q, t_k, t_v)", "(e_q, t_k, t_v)").replace(
+        "o = A", "e_q = RotaryEmbedding (t_q, c, s)\n o = A"
+    )
+    text = text.replace("float[N,S,32] y", "float[N,S,32] y, float[N,4,S,8] e_q")
+    angles = np.zeros((2, 5, 4), np.float32)
+    refuses(parse(text, **SHAPES, c=angles, s=angles), remove_head_transposes)

@@ -8,7 +8,7 @@ import pytest
 from qcompile import backends
 from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import fuse_integer_linears
-from tests.backends.onnxruntime.rewrites import check, optimized, rewritten
+from tests.backends.onnxruntime.rewrites import check, optimized, refuses, rewritten
 from tests.backends.portable import conv_case, linear_case, parse
 
 FLOAT_CONV = {"QuantizeLinear": 1, "DequantizeLinear": 1, "Conv": 1, "Abs": 1}
@@ -18,6 +18,11 @@ FLOAT_CONV = {"QuantizeLinear": 1, "DequantizeLinear": 1, "Conv": 1, "Abs": 1}
 def test_conv_with_a_float_result(bias: str) -> None:
     case = conv_case(bias=bias, requantized=False)
     check(case.model, case.feed, FLOAT_CONV, restore_float_weights, step=case.step)
+
+
+def test_conv_transpose_stays_float_even_when_its_result_is_quantized() -> None:
+    (finding,) = restore_float_weights(conv_case(kind="ConvTranspose", bias="float32").model.clone())
+    assert "no integer ConvTranspose" in finding.reason
 
 
 def test_conv_transpose() -> None:
@@ -44,6 +49,28 @@ def test_matmul_of_a_float_activation() -> None:
     )
     feed = {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}
     check(model, feed, {"MatMul": 1}, restore_float_weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "zero_point"),
+    [
+        (
+            """(float[N,8] x) => (float[N,4] y)
+            { f = DequantizeLinear <axis = 0, block_size = 4> (w, ws, wz)\n y = MatMul (x, f) }""",
+            np.ones((2, 4), np.float32),
+            np.zeros((2, 4), np.int8),
+        ),
+        (
+            """(float16[N,8] x) => (float16[N,4] y)
+            { f = DequantizeLinear <axis = 1> (w, ws, wz)\n y = MatMul (x, f) }""",
+            np.ones(4, np.float16),
+            np.zeros(4, np.int8),
+        ),
+    ],
+    ids=["scales per block", "float16"],
+)
+def test_refuses(text: str, scale: np.ndarray, zero_point: np.ndarray) -> None:
+    refuses(parse(text, w=np.ones((8, 4), np.int8), ws=scale, wz=zero_point), restore_float_weights)
 
 
 @pytest.mark.parametrize("bias", ["int32", "float32"])

@@ -1,0 +1,45 @@
+"""The named recipes, as the data that `Recipe.from_data` reads: importing them imports no pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_INT8_WEIGHTS = {"dtype": "int8", "granularity": "per_channel", "sym": True, "dynamic": False}
+_PAPER_WEIGHTS = _INT8_WEIGHTS | {"granularity": "per_tensor"}
+_STATIC = {"dtype": "uint8", "granularity": "per_tensor", "sym": False, "dynamic": False}
+_PAPER_STATIC = {"dtype": "int8", "granularity": "per_tensor", "sym": True, "dynamic": False}
+_PER_TENSOR_DYNAMIC = {"dtype": "uint8", "granularity": "per_tensor", "sym": False, "dynamic": True}
+_PER_TOKEN_DYNAMIC = {"dtype": "int8", "granularity": "per_token", "sym": True, "dynamic": True}
+
+
+def _ours(activations: Mapping[str, Any]) -> list[Any]:
+    schemes = {"activations": activations, "weights": _INT8_WEIGHTS}
+    return [
+        {"smooth_activations": {"alpha": "auto", **schemes}},
+        "fold_scales",
+        "fuse_shared_inputs",
+        {"insert_qdq": {**schemes, "rounding": "gptq"}},
+        "quantize_embeddings",
+    ]
+
+
+def _paper(activations: Mapping[str, Any]) -> list[Any]:
+    """Return the steps of SmoothQuant (Xiao et al. 2022): table 2 for the schemes, section 4 for alpha = 0.5."""
+    schemes = {"activations": activations, "weights": _PAPER_WEIGHTS}
+    return [
+        {"smooth_activations": {"alpha": 0.5, **schemes}},
+        "fold_scales",
+        {"insert_qdq": schemes},
+    ]
+
+
+NAMED: dict[str, tuple[str, list[Any]]] = {
+    "float": ("nothing is quantized; the model is brought to canonical form", []),
+    "w8a8-static": ("INT8, scales of activations from calibration: the fastest", _ours(_STATIC)),
+    "w8a8-dynamic": ("INT8, one scale per token at run time: the closest to float", _ours(_PER_TOKEN_DYNAMIC)),
+    "smoothquant-o1": ("SmoothQuant's O1: per-token dynamic activations", _paper(_PER_TOKEN_DYNAMIC)),
+    "smoothquant-o2": ("SmoothQuant's O2: per-tensor dynamic activations", _paper(_PER_TENSOR_DYNAMIC)),
+    "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),
+}
+"""Name -> one sentence, and the steps."""

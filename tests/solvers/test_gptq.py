@@ -1,0 +1,75 @@
+"""GPTQ beats rounding to nearest on the data that it saw, and is defined on every edge."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompile.scheme import Scheme
+from qcompile.solvers.affine import dequantize, quantize_weight
+from qcompile.solvers.gptq import gptq
+
+PER_CHANNEL = Scheme("int8", "per_channel")
+PER_TENSOR = Scheme("int8", "per_tensor")
+
+
+def correlated_rows(channels: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    mixing = generator.normal(size=(channels, channels)) * np.exp(generator.normal(size=channels))
+    return (generator.normal(size=(4 * channels, channels)) @ mixing).astype(np.float64)
+
+
+def output_error(rows: np.ndarray, weight: np.ndarray, parts: tuple, axis: int | None) -> float:
+    return float(np.square(rows @ (dequantize(*parts, axis=axis).astype(np.float64) - weight)).sum())
+
+
+@pytest.mark.parametrize(("scheme", "axis"), [(PER_CHANNEL, 1), (PER_TENSOR, None)])
+@settings(max_examples=20, deadline=None)
+@given(channels=st.integers(8, 150), outputs=st.integers(1, 20), seed=st.integers(0, 1000))
+def test_beats_rounding_to_nearest(scheme, axis, channels, outputs, seed):
+    rows = correlated_rows(channels, seed)
+    weight = np.random.default_rng(seed + 1).normal(size=(channels, outputs)).astype(np.float32)
+    found = gptq(weight, rows.T @ rows / len(rows), scheme)
+    nearest = quantize_weight(weight, scheme, axis)
+    assert output_error(rows, weight, found, axis) <= 1.02 * output_error(rows, weight, nearest, axis)
+
+
+def test_halves_the_error_on_correlated_channels():
+    rows = correlated_rows(200, 0)
+    weight = np.random.default_rng(1).normal(size=(200, 30)).astype(np.float32)
+    found = gptq(weight, rows.T @ rows / len(rows), PER_CHANNEL)
+    nearest = quantize_weight(weight, PER_CHANNEL, 1)
+    assert output_error(rows, weight, found, 1) < 0.5 * output_error(rows, weight, nearest, 1)
+
+
+def test_uncorrelated_channels_are_rounded_to_nearest():
+    weight = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+    found = gptq(weight, np.eye(40), PER_CHANNEL)
+    for part, nearest in zip(found, quantize_weight(weight, PER_CHANNEL, 1), strict=True):
+        np.testing.assert_array_equal(part, nearest)
+
+
+@pytest.mark.parametrize(
+    "gram", [np.zeros((6, 6)), np.full((6, 6), np.nan), np.full((6, 6), np.inf), -np.eye(6)], ids="zero nan inf neg".split()
+)
+def test_second_moments_that_cannot_be_factored_fall_back_to_nearest(gram):
+    weight = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    found = gptq(weight, gram, PER_CHANNEL)
+    np.testing.assert_array_equal(found[0], quantize_weight(weight, PER_CHANNEL, 1)[0])
+
+
+def test_one_sample_is_enough():
+    row = np.random.default_rng(0).normal(size=(1, 32))
+    weight = np.random.default_rng(1).normal(size=(32, 5)).astype(np.float32)
+    found = gptq(weight, row.T @ row, PER_CHANNEL)
+    assert output_error(row, weight, found, 1) <= output_error(row, weight, quantize_weight(weight, PER_CHANNEL, 1), 1)
+
+
+def test_stays_in_the_range_of_its_bits():
+    rows = correlated_rows(50, 3)
+    weight = np.random.default_rng(4).normal(size=(50, 9)).astype(np.float32)
+    quantized, _, _ = gptq(weight, rows.T @ rows / len(rows), Scheme("int8", "per_channel", bits=7))
+    assert quantized.min() >= -63
+    assert quantized.max() <= 63

@@ -1,0 +1,81 @@
+"""The pipeline: promises are checked, and the pass that breaks one is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompile.backends import get
+from qcompile.contract import Keeps, Pass, Result
+from qcompile.errors import NothingMatchedError, VerificationError
+from qcompile.pipeline import Log, Pipeline
+
+TEXT = '<ir_version: 10, opset_import: ["" : 23]> g (float[n, 4] x) => (float[n, 4] y) { a = Relu(x) y = Neg(a) }'
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename(Pass):
+    """Turns every operator of one type into another."""
+
+    old: str
+    new: str
+
+    looks_for: ClassVar[str] = "the old operator"
+
+    def call(self, model: ir.Model) -> Result:
+        nodes = [node for node in model.graph if node.op_type == self.old]
+        for node in nodes:
+            node.op_type = self.new
+        return Result(model, modified=bool(nodes))
+
+
+class LossyRename(Rename):
+    """The same without the promise."""
+
+    keeps: ClassVar[Keeps] = "lossy"
+
+
+class OptionalRename(Rename):
+    """The same where matching nothing is fine."""
+
+    may_match_nothing = True
+
+
+def run(*passes: Pass, required: bool = True) -> tuple[ir.Model, Log]:
+    log = Log()
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    pipeline = Pipeline(get("onnxruntime").open_session, [{"x": x}], (), lambda _name, _part: None)
+    return pipeline.run(ir.from_onnx_text(TEXT), passes, log, required=required), log
+
+
+def test_a_pass_that_changes_the_meaning_is_named_among_others():
+    with pytest.raises(VerificationError, match=r"Rename\(old='Neg', new='Exp'\)"):
+        run(OptionalRename("Tanh", "Abs"), Rename("Neg", "Exp"), OptionalRename("Sinh", "Abs"))
+
+
+def test_the_first_of_two_that_change_the_meaning_is_named():
+    with pytest.raises(VerificationError, match=r"new='Sigmoid'"):
+        run(Rename("Relu", "Sigmoid"), Rename("Neg", "Exp"))
+
+
+def test_a_lossy_pass_is_measured():
+    model, log = run(LossyRename("Relu", "Gelu"))
+    assert model.graph[0].op_type == "Gelu"
+    assert 0 < log.passes[0].sqnr_db < 40
+    assert log.passes[0].max_error is None
+
+
+def test_an_invalid_model_is_refused_with_the_name_of_the_pass():
+    with pytest.raises(VerificationError, match=r"new='NoSuchOperator'.*checker"):
+        run(LossyRename("Relu", "NoSuchOperator"))
+
+
+def test_matching_nothing_says_what_was_sought_and_found():
+    with pytest.raises(NothingMatchedError, match=r"looks for the old operator and found 1 Relu, 1 Neg"):
+        run(Rename("Tanh", "Abs"))
+    run(Rename("Tanh", "Abs"), required=False)
+    run(OptionalRename("Tanh", "Abs"))
