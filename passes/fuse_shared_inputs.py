@@ -45,8 +45,8 @@ class FuseSharedInputs(Pass):
         for linear in linears(model):
             groups.setdefault((linear.x, linear.bias is None), []).append(linear)
         findings: list[Finding] = []
-        for members in groups.values():
-            members = [member for member in members if self._can_join(member)]
+        for candidates in groups.values():
+            members = [member for member in candidates if self._can_join(member)]
             width = sum(int(constant_shape(member)[1]) for member in members)
             if len(members) > 1 and width <= self.max_out_features:
                 findings += _join(members, width)

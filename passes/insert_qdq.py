@@ -16,7 +16,7 @@ from qcompile.errors import CalibrationError
 from qcompile.graph import Convolution, Linear, readers
 from qcompile.initializers import remove_unused
 from qcompile.layers import Layer
-from qcompile.scheme import Scheme
+from qcompile.scheme import ASYMMETRIC_UINT8, PER_CHANNEL_INT8, Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight, scale_and_zero_point
 from qcompile.solvers.gptq import gptq
 from qcompile.solvers.ranges import OBSERVERS
@@ -48,8 +48,8 @@ class InsertQdq(Pass):
         CalibrationError: static activations or gptq and no calibrator.
     """
 
-    activations: Scheme = Scheme("uint8", sym=False)
-    weights: Scheme = Scheme("int8", "per_channel")
+    activations: Scheme = ASYMMETRIC_UINT8
+    weights: Scheme = PER_CHANNEL_INT8
     observer: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     rounding: Literal["nearest", "gptq"] = "nearest"
     ignore: frozenset[str] = frozenset()
@@ -118,9 +118,7 @@ class InsertQdq(Pass):
     def _gram_bytes(self, layer: Layer) -> int:
         return 12 * layers.accumulated(layer) ** 2 if self.rounding == "gptq" and isinstance(layer, Linear) else 0
 
-    def _collect(
-        self, model: ir.Model, part: list[Layer], names: Mapping[str, int]
-    ) -> Mapping[str, ChannelStatistics]:
+    def _collect(self, model: ir.Model, part: list[Layer], names: Mapping[str, int]) -> Mapping[str, ChannelStatistics]:
         assert self.calibrator is not None
         gram = {str(layer.x.name) for layer in part if self._gram_bytes(layer)}
         outputs = {} if self.activations.dynamic else {str(value.name): 1 for value in _flowing(part)}

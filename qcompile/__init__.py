@@ -14,7 +14,7 @@ from qcompile.errors import QCompileError
 
 if TYPE_CHECKING:
     from qcompile.artifact import Artifact, load
-    from qcompile.compile import compile, rewrite, trace  # noqa: A004 - the verb of the project
+    from qcompile.compile import compile, rewrite, trace
     from qcompile.recipe import Recipe
     from qcompile.report import Report
 

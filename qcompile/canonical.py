@@ -52,7 +52,7 @@ def canonical_passes() -> list[ir.passes.PassBase]:
         ExpandRotaryCaches(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.ShapeInferencePass(strict_mode=False),
     ]

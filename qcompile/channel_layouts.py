@@ -71,23 +71,22 @@ def _tile(ids: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return np.tile(ids, [full // length for full, length in zip(shape, ids.shape, strict=True)])
 
 
-def collapse(ids: np.ndarray, axis: int, ties: Ties) -> np.ndarray:
-    """Shrink an axis to length 1, where one element of a tensor is broadcast to all of them; ties what meets."""
-    if ids.shape[axis] == 1:
-        return ids
-    first = np.take_along_axis(ids, np.argmax(ids != UNSCALED, axis=axis, keepdims=True), axis)
-    ties.add(ids, np.broadcast_to(first, ids.shape))
-    return first
+def collapse(ids: np.ndarray, axis: int) -> np.ndarray:
+    """Shrink an axis to length 1, where one element of a tensor is broadcast to all of them.
+
+    Keeps the first channel that is asked for; what it is tied to shows when the layout is broadcast again.
+    """
+    return np.take_along_axis(ids, np.argmax(ids != UNSCALED, axis=axis, keepdims=True), axis)
 
 
-def narrow(ids: np.ndarray, shape: Shape, ties: Ties) -> np.ndarray:
+def narrow(ids: np.ndarray, shape: Shape) -> np.ndarray:
     """Bring the ids of a broadcast result to the shape of one operand (aligned at the last axis)."""
     for axis in range(ids.ndim - len(shape)):
-        ids = collapse(ids, axis, ties)
+        ids = collapse(ids, axis)
     ids = with_rank(ids, len(shape))
     for axis, dim in enumerate(shape):
         if dim == 1:
-            ids = collapse(ids, axis, ties)
+            ids = collapse(ids, axis)
     return ids
 
 

@@ -159,7 +159,7 @@ def _attention(node: ir.Node, walk: Walk) -> None:
 
     def up(ids: np.ndarray) -> np.ndarray:
         ids = _split_heads(node, ids, channels).reshape(heads[0], repeats, -1)
-        return _join_heads(collapse(ids, 1, walk.ties)[:, 0], len(shape_of(value)))
+        return _join_heads(collapse(ids, 1)[:, 0], len(shape_of(value)))
 
     def down(ids: np.ndarray) -> np.ndarray:
         return _join_heads(np.repeat(_split_heads(node, ids, heads), repeats, axis=0), len(shape_of(output)))

@@ -96,7 +96,7 @@ class Walk:
         value = node.inputs[index]
         assert value is not None
         if graph.constant(value) is None:
-            self.put(value, narrow(ids, shape_of(value), self.ties), power)
+            self.put(value, narrow(ids, shape_of(value)), power)
         else:
             self.rescale(node, index, ids, power, "output")
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import backends, frontend, layers
+from qcompile.activation_ranges import Ranges
 from qcompile.artifact import Artifact, check_output, write_artifact
 from qcompile.backends import Backend, Lowered
 from qcompile.calibration import Calibrator
@@ -19,18 +20,17 @@ from qcompile.calibration_masks import padding_masks
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_recipe, for_target, integer_operators
 from qcompile.contract import Pass
+from qcompile.outcome import build_report, measure
 from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.pipeline import Log, Pipeline
 from qcompile.recipe import Recipe, check_patterns, selects
-from qcompile.report.build import build_report, measure
-from qcompile.report.ranges import Ranges
 from qcompile.session import Feed
 from qcompile.verify import synthetic_samples
 
 Progress = Callable[[str, float], None]
 
 
-def compile(  # noqa: A001 - the verb of the project
+def compile(
     model: Any,
     recipe: str | Recipe = "w8a8-dynamic",
     *,
@@ -70,7 +70,7 @@ def compile(  # noqa: A001 - the verb of the project
     check_recipe(plan, engine)
     if output is not None:
         check_output(Path(output))
-    work = _Work.of(model, plan, calibration, example_inputs, dynamic_shapes, verify, progress)
+    work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress)
     original = work.model.clone()
     quantized = work.apply(plan, integer_operators(plan, engine))
     report = build_report(original, plan, work.log, backend=backend, target=target, ranges=work.ranges.found())
@@ -110,7 +110,7 @@ def rewrite(
 ) -> ir.Model:
     """Apply the passes of a recipe and return the portable quantized model; arguments as in `compile`."""
     plan = _recipe(recipe, ignore, targets)
-    return _Work.of(model, plan, calibration, example_inputs, dynamic_shapes, verify, progress).apply(plan)
+    return _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress).apply(plan)
 
 
 def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
@@ -141,7 +141,6 @@ class _Work:
     def of(
         cls,
         model: Any,
-        plan: Recipe,
         calibration: Any,
         example_inputs: Any,
         dynamic_shapes: Any,
@@ -192,9 +191,7 @@ def _calibrator(calibration: Any, reference: Backend, progress: Progress, ranges
     def tell(done: int, total: int) -> None:
         progress("calibrating", done / max(total, 1))
 
-    return Calibrator(
-        calibration, ObserveChannels, reference.open_session, progress=tell, on_collect=ranges.collected
-    )
+    return Calibrator(calibration, ObserveChannels, reference.open_session, progress=tell, on_collect=ranges.collected)
 
 
 def _first_sample(model: Any, example_inputs: Any, calibration: Any) -> tuple[Any, Any]:

@@ -57,7 +57,7 @@ class Pass(ir.passes.InPlacePass):
 
     @property
     def may_match_nothing(self) -> bool:
-        """True when finding nothing to do is an answer: a pass that follows up on another, or decides by measurement."""
+        """True when finding nothing is an answer: a pass that follows up on another, or decides by measurement."""
         return False
 
     def without_calibration(self) -> Pass | None:

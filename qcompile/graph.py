@@ -91,7 +91,7 @@ def readers(value: ir.Value) -> tuple[ir.Node, ...]:
 
 def sole_reader(value: ir.Value) -> ir.Node | None:
     """The single node that reads the value, or None when there are several uses or the value is a graph output."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 

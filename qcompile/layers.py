@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -19,7 +21,8 @@ def float_layers(model: ir.Model) -> list[Layer]:
     position = {node: index for index, node in enumerate(model.graph)}
     found: list[Layer] = [*linears(model), *convolutions(model)]
     return sorted(
-        (layer for layer in found if layer.weight.dtype == ir.DataType.FLOAT), key=lambda layer: position[node_of(layer)]
+        (layer for layer in found if layer.weight.dtype == ir.DataType.FLOAT),
+        key=lambda layer: position[node_of(layer)],
     )
 
 
@@ -45,10 +48,10 @@ def output_axis(layer: Layer) -> int:
 
 def accumulated(layer: Layer) -> int:
     """How many products are added up for one output element."""
-    shape = [int(size) for size in layer.weight.shape or ()]
+    shape = list(layer.weight.shape.numpy()) if layer.weight.shape is not None else []
     if isinstance(layer, Linear):
         return shape[0]
-    return int(np.prod(shape)) // shape[output_axis(layer)]
+    return math.prod(shape) // shape[output_axis(layer)]
 
 
 def refusal(layer: Layer, activations: Scheme, weights: Scheme) -> str:

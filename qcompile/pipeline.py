@@ -69,8 +69,7 @@ class Pipeline:
             log.outputs = outputs_of(model, self.samples, self.open_session)
         for keeps, group in itertools.groupby(passes, key=_keeps):
             before = model.clone()
-            applied = [(item, self._apply(model, item, log, required)) for item in group]
-            modified = [item for item, changed in applied if changed]
+            modified = [item for item in group if self._apply(model, item, log, required)]
             if modified and self.samples:
                 self._verify(model, before, modified, keeps, log)
         return model
@@ -91,18 +90,25 @@ class Pipeline:
         self.progress(name, 1.0)
         return result.modified
 
-    def _verify(self, model: ir.Model, before: ir.Model, modified: Sequence[ir.passes.PassBase], keeps: Keeps, log: Log) -> None:
-        """Compare the outputs with those before the group, and write the difference down at its last pass."""
+    def _verify(
+        self, model: ir.Model, before: ir.Model, modified: Sequence[ir.passes.PassBase], keeps: Keeps, log: Log
+    ) -> None:
+        """Compare the outputs with those before the group, and write the difference down."""
         outputs = outputs_of(model, self.samples, self.open_session)
         if keeps == "exact":
             found = difference(log.outputs, outputs)
             if found.relative > EXACT_TOLERANCE:
                 self._raise_for_culprit(before, modified, log)
-            log.passes[-1] = dataclasses.replace(log.passes[-1], max_error=found.relative)
+            self._note(log, modified[-1], max_error=found.relative)
         else:
             read = (without_padding(side, self.samples, self.masks) for side in (log.outputs, outputs))
-            log.passes[-1] = dataclasses.replace(log.passes[-1], sqnr_db=difference(*read).sqnr_db)
+            self._note(log, modified[-1], sqnr_db=difference(*read).sqnr_db)
         log.outputs = outputs
+
+    def _note(self, log: Log, last: ir.passes.PassBase, **measured: float) -> None:
+        """Write a measurement down at the last pass that changed the model; it covers those before it in the group."""
+        index = max(index for index, entry in enumerate(log.passes) if entry.name == name_of(last))
+        log.passes[index] = dataclasses.replace(log.passes[index], **measured)
 
     def _raise_for_culprit(self, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log) -> None:
         """Apply the passes again one at a time, and raise for the first that changes the outputs."""

@@ -55,9 +55,7 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     while unique in graph.initializers:
         unique, number = f"{name}_{number}", number + 1
     tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
-    value = ir.Value(
-        name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
+    value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -73,8 +71,10 @@ def quantize_dequantize(
     ]
     quantize = ir.node("QuantizeLinear", [value, *parameters], name=f"{name}.quantize")
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters], name=f"{name}.dequantize")
-    _named(quantize, f"{name}.quantized", value.shape, ir.DataType.from_numpy(np.asarray(zero_point).dtype))
-    _named(dequantize, f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    _describe(
+        quantize.outputs[0], f"{name}.quantized", value.shape, ir.DataType.from_numpy(np.asarray(zero_point).dtype)
+    )
+    _describe(dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [quantize, dequantize])
     return dequantize.outputs[0], [quantize, dequantize]
 
@@ -84,13 +84,11 @@ def dynamic_per_tensor(value: ir.Value, before: ir.Node) -> tuple[ir.Value, list
     graph, name = _graph(before), str(value.name)
     quantize = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=f"{name}.quantize")
     dequantize = ir.node("DequantizeLinear", list(quantize.outputs), name=f"{name}.dequantize")
-    parts = (("quantized", value.shape, ir.DataType.UINT8), ("scale", [], ir.DataType.FLOAT))
-    for output, (part, shape, dtype) in zip(
-        quantize.outputs, (*parts, ("zero_point", [], ir.DataType.UINT8)), strict=True
-    ):
-        output.name, output.type = f"{name}.{part}", ir.TensorType(dtype)
-        output.shape = None if shape is None else ir.Shape(shape)
-    _named(dequantize, f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    quantized, scale, zero_point = quantize.outputs
+    _describe(quantized, f"{name}.quantized", value.shape, ir.DataType.UINT8)
+    _describe(scale, f"{name}.scale", (), ir.DataType.FLOAT)
+    _describe(zero_point, f"{name}.zero_point", (), ir.DataType.UINT8)
+    _describe(dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [quantize, dequantize])
     return dequantize.outputs[0], [quantize, dequantize]
 
@@ -103,15 +101,20 @@ def dynamic_per_token(value: ir.Value, before: ir.Node, model: ir.Model) -> tupl
         model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1
     node = ir.node(PER_TOKEN, [value], domain=DOMAIN, name=f"{name}.quantize_dequantize")
-    _named(node, f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    _describe(node.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [node])
     return node.outputs[0], [node]
 
 
 def dequantized_constant(
-    source: ir.Value, quantized: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int | None, before: ir.Node
+    source: ir.Value,
+    quantized: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    axis: int | None,
+    before: ir.Node,
 ) -> ir.Value:
-    """Write integer initializer -> DequantizeLinear in place of a float initializer; a scale [channels] is along axis."""
+    """Write integer initializer -> DequantizeLinear in place of a float one; a scale [channels] is along axis."""
     graph, name = _graph(before), str(source.name)
     inputs = [
         initializer(graph, f"{name}.quantized", quantized),
@@ -120,7 +123,7 @@ def dequantized_constant(
     ]
     attributes = {"axis": axis} if axis is not None and np.ndim(scale) == 1 else {}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.dequantize")
-    _named(node, f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
+    _describe(node.outputs[0], f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [node])
     return node.outputs[0]
 
@@ -145,9 +148,6 @@ def _graph(node: ir.Node) -> ir.Graph:
     return node.graph
 
 
-def _named(
-    node: ir.Node, name: str, shape: ir.Shape | Sequence[int] | None, dtype: ir.DataType
-) -> None:
-    output = node.outputs[0]
-    output.name, output.type = name, ir.TensorType(dtype)
-    output.shape = None if shape is None else ir.Shape(shape)
+def _describe(value: ir.Value, name: str, shape: ir.ShapeProtocol | Sequence[int] | None, dtype: ir.DataType) -> None:
+    value.name, value.type = name, ir.TensorType(dtype)
+    value.shape = None if shape is None else ir.Shape(tuple(shape))  # type: ignore[arg-type]

@@ -41,3 +41,10 @@ class Scheme:
             return 0, 2**self.bits - 1
         high: int = 2 ** (self.bits - 1) - 1
         return (-high, high) if self.sym else (-high - 1, high)
+
+
+ASYMMETRIC_UINT8 = Scheme("uint8", "per_tensor", sym=False)
+"""The usual static activation: one scale, and a zero point that lets Relu's zero be the smallest value."""
+
+PER_CHANNEL_INT8 = Scheme("int8", "per_channel")
+"""The usual weight: one symmetric scale per output channel."""

@@ -97,7 +97,9 @@ def difference(before: Outputs, after: Outputs) -> Difference:
             worst, worst_name = relative, name
     if not pairs:
         return Difference("", 0.0, float("inf"))
-    expected, actual = (np.nan_to_num(np.concatenate(side), posinf=0.0, neginf=0.0) for side in zip(*pairs, strict=True))
+    expected, actual = (
+        np.nan_to_num(np.concatenate(side), posinf=0.0, neginf=0.0) for side in zip(*pairs, strict=True)
+    )
     return Difference(worst_name, worst, sqnr_db(expected, actual))
 
 
@@ -120,7 +122,7 @@ def check_exact(found: Difference, pass_name: str) -> None:
 
 
 def synthetic_samples(model: ir.Model, count: int = 1, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Make inputs from nothing but types and shapes: small normal numbers, integers 0 and 1, dynamic dims 2 (batch) or 8.
+    """Make inputs from nothing but types and shapes: normal numbers, integers 0 and 1, dynamic dims 2 (first) or 8.
 
     Raises:
         ModelError: an input has no type, or is no tensor.
@@ -134,7 +136,9 @@ def synthetic_samples(model: ir.Model, count: int = 1, seed: int = 0) -> list[di
 
 def _synthetic(value: ir.Value, generator: np.random.Generator) -> np.ndarray:
     if value.dtype is None or value.shape is None:
-        raise ModelError(f"input {value.name}", "its type or shape is unknown", "Give example_inputs or calibration data")
+        raise ModelError(
+            f"input {value.name}", "its type or shape is unknown", "Give example_inputs or calibration data"
+        )
     sizes: dict[str, int] = {}
     shape = []
     for axis, dim in enumerate(value.shape):

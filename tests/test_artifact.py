@@ -1,58 +1,19 @@
 import gc
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import pytest
 
-from qcompile.artifact import Artifact, check_output, load, write_artifact
+from qcompile.artifact import check_output, load
 from qcompile.backends import Lowered
-from qcompile.errors import ArtifactError, InputError, UnsafeModelError
+from qcompile.errors import ArtifactError, InputError
 from qcompile.recipe import Recipe
-from qcompile.report import LayerReport, Report
-
-TEXT = """
-<ir_version: 10, opset_import: ["" : 21]>
-adding (float[batch, 3] x, int64[batch] n) => (float[batch, 3] y) <float[3] b = {1.0, 2.0, 3.0}> { y = Add(x, b) }
-"""
-REPORT = Report(model="adding", layers=[LayerReport("fc", "Linear", "kept", "too small")], latency={"float_ms": 1.5})
-
-
-def save(folder: Path, external: str | None = None) -> Lowered:
-    model = ir.from_onnx_text(TEXT)
-    model.graph.initializers["b"].const_value = ir.tensor(np.arange(1, 4, dtype=np.float32), name="b")
-    ir.save(model, folder / "model.onnx", external_data=external, size_threshold_bytes=0)
-    return Lowered("model.onnx", ("model.onnx", external) if external else ("model.onnx",))
-
-
-def write(output: Path | None, how=save, **other) -> Artifact:
-    graph = ir.from_onnx_text(TEXT).graph
-    fields = {
-        "recipe": Recipe("float", ignore=("a",)),
-        "backend": "onnxruntime",
-        "target": "avx2",
-        "inputs": graph.inputs,
-        "outputs": graph.outputs,
-        "calibration": "0123",
-        "report": REPORT,
-    }
-    return write_artifact(output, how, **(fields | other))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def edit_manifest(folder: Path, **changes) -> None:
-    data = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(data | changes))
+from qcompile.report import Report
+from tests.artifacts import REPORT, a_web_application, files, save, write
 
 
 def test_a_written_artifact_runs_and_loads_as_what_it_was(tmp_path):
@@ -149,12 +110,6 @@ def an_artifact_with_a_file_of_the_user(output: Path) -> Path:
     return output / "thesis.tex"
 
 
-def a_web_application(output: Path) -> Path:
-    output.mkdir()
-    (output / "manifest.json").write_text('{"name": "shop", "start_url": "/"}')
-    return output / "manifest.json"
-
-
 def a_folder_in_a_folder(output: Path) -> Path:
     (output / "empty" / "empty").mkdir(parents=True)
     return output
@@ -227,11 +182,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         write(tmp_path / "file" / "out")
 
 
+ROOT = Path(__file__).resolve().parents[1]
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1]).parent))
-from test_artifact import save, write
+sys.path.insert(0, sys.argv[1])
+from tests.artifacts import save, write
 
 def killed(folder):
     lowered = save(folder)
@@ -253,179 +210,9 @@ def test_a_killed_compilation_leaves_the_old_artifact_or_none(moment, existing, 
     if existing:
         write(output, lambda folder: save(folder, "model.onnx.data"))
     before = files(output) if existing else {}
-    done = subprocess.run([sys.executable, "-c", KILLED, __file__, output, moment], check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, ROOT, output, moment], check=False)
     assert done.returncode == -signal.SIGKILL
     assert output.exists() == existing
     assert (files(output) if existing else {}) == before
     write(output)
     load(output)
-
-
-def remove_file(folder: Path) -> str:
-    (folder / "model.onnx.data").unlink()
-    return "model.onnx.data"
-
-
-def add_file(folder: Path) -> str:
-    (folder / "extra").mkdir()
-    (folder / "extra" / "payload.bin").write_bytes(b"x")
-    return "extra/payload.bin"
-
-
-def flip_a_bit(folder: Path) -> str:
-    path = folder / "model.onnx.data"
-    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    return "model.onnx.data"
-
-
-def cut_off(folder: Path) -> str:
-    path = folder / "model.onnx.data"
-    path.write_bytes(path.read_bytes()[:-1])
-    return "model.onnx.data"
-
-
-def link(folder: Path) -> str:
-    path = folder / "model.onnx.data"
-    shutil.move(path, folder.parent / "elsewhere")
-    path.symlink_to(folder.parent / "elsewhere")
-    return "model.onnx.data"
-
-
-def make_a_folder_of_it(folder: Path) -> str:
-    (folder / "model.onnx.data").unlink()
-    (folder / "model.onnx.data").mkdir()
-    return "model.onnx.data"
-
-
-def remove_manifest(folder: Path) -> str:
-    (folder / "manifest.json").unlink()
-    return "manifest.json"
-
-
-def cut_manifest(folder: Path) -> str:
-    (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:-20])
-    return "manifest.json"
-
-
-def come_from_the_future(folder: Path) -> str:
-    edit_manifest(folder, format_version=2)
-    return "manifest.json"
-
-
-def lack_an_entry(folder: Path) -> str:
-    data = json.loads((folder / "manifest.json").read_text())
-    del data["backend"]
-    (folder / "manifest.json").write_text(json.dumps(data))
-    return "manifest.json"
-
-
-def have_a_type_that_is_none(folder: Path) -> str:
-    edit_manifest(folder, inputs=[{"name": "x", "dtype": "float33", "shape": None}])
-    return "manifest.json"
-
-
-def leave_the_folder(folder: Path) -> str:
-    shutil.copy(folder / "model.onnx", folder.parent / "model.onnx")
-    entry = json.loads((folder / "manifest.json").read_text())["files"]
-    edit_manifest(folder, model_file="../model.onnx", files=entry | {"../model.onnx": entry["model.onnx"]})
-    return "manifest.json"
-
-
-def start_at_the_root(folder: Path) -> str:
-    entry = json.loads((folder / "manifest.json").read_text())["files"]
-    name = str(folder / "model.onnx")
-    edit_manifest(folder, model_file=name, files=entry | {name: entry["model.onnx"]})
-    return "manifest.json"
-
-
-def load_what_is_not_listed(folder: Path) -> str:
-    edit_manifest(folder, model_file="report.json")
-    return "manifest.json"
-
-
-def cut_report(folder: Path) -> str:
-    (folder / "report.json").write_text('{"layers": 3}')
-    return "report.json"
-
-
-def remove_report(folder: Path) -> str:
-    (folder / "report.json").unlink()
-    return "report.json"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        remove_file,
-        add_file,
-        flip_a_bit,
-        cut_off,
-        link,
-        make_a_folder_of_it,
-        remove_manifest,
-        cut_manifest,
-        come_from_the_future,
-        lack_an_entry,
-        have_a_type_that_is_none,
-        leave_the_folder,
-        start_at_the_root,
-        load_what_is_not_listed,
-        cut_report,
-        remove_report,
-    ],
-)
-def test_a_damaged_artifact_is_refused_and_the_file_named(damage, tmp_path):
-    folder = tmp_path / "out"
-    write(folder, lambda inside: save(inside, "model.onnx.data"))
-    culprit = damage(folder)
-    with pytest.raises(ArtifactError) as raised:
-        load(folder)
-    assert raised.value.subject == str(folder / culprit)
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (leave_the_folder, "leaves the folder"),
-        (start_at_the_root, "leaves the folder"),
-        (come_from_the_future, "format version 2"),
-        (a_web_application, "not a manifest of qcompile"),
-    ],
-)
-def test_what_is_wrong_with_a_manifest_is_said(damage, reason, tmp_path):
-    if damage is not a_web_application:
-        write(tmp_path / "out")
-    damage(tmp_path / "out")
-    with pytest.raises(ArtifactError, match=reason):
-        load(tmp_path / "out")
-
-
-def test_an_html_report_may_lie_in_the_folder(tmp_path):
-    write(tmp_path / "out")
-    (tmp_path / "out" / "report.html").write_text("<p>")
-    load(tmp_path / "out")
-
-
-def test_an_onnx_file_that_reads_outside_its_folder_is_refused(tmp_path):
-    def escape(folder: Path) -> Lowered:
-        lowered = save(folder, "model.onnx.data")
-        model = onnx.load(folder / "model.onnx", load_external_data=False)
-        model.graph.initializer[0].external_data[0].value = "../secret"
-        (folder / "model.onnx.data").unlink()
-        onnx.save(model, folder / "model.onnx")
-        return lowered
-
-    (tmp_path / "secret").write_bytes(bytes(12))
-    write(tmp_path / "out", escape)
-    with pytest.raises(UnsafeModelError, match="secret"):
-        load(tmp_path / "out")
-
-
-def test_a_model_file_that_is_not_onnx_is_refused(tmp_path):
-    def garbage(folder: Path) -> Lowered:
-        (folder / "model.onnx").write_bytes(b"\xff\xfe")
-        return Lowered("model.onnx", ("model.onnx",))
-
-    write(tmp_path / "out", garbage)
-    with pytest.raises(ArtifactError, match="not an ONNX file"):
-        load(tmp_path / "out")

@@ -298,6 +298,11 @@ REFUSALS = {
         "v = RMSNormalization(x, wg) t = Transpose<perm = [0, 2, 1]>(x) y = MatMul(v, t)",
         "mixes",
     ),
+    "channels that became rows": (
+        "float[batch, 8, 8] x, float[8] wg, float[8, 8] w1",
+        "v = RMSNormalization(x, wg) t = Transpose<perm = [0, 2, 1]>(v) y = MatMul(t, w1)",
+        "mixes channels",
+    ),
     "two scaled factors of a MatMul": (
         NORM,
         "a = MatMul(x, w0) v = Relu(a) t = Transpose<perm = [0, 2, 1]>(a) y = MatMul(v, t)",

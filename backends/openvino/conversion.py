@@ -38,11 +38,4 @@ def converted(model: ir.Model) -> Iterator[ov.Model]:
             result = core().read_model(path)
         except runtime_errors() as error:
             raise refused(f"model {model.graph.name or 'without a name'}", error) from error
-        _keep_names(result, model)
         yield result
-
-
-def _keep_names(result: ov.Model, model: ir.Model) -> None:
-    # A port may carry the names of several values that the front end merged; only the user's own must be left.
-    for port, value in zip(result.outputs, model.graph.outputs, strict=True):
-        port.get_tensor().set_names({value.name})

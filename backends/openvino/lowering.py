@@ -15,6 +15,7 @@ from qcompile.backends.openvino.readback import kept_in_float
 from qcompile.backends.openvino.residuals import split_norm_branches
 from qcompile.backends.openvino.runtime import openvino
 from qcompile.backends.openvino.session import GROUP_SIZE, load
+from qcompile.backends.openvino.splits import separate_joined_linears
 from qcompile.backends.openvino.zero_points import fold_zero_points
 from qcompile.contract import Finding
 
@@ -33,6 +34,7 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     """
     model = model.clone()
     common.NameFixPass()(model)
+    separate_joined_linears(model)
     group_size, findings = quantize_at_run_time(model)
     fold_zero_points(model)
     common.RemoveUnusedNodesPass()(model)

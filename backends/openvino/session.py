@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Precision = Literal["f32", "bf16"]
 
 DEVICE = "CPU"
+# What the ONNX front end appends to the name of an output to name its Result node. The tensor names of the port are
+# those of every value that was merged with it, also of another output.
+RESULT = "/sink_port_0"
 GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 
@@ -28,10 +31,15 @@ class OpenVinoSession:
     Attributes:
         compiled: the loaded model.
         request: its one inference request.
+        input_names: name of each input, in order. A port of `compiled` may have more names: those of the values that
+            the plugin merged with it.
+        output_names: name of each output, in order.
     """
 
     compiled: ov.CompiledModel
     request: ov.InferRequest
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Run the model: input name -> array, to output name -> array.
@@ -39,7 +47,7 @@ class OpenVinoSession:
         Raises InputError for a missing or unknown input, for a type or shape that is not the input's, and when a
         kernel refuses the values.
         """
-        inputs = {port.any_name: port for port in self.compiled.inputs}
+        inputs = dict(zip(self.input_names, self.compiled.inputs, strict=True))
         for name in feed:
             if name not in inputs:
                 raise InputError(f"input {name!r}", "the model has no such input", _nearest(name, list(inputs)))
@@ -47,14 +55,16 @@ class OpenVinoSession:
             if name not in feed:
                 raise InputError(f"input {name!r}", "it is missing in the feed", f"Feed all of {', '.join(inputs)}")
             _check(name, feed[name], port)
-        tensors = {name: np.ascontiguousarray(feed[name]).reshape(feed[name].shape) for name in inputs}
+        tensors = {
+            index: np.ascontiguousarray(feed[name]).reshape(feed[name].shape) for index, name in enumerate(inputs)
+        }
         try:
             self.request.infer(tensors, share_inputs=True)
         except runtime_errors() as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise InputError(f"feed of {shapes}", f"OpenVINO refuses it: {error}", "Check the shapes") from error
-        outputs = enumerate(self.compiled.outputs)
-        return {port.any_name: self.request.get_output_tensor(index).data.copy() for index, port in outputs}
+        names = enumerate(self.output_names)
+        return {name: self.request.get_output_tensor(index).data.copy() for index, name in names}
 
 
 def load(
@@ -82,7 +92,9 @@ def load(
         properties[GROUP_SIZE] = str(group_size)
     try:
         compiled = core().compile_model(model, DEVICE, properties)
-        return OpenVinoSession(compiled, compiled.create_infer_request())
+        inputs = tuple(port.get_node().get_friendly_name() for port in model.inputs)
+        outputs = tuple(port.get_node().get_friendly_name().removesuffix(RESULT) for port in model.outputs)
+        return OpenVinoSession(compiled, compiled.create_infer_request(), inputs, outputs)
     except runtime_errors() as error:
         raise refused(subject, error) from error
 

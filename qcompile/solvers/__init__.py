@@ -1,0 +1,1 @@
+"""The mathematics of quantization: arrays in, arrays out, nothing of the graph."""

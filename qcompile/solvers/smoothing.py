@@ -87,7 +87,7 @@ class Smoothing:
 
     Attributes:
         scale: float32 [channels].
-        error: mean over linears and rows of |quantized - float|**2 / |float|**2 of the row's output, with the scale. Rows
+        error: mean over linears and rows of |quantized - float|**2 / |float|**2 of the output, with the scale. Rows
             count alike: the next norm brings all tokens to one size, those with massive activations too.
         error_without: the same with a scale of 1.
     """

@@ -130,9 +130,11 @@ def test_precision_is_what_was_asked_for(precision: Any) -> None:
 
 def test_names_of_values_that_the_runtime_merges_survive(tmp_path: Path) -> None:
     model = parse(
-        """(float[N,4] x, float[N,4] unused) => (float[N,4] y, float[N,4] same, float[N,4] copy, float[N,4] z)
+        """(float[N,4] x, float[N,4] unused)
+            => (float[N,4] y, float[N,4] same, float[N,4] copy, float[N,4] z, float[N,4] drop)
         {
             y = Relu (x)
+            drop = Dropout (y)
             a = Neg (x)
             z = Identity (a)
             same = Identity (y)
@@ -143,7 +145,7 @@ def test_names_of_values_that_the_runtime_merges_survive(tmp_path: Path) -> None
     lowered = BACKEND.lower(model, tmp_path, target=None)
     for session in (BACKEND.open_session(model), BACKEND.open_artifact(tmp_path / lowered.model_file)):
         results = session.run({"x": x, "unused": x})
-        assert list(results) == ["y", "same", "copy", "z"]
+        assert list(results) == ["y", "same", "copy", "z", "drop"]
         np.testing.assert_array_equal(results["same"], np.maximum(x, 0))
         np.testing.assert_array_equal(results["copy"], x)
         np.testing.assert_array_equal(results["z"], -x)

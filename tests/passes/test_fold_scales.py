@@ -77,6 +77,16 @@ def test_two_muls_of_one_value_fold_both():
     assert "Mul" not in operators(model)
 
 
+def test_muls_that_share_their_constant_leave_nothing_behind():
+    model = parse(
+        """n = RMSNormalization(x, g) e = RMSNormalization(x, h) m = Mul(n, c) k = Mul(e, c)
+        a = MatMul(m, w) b = MatMul(k, w2) y = Concat<axis = 2>(a, b)""",
+        f"{C}, {W}, {G}, float[4] h = {{4, 3, 2, 1}}",
+    )
+    assert [action for _, action, _ in fold(model)] == ["folded", "folded"]
+    assert set(model.graph.initializers) == {"g", "h", "w", "w2"}
+
+
 def test_a_convolution_takes_the_factor_of_its_output_channels():
     model = parse(
         "n = Conv(x, k) m = Mul(n, c) y = Conv(m, l)",

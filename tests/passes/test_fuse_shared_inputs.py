@@ -7,7 +7,9 @@ import pytest
 from qcompile.passes.fuse_shared_inputs import FuseSharedInputs
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
-WEIGHTS = "<float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[2, 2] v = {-1, 2, -3, 4}, float[3] a = {7, 8, 9}, float[2] b = {1, 2}>"
+WEIGHTS = (
+    "<float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[2, 2] v = {-1, 2, -3, 4}, float[3] a = {7, 8, 9}, float[2] b = {1, 2}>"
+)
 
 
 def model(body: str, outputs: str = "float[n, 3] p, float[n, 2] q") -> str:
@@ -29,7 +31,9 @@ def test_joins(rewrite, body, operators):
     result = rewrite(model(body), FuseSharedInputs())
     assert result.operators == operators
     assert [finding.action for finding in result.findings] == ["fused", "fused"]
-    assert {tuple(value.shape) for value in result.model.graph.initializers.values() if len(value.shape) == 2} == {(2, 5)}
+    assert {tuple(value.shape) for value in result.model.graph.initializers.values() if len(value.shape) == 2} == {
+        (2, 5)
+    }
 
 
 @pytest.mark.parametrize(

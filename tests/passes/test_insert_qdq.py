@@ -27,7 +27,9 @@ KERNEL = np.random.default_rng(1).normal(size=(6, 4, 3, 3)).astype(np.float32)
 def parse(text: str, **initializers: np.ndarray) -> ir.Model:
     model = ir.from_onnx_text(f"{HEADER}\n{text}")
     for name, array in initializers.items():
-        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=ir.Shape(array.shape))
+        value = ir.Value(
+            name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=ir.Shape(array.shape)
+        )
         value.const_value = ir.tensor(array, name=name)
         model.graph.register_initializer(value)
         for node in model.graph:
@@ -115,7 +117,8 @@ def test_per_token_is_more_accurate_than_per_tensor_when_tokens_differ():
 
 
 def test_linears_that_read_one_value_share_its_pair_and_others_keep_reading_it():
-    text = "g (float[n, 4] x) => (float[n, 6] y, float[n, 4] z) { p = MatMul(x, w) q = MatMul(x, v) y = Add(p, q) z = Relu(x) }"
+    body = "p = MatMul(x, w) q = MatMul(x, v) y = Add(p, q) z = Relu(x)"
+    text = f"g (float[n, 4] x) => (float[n, 6] y, float[n, 4] z) {{ {body} }}"
     model = parse(text, w=WEIGHTS, v=-2 * WEIGHTS)
     InsertQdq(calibrator=calibrator(model))(model)
     assert operators(model).count("QuantizeLinear") == 1
@@ -162,7 +165,9 @@ def test_transposed_convolution():
     assert relative_error(before, model) < 0.02
 
 
-@pytest.mark.parametrize("x", [np.zeros((3, 4)), np.full((3, 4), 7.0), np.full((3, 4), 1e-42)], ids="zero constant tiny".split())
+@pytest.mark.parametrize(
+    "x", [np.zeros((3, 4)), np.full((3, 4), 7.0), np.full((3, 4), 1e-42)], ids=["zero", "constant", "tiny"]
+)
 def test_degenerate_activations_give_defined_scales(x):
     model = linear()
     data = [{"x": x.astype(np.float32)}]

@@ -52,7 +52,9 @@ def test_uncorrelated_channels_are_rounded_to_nearest():
 
 
 @pytest.mark.parametrize(
-    "gram", [np.zeros((6, 6)), np.full((6, 6), np.nan), np.full((6, 6), np.inf), -np.eye(6)], ids="zero nan inf neg".split()
+    "gram",
+    [np.zeros((6, 6)), np.full((6, 6), np.nan), np.full((6, 6), np.inf), -np.eye(6)],
+    ids=["zero", "nan", "infinity", "negative"],
 )
 def test_second_moments_that_cannot_be_factored_fall_back_to_nearest(gram):
     weight = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)

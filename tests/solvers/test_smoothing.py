@@ -120,6 +120,15 @@ def test_nothing_to_quantize_has_no_gain():
     assert found.gain == 0
 
 
+def test_what_is_exact_already_is_left_alone():
+    generator = np.random.default_rng(0)
+    rows, weight = generator.integers(0, 256, (64, 8)), generator.integers(-127, 128, (8, 6))
+    rows[0, 0], weight[0] = 255, 127
+    found = smoothing.search(linears(rows, weight))
+    assert found.error == found.error_without == 0
+    np.testing.assert_array_equal(found.scale, 1)
+
+
 magnitudes = hnp.arrays(np.float32, 6, elements=st.floats(0, 2.0**127, width=32))
 
 

@@ -30,4 +30,6 @@ class Ranges:
     def found(self) -> list[ActivationRange]:
         """Return the ranges of the layers that smoothing changed."""
         pairs = ((name, before, self._last[name]) for name, before in self._first.items())
-        return [ActivationRange.of(name, before, after) for name, before, after in pairs if not np.allclose(before, after)]
+        return [
+            ActivationRange.of(name, before, after) for name, before, after in pairs if not np.allclose(before, after)
+        ]

@@ -113,9 +113,7 @@ def _check_finite(
                 raise VerificationError(f"artifact {name}", reason, "Report this with the model and the recipe")
 
 
-def _cosine(
-    before: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]], name: str
-) -> float:
+def _cosine(before: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]], name: str) -> float:
     """Mean over the samples of the cosine between the two outputs, as one vector each."""
     found = []
     for expected, actual in zip(before, after, strict=True):
