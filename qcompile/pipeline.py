@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -67,11 +68,11 @@ class Pipeline:
         """
         if self.samples and not log.outputs:
             log.outputs = outputs_of(model, self.samples, self.open_session)
-        for keeps, group in itertools.groupby(passes, key=_keeps):
+        for group in _groups(passes):
             before = model.clone()
             modified = [item for item in group if self._apply(model, item, log, required)]
             if modified and self.samples:
-                self._verify(model, before, modified, keeps, log)
+                self._verify(model, before, modified, log)
         return model
 
     def _apply(self, model: ir.Model, item: ir.passes.PassBase, log: Log, required: bool) -> bool:
@@ -90,12 +91,10 @@ class Pipeline:
         self.progress(name, 1.0)
         return result.modified
 
-    def _verify(
-        self, model: ir.Model, before: ir.Model, modified: Sequence[ir.passes.PassBase], keeps: Keeps, log: Log
-    ) -> None:
+    def _verify(self, model: ir.Model, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log) -> None:
         """Compare the outputs with those before the group, and write the difference down."""
         outputs = outputs_of(model, self.samples, self.open_session)
-        if keeps == "exact":
+        if _keeps(modified[0]) == "exact":
             found = difference(log.outputs, outputs)
             if found.relative > EXACT_TOLERANCE:
                 self._raise_for_culprit(before, modified, log)
@@ -105,7 +104,7 @@ class Pipeline:
             self._note(log, modified[-1], sqnr_db=difference(*read).sqnr_db)
         log.outputs = outputs
 
-    def _note(self, log: Log, last: ir.passes.PassBase, **measured: float) -> None:
+    def _note(self, log: Log, last: ir.passes.PassBase, **measured: Any) -> None:
         """Write a measurement down at the last pass that changed the model; it covers those before it in the group."""
         index = max(index for index, entry in enumerate(log.passes) if entry.name == name_of(last))
         log.passes[index] = dataclasses.replace(log.passes[index], **measured)
@@ -120,6 +119,15 @@ class Pipeline:
 def name_of(item: ir.passes.PassBase) -> str:
     """The line of the recipe that made the pass; of a pass of onnx_ir, the name of its class."""
     return str(item) if isinstance(item, Pass) else type(item).__name__
+
+
+def _groups(passes: Iterable[ir.passes.PassBase]) -> Iterator[list[ir.passes.PassBase]]:
+    """Exact passes that follow each other are one group; each lossy pass, which is measured, is its own."""
+    for keeps, group in itertools.groupby(passes, key=_keeps):
+        if keeps == "exact":
+            yield list(group)
+        else:
+            yield from ([item] for item in group)
 
 
 def _keeps(item: ir.passes.PassBase) -> Keeps:

@@ -133,7 +133,22 @@ def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, A
         )
     assert program is not None
     traced: ir.Model = program.model
+    if program.exported_program is not None:
+        _name_outputs(traced, program.exported_program.call_spec.out_spec)
     return traced
+
+
+def _name_outputs(traced: ir.Model, structure: Any) -> None:
+    """Name the outputs as the module does where it returns a mapping, e.g. `last_hidden_state`; others keep theirs."""
+    outputs = traced.graph.outputs
+    if structure is None or structure.num_leaves != len(outputs):
+        return
+    returned = pytree.tree_unflatten(range(len(outputs)), structure)
+    taken = {value.name for value in traced.graph.inputs}
+    if isinstance(returned, Mapping):
+        for name, index in returned.items():
+            if isinstance(index, int) and name not in taken and sum(v is outputs[index] for v in outputs) == 1:
+                outputs[index].name = str(name)
 
 
 def _reason(error: BaseException) -> str:

@@ -107,3 +107,16 @@ def test_export_is_silent_and_leaves_logging_as_it_was(capfd: pytest.CaptureFixt
     assert logging.root.manager.disable == before
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+class ReturnsMapping(torch.nn.Module):
+    """Returns its outputs by name."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"doubled": x * 2, "x": x + 1}
+
+
+def test_outputs_have_the_names_that_the_module_gives_them():
+    names = [value.name for value in trace(ReturnsMapping(), example_inputs={"x": torch.ones(2, 3)}).graph.outputs]
+    assert names[0] == "doubled"
+    assert names[1] != "x", "an input has this name already"

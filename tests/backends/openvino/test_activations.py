@@ -39,7 +39,7 @@ def test_quantizer_of_a_shared_value_goes(make: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("widths", "group_size"), [((128,), 64), ((64, 192), 64), ((96, 64), 32), ((48, 128), 16), ((20, 128), 64)]
+    ("widths", "group_size"), [((384,), 128), ((64, 128), 64), ((96, 64), 32), ((48, 128), 16), ((20, 128), 128)]
 )
 def test_largest_group_that_fits_every_linear(widths: tuple[int, ...], group_size: int) -> None:
     size, findings = quantize_at_run_time(linears_of_widths(*widths))
