@@ -18,19 +18,19 @@ def _ours(activations: Mapping[str, Any]) -> list[Any]:
     return [
         {"smooth_activations": {"alpha": "auto", **schemes}},
         "fold_scales",
-        "fuse_shared_inputs",
         {"insert_qdq": {**schemes, "rounding": "gptq"}},
         "quantize_embeddings",
     ]
 
 
 def _paper(activations: Mapping[str, Any]) -> list[Any]:
-    """Return the steps of SmoothQuant (Xiao et al. 2022): table 2 for the schemes, section 4 for alpha = 0.5."""
+    """Return the steps of SmoothQuant (Xiao et al. 2022): table 2 for the schemes, section 4 for alpha = 0.5, figure 6."""
     schemes = {"activations": activations, "weights": _PAPER_WEIGHTS}
     return [
         {"smooth_activations": {"alpha": 0.5, **schemes}},
         "fold_scales",
         {"insert_qdq": schemes},
+        {"quantize_attention": {"activations": activations}},
     ]
 
 

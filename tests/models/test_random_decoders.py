@@ -17,6 +17,7 @@ def test_decoder_is_small_repeatable_and_causal(architecture: str) -> None:
     logits = _logits(module, feed)
     assert logits.shape == (2, 12, 256)
     assert sum(parameter.numel() for parameter in module.parameters()) < 500_000
+    assert not any(part.training for part in module.modules())
     np.testing.assert_array_equal(logits, _logits(random_decoder(architecture)[0], feed))
     changed = {**feed, "input_ids": feed["input_ids"].copy()}
     changed["input_ids"][0, -1] += 1

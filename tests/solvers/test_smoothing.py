@@ -63,6 +63,16 @@ def test_the_error_is_that_of_the_quantizer(activations, weights):
 
 
 @pytest.mark.parametrize(("activations", "weights"), SCHEMES)
+def test_many_outputs_are_measured_on_some_of_them(activations, weights):
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(16, 1500))
+    weight[2, 7] = 30
+    problem = linears(generator.normal(size=(64, 16)), weight, activations=activations, weight_scheme=weights)
+    scale = smoothing.smoothing_scale(*problem.absmax(), 0.5)
+    assert smoothing.OutputError(problem, 256)(scale) == pytest.approx(reference_error(problem, scale), rel=0.1)
+
+
+@pytest.mark.parametrize(("activations", "weights"), SCHEMES)
 def test_search_beats_the_paper_and_no_smoothing_on_planted_outliers(activations, weights):
     problems = [outlier_linears(seed, activations=activations, weight_scheme=weights) for seed in range(6)]
     found = [smoothing.search(problem) for problem in problems]

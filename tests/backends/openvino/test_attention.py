@@ -90,6 +90,20 @@ def test_causal_attention_and_masks_of_numbers_stay() -> None:
         assert before[FUSED] == 1
 
 
+def test_constant_addend_stays() -> None:
+    model = attention(", float[5,5] given", ", given")
+    bias = np.zeros((5, 5), np.float32)
+    bias[0, 1] = -np.inf
+    model.graph.register_initializer(ir.val("addend", const_value=ir.tensor(bias, name="addend")))
+    node = next(node for node in model.graph if node.op_type == "Attention")
+    node.replace_input_with(3, model.graph.initializers["addend"])
+    result = converted(model)
+    before = operators(result)
+    decompose_attention(result)
+    assert operators(result) == before
+    assert before[FUSED] == 1
+
+
 def test_attention_over_a_cache_stays() -> None:
     cache = ", bool[N,1,S,T] mask, float[N,2,P,8] past_k, float[N,2,P,8] past_v"
     text = """({heads}{cache}) => (float[N,2,S,8] y)

@@ -1,0 +1,117 @@
+"""Quantizes what attention's two products read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import qdq
+from qcompile.calibration import Calibrator, ChannelStatistics
+from qcompile.contract import Finding, Keeps, Pass, Result
+from qcompile.errors import CalibrationError
+from qcompile.graph import constant, is_standard, layer_name
+from qcompile.scheme import ASYMMETRIC_UINT8, Scheme
+from qcompile.solvers.affine import scale_and_zero_point
+from qcompile.solvers.ranges import OBSERVERS
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeAttention(Pass):
+    """Attention(q, k, v) -> Attention(DQ(Q(q)), DQ(Q(k)), DQ(Q(v))), and the same for a MatMul of two activations.
+
+    SmoothQuant (Xiao et al. 2023), figure 6: both batched products of attention read 8-bit integers. The probabilities
+    live inside the Attention operator and stay float there. The last operand of a product is quantized per tensor even
+    where the others are quantized per token: its tokens are what the product sums over. Does not fire where the backend
+    has no integer attention, and on what is ignored.
+
+    Attributes:
+        activations: static per tensor, or dynamic per tensor or per token.
+        observer: how a static range is chosen, a name of `solvers.ranges.OBSERVERS`.
+        ignore: layers that stay float, by name; bound by `compile`.
+        operators: what the backend computes in integers; bound by `compile`.
+        calibrator: source of the statistics of static activations; bound by `compile`.
+
+    Raises:
+        CalibrationError: static activations and no calibrator.
+    """
+
+    activations: Scheme = ASYMMETRIC_UINT8
+    observer: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    ignore: frozenset[str] = frozenset()
+    operators: frozenset[str] = frozenset({"Attention"})
+    calibrator: Calibrator | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    keeps: ClassVar[Keeps] = "lossy"
+    looks_for: ClassVar[str] = "Attention, or MatMul of two activations"
+
+    @property
+    def may_match_nothing(self) -> bool:
+        """Not every model has attention."""
+        return True
+
+    def call(self, model: ir.Model) -> Result:
+        """Quantize every product that can be; one finding for each."""
+        found = [node for node in model.graph if _float_operands(node)]
+        reasons = {node: self._refusal(node) for node in found}
+        chosen = [node for node in found if reasons[node] is None]
+        statistics = self._statistics(model, chosen)
+        made: dict[tuple[ir.Value, bool], ir.Value] = {}
+        for node in chosen:
+            operands = _float_operands(node)
+            for value in operands:
+                per_token = self.activations.granularity == "per_token" and value is not operands[-1]
+                if (value, per_token) not in made:
+                    made[value, per_token] = self._quantize(model, value, node, statistics, per_token)
+                qdq.replace_input(node, value, made[value, per_token])
+        findings = [reasons[node] or Finding(layer_name(node), "quantized", "", "Attention") for node in found]
+        return Result(model, modified=bool(chosen), findings=tuple(findings))
+
+    def _refusal(self, node: ir.Node) -> Finding | None:
+        name = layer_name(node)
+        if name in self.ignore:
+            return Finding(name, "ignored", "the recipe leaves it out", "Attention")
+        if "Attention" not in self.operators:
+            reason = "the backend has no integer attention with these schemes"
+            return Finding(name, "kept", reason, "Attention")
+        return None
+
+    def _statistics(self, model: ir.Model, chosen: list[ir.Node]) -> Mapping[str, ChannelStatistics]:
+        if self.activations.dynamic or not chosen:
+            return {}
+        if self.calibrator is None:
+            reason = "static activations need statistics"
+            raise CalibrationError("quantize_attention", reason, "Give calibration data, or use dynamic activations")
+        return self.calibrator.collect(model, {str(v.name): -1 for node in chosen for v in _float_operands(node)})
+
+    def _quantize(
+        self,
+        model: ir.Model,
+        value: ir.Value,
+        before: ir.Node,
+        statistics: Mapping[str, ChannelStatistics],
+        per_token: bool,
+    ) -> ir.Value:
+        if not self.activations.dynamic:
+            seen = statistics[str(value.name)]
+            ends = OBSERVERS[self.observer](seen.minimum, seen.maximum, seen.rows, self.activations)
+            scale, zero_point = scale_and_zero_point(np.float32(ends[0]), np.float32(ends[1]), self.activations)
+            return qdq.quantize_dequantize(value, scale, zero_point, before)[0]
+        if per_token:
+            return qdq.dynamic_per_token(value, before, model)[0]
+        return qdq.dynamic_per_tensor(value, before)[0]
+
+
+def _float_operands(node: ir.Node) -> tuple[ir.Value, ...]:
+    """Query, key and value, or the two factors, where all of them are float32 activations; else nothing."""
+    if not is_standard(node, "Attention", "MatMul"):
+        return ()
+    operands = tuple(value for value in node.inputs[:3] if value is not None)
+    fits = all(
+        value.dtype == ir.DataType.FLOAT and constant(value) is None and not qdq.is_dequantized(value)
+        for value in operands
+    )
+    return operands if fits and len(operands) == (3 if node.op_type == "Attention" else 2) else ()
