@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import qcompile
 from benchmarks import peers
 from benchmarks.results import Benchmark, Goal, Row
 from benchmarks.sessions import OPEN, Run, open_onnxruntime, open_openvino, size_in_mb
-from benchmarks.timing import interleaved_ms
+from qcompile.latency import interleaved_medians
 from qcompile.models import minilm, sentence_similarity, texts
 from qcompile.session import Feed
 
 RECIPES = ("w8a8-static", "w8a8-dynamic", "smoothquant-o3")
-CALIBRATION_SAMPLES, HELD_OUT, BATCHES = 64, 128, (1, 8)
+CALIBRATION_SAMPLES, HELD_OUT, BATCHES, SECONDS = 64, 128, (1, 8), 45
 
 Candidates = dict[tuple[str, str], tuple[Path, Run]]
 
@@ -76,7 +77,8 @@ def _ours(encoder: minilm.SentenceEncoder, calibration: Sequence[Feed], folder: 
 def _latency(encoder: minilm.SentenceEncoder, candidates: Candidates, batch: int) -> dict[tuple[str, str], float]:
     feed = next(encoder.batches(texts.held_out_texts(batch), batch=batch))
     named = {"\n".join(key): run for key, (_, run) in candidates.items()}
-    times = interleaved_ms({name: lambda run=run: run(feed) for name, run in named.items()})  # type: ignore[misc]
+    runs = {name: functools.partial(run, feed) for name, run in named.items()}
+    times = interleaved_medians(runs, seconds=SECONDS)
     return {key: times["\n".join(key)] for key in candidates}
 
 

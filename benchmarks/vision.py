@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import qcompile
 from benchmarks.results import Benchmark, Goal, Row
 from benchmarks.sessions import OPEN, Run, size_in_mb
-from benchmarks.timing import interleaved_ms
+from qcompile.latency import interleaved_medians
 from qcompile.models import crepe, efficientnet_lite, magika, ppocr
 from qcompile.models.reference import ReferenceModel, top1
 
@@ -42,7 +43,8 @@ def _rows(name: str, reference: ReferenceModel, folder: Path) -> list[Row]:
             path, RECIPE, backend=backend, calibration=reference.calibration, output=folder / backend
         )
         runs = {"float": open_file(path), "int8": open_file(artifact.model_path)}
-        times = interleaved_ms({key: lambda run=run: run(reference.held_out[0]) for key, run in runs.items()})  # type: ignore[misc]
+        feed = reference.held_out[0]
+        times = interleaved_medians({key: functools.partial(run, feed) for key, run in runs.items()}, seconds=5)
         rows.append(
             {
                 "model": name,

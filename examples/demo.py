@@ -5,8 +5,7 @@ Everything is left in out/demo: one folder per artifact, one HTML page per repor
 
 from __future__ import annotations
 
-import statistics
-import time
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,12 +16,13 @@ from rich.table import Table
 
 import qcompile
 from qcompile.errors import MissingDependencyError
+from qcompile.latency import interleaved_medians
 from qcompile.models import minilm, sentence_similarity, texts
 
 RECIPES = ("w8a8-static", "w8a8-dynamic", "smoothquant-o3")
 BACKENDS = ("onnxruntime", "openvino")
 OUTPUT = Path("out/demo")
-CALIBRATION_SAMPLES, HELD_OUT, TURNS = 64, 32, 40
+CALIBRATION_SAMPLES, HELD_OUT, MEASURING_SECONDS = 64, 32, 5.0
 
 
 def main() -> None:
@@ -71,7 +71,8 @@ def teller(progress: Progress, task: TaskID, name: str) -> Callable[[str, float]
 def measure(encoder: minilm.SentenceEncoder, artifacts: dict[str, qcompile.Artifact]) -> list[tuple[str, ...]]:
     """Size, latency, fidelity and task score of every artifact, as the cells of a row; "float" is the reference."""
     feed = next(encoder.batches(texts.held_out_texts(1)))
-    latency = interleaved_ms(artifacts, feed)
+    runs = {recipe: functools.partial(artifact.run, feed) for recipe, artifact in artifacts.items()}
+    latency = interleaved_medians(runs, seconds=MEASURING_SECONDS)
     reference = embeddings(encoder, artifacts["float"], texts.held_out_texts(HELD_OUT))
     rows: list[tuple[str, ...]] = []
     for recipe, artifact in artifacts.items():
@@ -98,19 +99,6 @@ def task_score(encoder: minilm.SentenceEncoder, artifact: qcompile.Artifact) -> 
         return f"{sentence_similarity.lee_correlation(lambda passages: embeddings(encoder, artifact, passages)):.3f}"
     except MissingDependencyError:
         return "not installed"
-
-
-def interleaved_ms(artifacts: dict[str, qcompile.Artifact], feed: dict[str, np.ndarray]) -> dict[str, float]:
-    """Median latency; the artifacts take turns, and the first call of a turn is not counted."""
-    samples: dict[str, list[float]] = {recipe: [] for recipe in artifacts}
-    for _ in range(TURNS):
-        for recipe, artifact in artifacts.items():
-            artifact.run(feed)
-            for _ in range(3):
-                start = time.perf_counter()
-                artifact.run(feed)
-                samples[recipe].append((time.perf_counter() - start) * 1e3)
-    return {recipe: statistics.median(times) for recipe, times in samples.items()}
 
 
 if __name__ == "__main__":

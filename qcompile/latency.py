@@ -6,8 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-WARM_UP_ROUNDS = 3
-FEWEST_ROUNDS = 5
+WARM_UP_CALLS = 3
+FEWEST_ROUNDS = 3
+BLOCK = 5
+PAUSE_SECONDS = 0.01
 
 
 def interleaved_medians(
@@ -18,24 +20,28 @@ def interleaved_medians(
 ) -> dict[str, float]:
     """Return the median duration of each run in milliseconds.
 
-    The runs take turns, so that what else the machine does meets all of them alike; the first rounds do not count.
-    Does not tell apart differences below a few percent on a busy machine.
+    The runs take turns, so that what else the machine does meets all of them alike. A turn is a pause, in which the
+    threads of the run before it stop spinning, a call that is not counted, and BLOCK calls that are. Does not tell
+    apart differences below a few percent on a busy machine.
 
     Args:
         runs: name -> a function that runs the model once.
         seconds: how long to measure, all runs together; at least FEWEST_ROUNDS rounds are made.
         progress: called with the fraction that is done.
     """
-    for _ in range(WARM_UP_ROUNDS):
-        for run in runs.values():
+    for run in runs.values():
+        for _ in range(WARM_UP_CALLS):
             run()
     durations: dict[str, list[float]] = {name: [] for name in runs}
     begin, rounds = time.perf_counter(), 0
     while rounds < FEWEST_ROUNDS or time.perf_counter() - begin < seconds:
         for name, run in runs.items():
-            start = time.perf_counter()
+            time.sleep(PAUSE_SECONDS)
             run()
-            durations[name].append(time.perf_counter() - start)
+            for _ in range(BLOCK):
+                start = time.perf_counter()
+                run()
+                durations[name].append(time.perf_counter() - start)
         rounds += 1
         if progress is not None:
             progress(min(rounds / FEWEST_ROUNDS, (time.perf_counter() - begin) / seconds, 1.0))

@@ -1,6 +1,6 @@
 import time
 
-from qcompile.latency import FEWEST_ROUNDS, WARM_UP_ROUNDS, interleaved_medians
+from qcompile.latency import BLOCK, FEWEST_ROUNDS, WARM_UP_CALLS, interleaved_medians
 
 
 def test_the_median_of_each_run_is_in_milliseconds():
@@ -9,16 +9,17 @@ def test_the_median_of_each_run_is_in_milliseconds():
     assert 2 <= medians["quick"] < 20
 
 
-def test_the_runs_take_turns_and_the_first_rounds_do_not_count():
+def test_the_runs_take_turns_and_the_first_call_of_a_turn_does_not_count():
     calls = []
 
     def slow_at_first() -> None:
-        calls.append("a")
-        if len(calls) <= 2 * WARM_UP_ROUNDS:
+        if not calls or calls[-1] != "a":
             time.sleep(0.05)
+        calls.append("a")
 
     medians = interleaved_medians({"a": slow_at_first, "b": lambda: calls.append("b")}, seconds=0.0)
-    assert calls == ["a", "b"] * (WARM_UP_ROUNDS + FEWEST_ROUNDS)
+    turn = ["a"] * (BLOCK + 1) + ["b"] * (BLOCK + 1)
+    assert calls == ["a"] * WARM_UP_CALLS + ["b"] * WARM_UP_CALLS + turn * FEWEST_ROUNDS
     assert medians["a"] < 50
 
 

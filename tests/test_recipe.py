@@ -51,7 +51,10 @@ def test_the_levels_of_smoothquant_are_those_of_table_2_of_the_paper(name, activ
     assert smoothing["activations"] == qdq["activations"] == activations
     (quantizer,) = [step.build() for step in recipe.steps if step.pass_name == "insert_qdq"]
     assert (quantizer.observer, quantizer.rounding) == ("minmax", "nearest")
-    assert [step.pass_name for step in recipe.steps] == ["smooth_activations", "fold_scales", "insert_qdq"]
+    assert [step.pass_name for step in recipe.steps] == [
+        *["smooth_activations", "fold_scales", "insert_qdq", "quantize_attention"]
+    ]
+    assert settings(recipe, "quantize_attention")["activations"] == activations
 
 
 @pytest.mark.parametrize(

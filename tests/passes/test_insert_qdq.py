@@ -86,6 +86,7 @@ def test_static_linear(activations, weights, rounding):
     assert operators(model) == ["DequantizeLinear", "QuantizeLinear", "DequantizeLinear", "MatMul", "Add"]
     assert [(f.action, f.operator) for f in result.findings] == [("quantized", "Linear")]
     assert result.findings[0].sqnr_db > 30
+    assert model.graph[1].inputs[1].const_value.shape == ()
     assert relative_error(before, model) < 0.02
     assert not quantize(model).modified
 

@@ -46,7 +46,9 @@ def test_operands_are_quantized(text, activations):
     result = quantize(model)
     assert [(finding.action, finding.operator) for finding in result.findings] == [("quantized", "Attention")]
     product = model.graph[-1]
-    assert all(value.producer().op_type in ("DequantizeLinear", "QuantizeDequantizePerToken") for value in product.inputs)
+    assert all(
+        value.producer().op_type in ("DequantizeLinear", "QuantizeDequantizePerToken") for value in product.inputs
+    )
     assert 0 < np.linalg.norm(run(model) - run(before)) < 0.03 * np.linalg.norm(run(before))
     assert not quantize(model).modified
 
