@@ -46,13 +46,14 @@ def _scaled(op: Any, value: Any, scale: Any, name: str) -> Any:
 
 def _transposed(op: Any, key: Any) -> Any:
     """Key with its last two axes swapped; also by way of three axes, as torch's exporter does it below opset 23."""
-    flat = op.Transpose(op.Reshape(key, pattern.ANY_VALUE, _allow_other_attributes=True), perm=[0, 2, 1])
+    flat = op.Reshape(key, pattern.ANY_VALUE, _allow_other_attributes=True, _outputs=["flat_key"])
+    turned = op.Transpose(flat, perm=[0, 2, 1])
     ways = [
         op.Transpose(key, perm=[0, 1, 3, 2]),
-        op.Reshape(flat, pattern.ANY_VALUE, _allow_other_attributes=True),
+        op.Reshape(turned, pattern.ANY_VALUE, _allow_other_attributes=True, _outputs=["turned_key"]),
         op.Transpose(key, perm=[0, 2, 3, 1]),
     ]
-    return pattern.OrValue(ways, tag_var="key_layout", tag_values=["heads first", "heads first", "heads second"])
+    return pattern.OrValue(ways, tag_var="key_layout", tag_values=["heads first", "heads flattened", "heads second"])
 
 
 def _decomposed(
@@ -92,10 +93,23 @@ def _is_attention(
     if any(shape is None or len(shape) != 4 for shape in shapes):
         return False
     queries, keys, values = (tuple(shape) for shape in shapes if shape is not None)
-    heads = {queries[1], values[1], keys[1 if key_layout == "heads first" else 2]}
+    if key_layout == "heads flattened" and not _swaps_last_axes(keys, bound["flat_key"], bound["turned_key"]):
+        return False
+    heads = {queries[1], values[1], keys[2 if key_layout == "heads second" else 1]}
     batches = {shape[0] for shape in (queries, keys, values) if isinstance(shape[0], int)}
     same_heads = len(heads) == 1 and isinstance(queries[1], int)
     return same_heads and len(batches) <= 1 and _scale(queries[-1], bound) is not None and _is_mask(bound)
+
+
+def _swaps_last_axes(keys: tuple[Any, ...], flat: ir.Value, turned: ir.Value) -> bool:
+    """Whether [batch, heads, keys, size] goes by way of [batch * heads, keys, size] to [batch, heads, size, keys].
+
+    Reshapes to other sizes mix heads and keys, and give a value of four axes as well.
+    """
+    if flat.shape is None or turned.shape is None or any(isinstance(d, ir.SymbolicDim) and d.value is None for d in keys):
+        return False
+    _, heads, count, size = keys
+    return tuple(flat.shape[1:]) == (count, size) and tuple(turned.shape[1:]) == (heads, size, count)
 
 
 def _is_mask(bound: dict[str, Any]) -> bool:

@@ -17,7 +17,16 @@ from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import NothingMatchedError
 from qcompile.report import PassReport
 from qcompile.session import Feed, OpenSession
-from qcompile.verify import EXACT_TOLERANCE, check_exact, check_valid, difference, outputs_of, without_padding
+from qcompile.verify import (
+    EXACT_TOLERANCE,
+    Difference,
+    Outputs,
+    check_exact,
+    check_valid,
+    difference,
+    outputs_of,
+    without_padding,
+)
 
 Progress = Callable[[str, float], None]
 
@@ -44,7 +53,7 @@ class Pipeline:
     Attributes:
         open_session: runtime in which the promises are checked.
         samples: inputs on which outputs are compared; none: nothing is compared.
-        masks: inputs that mark padding, which does not count where a pass is lossy.
+        masks: inputs that mark padding, which does not count.
         progress: called with the name of what begins and the part that is done.
     """
 
@@ -94,15 +103,22 @@ class Pipeline:
     def _verify(self, model: ir.Model, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log) -> None:
         """Compare the outputs with those before the group, and write the difference down."""
         outputs = outputs_of(model, self.samples, self.open_session)
+        found = self._difference(log.outputs, outputs)
         if _keeps(modified[0]) == "exact":
-            found = difference(log.outputs, outputs)
             if found.relative > EXACT_TOLERANCE:
                 self._raise_for_culprit(before, modified, log)
             self._note(log, modified[-1], max_error=found.relative)
         else:
-            read = (without_padding(side, self.samples, self.masks) for side in (log.outputs, outputs))
-            self._note(log, modified[-1], sqnr_db=difference(*read).sqnr_db)
+            self._note(log, modified[-1], sqnr_db=found.sqnr_db)
         log.outputs = outputs
+
+    def _difference(self, before: Outputs, after: Outputs) -> Difference:
+        """Compare what is read of the outputs.
+
+        Padded positions are not: in a causal model with padding in front they attend to nothing, and softmax over
+        nothing is the average of all, zeros or undefined, as the operator and the runtime like it.
+        """
+        return difference(*(without_padding(side, self.samples, self.masks) for side in (before, after)))
 
     def _note(self, log: Log, last: ir.passes.PassBase, **measured: Any) -> None:
         """Write a measurement down at the last pass that changed the model; it covers those before it in the group."""
@@ -113,7 +129,8 @@ class Pipeline:
         """Apply the passes again one at a time, and raise for the first that changes the outputs."""
         for item in modified:
             item(before)
-            check_exact(difference(log.outputs, outputs_of(before, self.samples, self.open_session)), name_of(item))
+            outputs = outputs_of(before, self.samples, self.open_session)
+            check_exact(self._difference(log.outputs, outputs), name_of(item))
 
 
 def name_of(item: ir.passes.PassBase) -> str:

@@ -24,7 +24,7 @@ def _ours(activations: Mapping[str, Any]) -> list[Any]:
 
 
 def _paper(activations: Mapping[str, Any]) -> list[Any]:
-    """Return the steps of SmoothQuant (Xiao et al. 2022): table 2 for the schemes, section 4 for alpha = 0.5, figure 6."""
+    """Return the steps of SmoothQuant (Xiao et al. 2022): table 2 and figure 6; alpha of section 4."""
     schemes = {"activations": activations, "weights": _PAPER_WEIGHTS}
     return [
         {"smooth_activations": {"alpha": 0.5, **schemes}},

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.backends import get
+from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Keeps, Pass, Result
 from qcompile.errors import NothingMatchedError, VerificationError
 from qcompile.pipeline import Log, Pipeline
@@ -79,3 +80,27 @@ def test_matching_nothing_says_what_was_sought_and_found():
         run(Rename("Tanh", "Abs"))
     run(Rename("Tanh", "Abs"), required=False)
     run(OptionalRename("Tanh", "Abs"))
+
+
+MASKED = """
+<ir_version: 10, opset_import: ["" : 23]> g (float[n, s] x, int64[n, s] mask) => (float[n, s] y)
+{ m = Cast<to = 1>(mask) a = Relu(x) y = Mul(a, m) }
+"""
+
+
+@pytest.mark.parametrize(("padded", "value"), [(True, -3.0), (False, 3.0)])
+def test_padded_positions_do_not_count(padded: bool, value: float):
+    """Sigmoid instead of Relu is found out at valid positions only."""
+    text = MASKED.replace("y = Mul(a, m)", "y = Identity(a)")
+    feed = {"x": np.array([[1e3, value]], np.float32), "mask": np.array([[1, 0 if padded else 1]])}
+    pipeline = Pipeline(
+        get("onnxruntime").open_session, [feed], [PaddingMask("mask")], lambda _name, _part: None
+    )
+    swish = Rename("Relu", "Softplus")
+    if padded:
+        log = Log()
+        pipeline.run(ir.from_onnx_text(text), [swish], log, required=True)
+        assert log.passes[0].max_error == 0
+    else:
+        with pytest.raises(VerificationError, match="Softplus"):
+            pipeline.run(ir.from_onnx_text(text), [swish], Log(), required=True)

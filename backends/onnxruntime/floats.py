@@ -47,39 +47,4 @@ def _runs_in_integers(node: ir.Node) -> bool:
     x = dequantize.of_value(node.inputs[0])
     if node.op_type != "Conv" or x is None or not x.per_tensor:
         return False
-    reader = graph.sole_reader(node.outputs[0])
-    if reader is not None and graph.is_standard(reader, "Relu", "Clip"):
-        bounds = _bounds(reader)
-        reader = graph.sole_reader(reader.outputs[0])
-        return bounds is not None and reader is not None and _saturates_within(reader, *bounds)
-    return reader is not None and _quantized_range(reader) is not None
-
-
-def _bounds(node: ir.Node) -> tuple[float, float] | None:
-    """Lower and upper bound of a Relu, or of a Clip with constant bounds."""
-    low, high = 0.0 if node.op_type == "Relu" else float("-inf"), float("inf")
-    for index, value in enumerate(node.inputs[1:]):
-        if value is None:
-            continue
-        bound = graph.constant_array(value)
-        if bound is None:
-            return None
-        low, high = (float(bound), high) if index == 0 else (low, float(bound))
-    return low, high
-
-
-def _saturates_within(quantize: ir.Node, low: float, high: float) -> bool:
-    """True when quantization alone keeps values between the bounds, so that ONNX Runtime drops the Relu or Clip."""
-    represented = _quantized_range(quantize)
-    return represented is not None and low <= represented[0] and represented[1] <= high
-
-
-def _quantized_range(quantize: ir.Node) -> tuple[float, float] | None:
-    """Smallest and largest real number of a QuantizeLinear with one constant scale; None for other nodes."""
-    if not graph.is_standard(quantize, "QuantizeLinear") or len(quantize.inputs) < 3:
-        return None
-    scale, zero_point = graph.constant_array(quantize.inputs[1]), graph.constant_array(quantize.inputs[2])
-    if scale is None or zero_point is None or scale.size != 1 or zero_point.dtype.kind not in "iu":
-        return None
-    limits, step, zero = ir.DataType.from_numpy(zero_point.dtype), float(scale.item()), int(zero_point.item())
-    return (float(limits.min) - zero) * step, (float(limits.max) - zero) * step
+    return graph.is_standard(graph.sole_reader(node.outputs[0]), "QuantizeLinear")

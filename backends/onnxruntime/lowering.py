@@ -11,6 +11,7 @@ from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
 from qcompile.backends.onnxruntime.norms import keep_residual_additions
 from qcompile.backends.onnxruntime.rotary_embedding import legalize_rotary_embedding
+from qcompile.backends.onnxruntime.saturation import drop_saturated_clips
 from qcompile.contract import Finding
 
 IR_VERSION = 10
@@ -38,6 +39,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     common.RemoveUnusedNodesPass()(model)
     common.InlinePass()(model)
     model.functions.clear()
+    drop_saturated_clips(model)
     findings = restore_float_weights(model)
     remove_head_transposes(model)
     keep_residual_additions(model)

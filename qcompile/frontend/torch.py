@@ -35,7 +35,7 @@ def export(model: Any, example_inputs: Any, dynamic_shapes: Any) -> ir.Model:
     dynamic where the module allows it, else the first alone, else none.
 
     Args:
-        model: the module, whose mode is restored, or the exported program.
+        model: the module, whose modes are restored, or the exported program.
         example_inputs: a mapping of keyword arguments, a tuple of arguments or one tensor; not for a program.
         dynamic_shapes: as torch.export takes it, or None.
 
@@ -48,14 +48,22 @@ def export(model: Any, example_inputs: Any, dynamic_shapes: Any) -> ir.Model:
     if example_inputs is None:
         raise ModelError(subject, "a torch.nn.Module is exported by running it once", "Pass example_inputs")
     args, kwargs = _arguments(example_inputs)
-    training = model.training
-    model.eval()
-    try:
+    with _in_evaluation_mode(model):
         if dynamic_shapes is not None:
             return _to_onnx(model, args, kwargs, dynamic_shapes)
         return _to_onnx_with_automatic_shapes(model, args, kwargs)
+
+
+@contextlib.contextmanager
+def _in_evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch the module to evaluation; at the end every part of it is in its own mode again, frozen ones in theirs."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
     finally:
-        model.train(training)
+        for part, training in modes:
+            part.training = training
 
 
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -63,6 +63,13 @@ def test_the_mode_of_the_module_is_restored_and_the_export_is_in_evaluation_mode
     assert "Dropout" not in {node.op_type for node in model.graph}
 
 
+def test_a_part_in_evaluation_mode_stays_so_in_a_module_in_training_mode() -> None:
+    module = Masked().train()
+    module.dropout.eval()
+    trace(module, example_inputs=torch.ones(2, 4))
+    assert (module.training, module.projection.training, module.dropout.training) == (True, True, False)
+
+
 class FixedBatch(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(2, 4) + torch.arange(4.0)
