@@ -106,7 +106,11 @@ def _swaps_last_axes(keys: tuple[Any, ...], flat: ir.Value, turned: ir.Value) ->
 
     Reshapes to other sizes mix heads and keys, and give a value of four axes as well.
     """
-    if flat.shape is None or turned.shape is None or any(isinstance(d, ir.SymbolicDim) and d.value is None for d in keys):
+    if (
+        flat.shape is None
+        or turned.shape is None
+        or any(isinstance(d, ir.SymbolicDim) and d.value is None for d in keys)
+    ):
         return False
     _, heads, count, size = keys
     return tuple(flat.shape[1:]) == (count, size) and tuple(turned.shape[1:]) == (heads, size, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from qcompile.backends import Backend
-from qcompile.errors import UnsupportedError
+from qcompile.errors import CalibrationError, UnsupportedError
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.recipe import Recipe, named_recipes
 from qcompile.scheme import Scheme
@@ -18,6 +18,14 @@ def quantizers(recipe: Recipe) -> list[InsertQdq]:
     """Return the passes of the recipe that quantize layers."""
     built = (step.build() for step in recipe.steps)
     return [item for item in built if isinstance(item, InsertQdq)]
+
+
+def check_data(recipe: Recipe, calibration: object) -> None:
+    """Raise CalibrationError when a recipe with static activations comes without calibration data."""
+    if calibration is None and any(not quantizer.activations.dynamic for quantizer in quantizers(recipe)):
+        reason = "the scales of static activations come from calibration data, and there is none"
+        mend = "Give calibration data, or use a dynamic recipe such as w8a8-dynamic"
+        raise CalibrationError(f"recipe {recipe.name}", reason, mend)
 
 
 def for_target(recipe: Recipe, backend: Backend, target: str | None) -> Recipe:

@@ -18,7 +18,7 @@ from qcompile.backends import Backend, Lowered
 from qcompile.calibration import Calibrator
 from qcompile.calibration_masks import padding_masks
 from qcompile.canonical import canonical_passes
-from qcompile.capability import check_recipe, for_target, integer_operators
+from qcompile.capability import check_data, check_recipe, for_target, integer_operators
 from qcompile.contract import Pass
 from qcompile.outcome import build_report, measure
 from qcompile.passes.observe_channels import ObserveChannels
@@ -68,6 +68,7 @@ def compile(
     engine = backends.get(backend)
     plan = for_target(_recipe(recipe, ignore, targets), engine, target)
     check_recipe(plan, engine)
+    check_data(plan, calibration)
     if output is not None:
         check_output(Path(output))
     work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress)
@@ -80,6 +81,8 @@ def compile(
         lowered = engine.lower(quantized, folder, target=target)
         work.progress("measuring", 0.0)
         measure(report, engine, original, folder / lowered.model_file, lowered, work.samples, work.pipeline.masks)
+        if work.samples:
+            report.accuracy["measured on"] = work.samples_are
         work.progress("measuring", 1.0)
         return lowered
 
@@ -110,6 +113,7 @@ def rewrite(
 ) -> ir.Model:
     """Apply the passes of a recipe and return the portable quantized model; arguments as in `compile`."""
     plan = _recipe(recipe, ignore, targets)
+    check_data(plan, calibration)
     return _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress).apply(plan)
 
 
@@ -136,6 +140,7 @@ class _Work:
     progress: Progress
     calibration_hash: str | None
     ranges: Ranges
+    samples_are: str
 
     @classmethod
     def of(
@@ -156,13 +161,13 @@ class _Work:
         reference = backends.get("onnxruntime")
         ranges = Ranges()
         calibrator = None if calibration is None else _calibrator(calibration, reference, report_progress, ranges)
-        samples = _samples(traced, calibrator, example_inputs, reference) if verify else []
+        samples, kind = _samples(traced, calibrator, example_inputs, reference) if verify else ([], "")
         masks = padding_masks(traced) if samples else ()
         pipeline = Pipeline(reference.open_session, samples, masks, report_progress)
         log = Log()
         canonical = pipeline.run(traced, canonical_passes(), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
-        return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest, ranges)
+        return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest, ranges, kind)
 
     def apply(self, plan: Recipe, operators: frozenset[str] | None = None) -> ir.Model:
         """Run the passes of the recipe; `operators` are those that the backend computes in integers."""
@@ -205,10 +210,13 @@ def _first_sample(model: Any, example_inputs: Any, calibration: Any) -> tuple[An
     return first, (itertools.chain([first], iterator) if iterator is calibration and first is not None else calibration)
 
 
-def _samples(model: ir.Model, calibrator: Calibrator | None, example_inputs: Any, reference: Backend) -> list[Feed]:
-    """Return up to two inputs to verify on: calibration samples, else the example inputs, else made-up ones."""
+def _samples(
+    model: ir.Model, calibrator: Calibrator | None, example_inputs: Any, reference: Backend
+) -> tuple[list[Feed], str]:
+    """Return up to two inputs to verify on, and what they are: calibration samples, else the example, else made up."""
+    kind = "calibration samples" if calibrator is not None else "the example inputs"
     if calibrator is None and example_inputs is not None:
         calibrator = _calibrator([example_inputs], reference, lambda _stage, _part: None, Ranges())
     if calibrator is None:
-        return list(synthetic_samples(model))
-    return list(itertools.islice(calibrator.samples(model), 2))
+        return list(synthetic_samples(model)), "made-up inputs"
+    return list(itertools.islice(calibrator.samples(model), 2)), kind

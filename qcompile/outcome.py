@@ -11,12 +11,15 @@ import onnx_ir as ir
 
 from qcompile.backends import Backend, Lowered
 from qcompile.calibration_masks import PaddingMask
+from qcompile.capability import quantizers
 from qcompile.contract import Finding
 from qcompile.errors import VerificationError
 from qcompile.latency import interleaved_medians
+from qcompile.layers import float_layers
 from qcompile.pipeline import Log
 from qcompile.recipe import Recipe
 from qcompile.report.data import ActivationRange, LayerReport, Report
+from qcompile.scheme import Scheme
 from qcompile.session import Feed
 from qcompile.verify import difference, without_padding
 
@@ -39,13 +42,15 @@ def build_report(
     """
     entries = [(name, finding) for name, findings in log.findings.items() for finding in findings]
     quantizing = [f for name, f in entries if f.operator and f.action in _LAYER_ACTIONS]
+    shapes = {layer.name: tuple(layer.weight.shape.numpy()) for layer in float_layers(model) if layer.weight.shape}
+    schemes = " + ".join(f"{_words(item.activations)} x {_words(item.weights)}" for item in quantizers(recipe))
     scales = [finding for name, finding in entries if name == "FoldScales"]
     return Report(
         model=str(model.graph.name or ""),
         recipe=recipe.name,
         backend=backend,
         target=target,
-        layers=[_layer(finding) for finding in quantizing],
+        layers=[_layer(finding, shapes, schemes) for finding in quantizing],
         channel_scales={action: sum(f.action == action for f in scales) for action in ("folded", "explicit")},
         passes=list(log.passes),
         activation_ranges=list(ranges),
@@ -53,8 +58,14 @@ def build_report(
     )
 
 
-def _layer(finding: Finding) -> LayerReport:
-    return LayerReport(finding.layer, finding.operator, finding.action, finding.reason, finding.sqnr_db)
+def _layer(finding: Finding, shapes: Mapping[str, tuple[int, ...]], schemes: str) -> LayerReport:
+    shape = shapes.get(finding.layer, ())
+    scheme = schemes if finding.action == "quantized" and shape else ""
+    return LayerReport(finding.layer, finding.operator, finding.action, finding.reason, finding.sqnr_db, shape, scheme)
+
+
+def _words(scheme: Scheme) -> str:
+    return f"{'dynamic ' if scheme.dynamic else ''}{scheme.dtype} {scheme.granularity}"
 
 
 def measure(

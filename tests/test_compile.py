@@ -81,6 +81,7 @@ def test_smoothing_folds_into_the_norm_and_saves_the_planted_channel(model, modu
 def test_a_dynamic_recipe_needs_no_data_and_is_better_with_it(module):
     without = qcompile.compile(module, example_inputs=samples(1)[0])
     assert without.manifest.calibration is None
+    assert without.report.accuracy["measured on"] == "the example inputs"
     feed = samples(1, seed=9)[0]
     better = qcompile.compile(module, calibration=samples(16))
     assert error(better, module, feed) < 0.5 * error(without, module, feed) < 0.1

@@ -9,10 +9,13 @@ from qcompile.passes.fuse_attention import FuseAttention
 TEXT = """
 <ir_version: 10, opset_import: ["" : {opset}]>
 g (float[B, 2, Q, 4] q, float[B, {heads}, K, 4] k, float[B, 2, K, 4] v, float[1, 1, Q, K] m, bool[1, 1, Q, K] keep,
-   float[B, K, 2, 4] kb) => (float[B, 2, Q, 4] y{extra})
-<float h = {{0.5}}, float e = {{2}}, float z = {{0}}, float low = {{-10000000}}, float little = {{-1}}> {{ {body} }}
+   float[B, K, 2, 4] kb, float[B, 2, 3, 4] kf, float[B, 2, 3, 4] vf) => (float[B, 2, Q, 4] y{extra})
+<float h = {{0.5}}, float e = {{2}}, float z = {{0}}, float low = {{-10000000}}, float little = {{-1}},
+ int64[3] flat = {{-1, 3, 4}}, int64[4] turned = {{-1, 2, 4, 3}}, int64[3] mixed = {{-1, 6, 4}}> {{ {body} }}
 """
 TRANSPOSE = "t = Transpose<perm = [0, 1, 3, 2]>(k) "
+FLATTENED = "f = Reshape(kf, {flat}) r = Transpose<perm = [0, 2, 1]>(f) t = Reshape(r, {turned}) s = MatMul(q, t) "
+FLATTENED += "p = Softmax<axis = -1>(s) y = MatMul(p, vf)"
 END = "p = Softmax<axis = -1>(s) y = MatMul(p, v)"
 
 
@@ -34,8 +37,9 @@ def text(body: str, opset: int = 23, heads: str = "2", extra: str = "") -> str:
             1.0,
             ["Attention"],
         ),
+        (FLATTENED.format(flat="flat", turned="turned"), 1.0, ["Attention"]),
     ],
-    ids=["bare", "scaled", "masked", "scaled q and k", "key with heads second", "guarded"],
+    ids=["bare", "scaled", "masked", "scaled q and k", "key with heads second", "guarded", "key by way of three axes"],
 )
 def test_attention_becomes_one_operator(rewrite, body: str, scale: float, operators: list[str]) -> None:
     result = rewrite(text(body), FuseAttention())
@@ -60,8 +64,18 @@ def test_a_filled_mask_becomes_an_added_one(rewrite) -> None:
         (TRANSPOSE + "s = MatMul(q, t) p = Softmax<axis = 2>(s) y = MatMul(p, v)", 23, "2", ""),
         (TRANSPOSE + "a = MatMul(q, t) s = Where(keep, a, little) " + END, 23, "2", ""),
         (TRANSPOSE + "a = MatMul(q, t) s = Mul(a, m) " + END, 23, "2", ""),
+        (FLATTENED.format(flat="mixed", turned="turned"), 23, "2", ""),
     ],
-    ids=["old opset", "one key head", "unknown heads", "weights read", "other axis", "weak fill", "computed scale"],
+    ids=[
+        "old opset",
+        "one key head",
+        "unknown heads",
+        "weights read",
+        "other axis",
+        "weak fill",
+        "computed scale",
+        "key mixes heads and sequence",
+    ],
 )
 def test_refusals(body: str, opset: int, heads: str, extra: str) -> None:
     model = ir.from_onnx_text(text(body, opset, heads, extra))
