@@ -13,17 +13,20 @@ from qcompile import layers, qdq
 from qcompile.calibration import Calibrator, ChannelStatistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError
-from qcompile.graph import Convolution, Linear, readers
+from qcompile.graph import Convolution, readers
 from qcompile.initializers import remove_unused
 from qcompile.layers import Layer
+from qcompile.multiplied import as_matrices, from_matrices, grouped_rows, multiplies_input, with_patches
 from qcompile.scheme import ASYMMETRIC_UINT8, PER_CHANNEL_INT8, Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight, scale_and_zero_point
-from qcompile.solvers.gptq import gptq
+from qcompile.solvers.gptq import gptq, grouped_gptq
 from qcompile.solvers.ranges import OBSERVERS
 from qcompile.solvers.sqnr import as_quantized, sqnr_db
 
 _GRAM_BYTES = 256 * 2**20
 _INT32 = np.iinfo(np.int32)
+
+Observer = Literal["minmax", "percentile", "mse", "entropy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,11 @@ class InsertQdq(Pass):
         activations: static (per tensor, from calibration), or dynamic per tensor or per token.
         weights: int8, per tensor or per output channel.
         observer: how a static range is chosen from the statistics, a name of `solvers.ranges.OBSERVERS`.
-        rounding: "nearest", or "gptq": error-compensated on the second moments of the linear's input; convolutions
-            are rounded to nearest. Both are the same at run time.
+        convolution_observer: the same for what convolutions read and write; None: as `observer`.
+        min_convolution_sqnr_db: a convolution whose own signal-to-quantization-noise ratio, measured on what it
+            multiplies, is lower stays float; None: none does. Linears have smoothing for that.
+        rounding: "nearest", or "gptq": error-compensated on the second moments of what the layer multiplies; to
+            nearest where `multiplied.with_patches` has nothing for a convolution. Both are the same at run time.
         ignore: layers that stay float, by name; bound by `compile`.
         operators: which of Linear, Conv and ConvTranspose the backend computes in integers; bound by `compile`.
         calibrator: source of the statistics; bound by `compile`. Without it: dynamic activations, nearest rounding.
@@ -50,7 +56,9 @@ class InsertQdq(Pass):
 
     activations: Scheme = ASYMMETRIC_UINT8
     weights: Scheme = PER_CHANNEL_INT8
-    observer: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    observer: Observer = "minmax"
+    convolution_observer: Observer | None = None
+    min_convolution_sqnr_db: float | None = None
     rounding: Literal["nearest", "gptq"] = "nearest"
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Linear", "Conv", "ConvTranspose"})
@@ -75,12 +83,15 @@ class InsertQdq(Pass):
         ]
         weights = _Weights(model)
         statistics: dict[str, ChannelStatistics] = {}
-        for part, seen in self._calibrated(model, chosen):
+        quantized: list[Layer] = []
+        for part, seen, patches in self._calibrated(model, chosen):
             statistics.update({name: dataclasses.replace(item, gram=None) for name, item in seen.items()})
-            findings += [self._quantize_weight(layer, seen.get(str(layer.x.name)), weights) for layer in part]
-        self._quantize_activations(model, chosen, statistics)
-        remove_unused(value for layer in chosen for value in (layer.weight, layer.bias) if value is not None)
-        return Result(model, modified=bool(chosen), findings=tuple(findings))
+            done = [self._quantize_weight(layer, seen, patches.get(layer.name), weights) for layer in part]
+            quantized += [layer for layer, item in zip(part, done, strict=True) if item.action == "quantized"]
+            findings += done
+        self._quantize_activations(model, quantized, statistics)
+        remove_unused(value for layer in quantized for value in (layer.weight, layer.bias) if value is not None)
+        return Result(model, modified=bool(quantized), findings=tuple(findings))
 
     def _refusal(self, layer: Layer) -> Finding | None:
         if layer.name in self.ignore:
@@ -93,13 +104,13 @@ class InsertQdq(Pass):
 
     def _calibrated(
         self, model: ir.Model, chosen: list[Layer]
-    ) -> Iterator[tuple[list[Layer], Mapping[str, ChannelStatistics]]]:
-        """Yield layers with the statistics of what they read, so many at a time that the second moments fit."""
+    ) -> Iterator[tuple[list[Layer], Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]]:
+        """Yield layers with statistics of values and of patches by layer, so many that the second moments fit."""
         if self.calibrator is None:
             if chosen and (not self.activations.dynamic or self.rounding == "gptq"):
                 reason = "static activations and gptq need statistics of the activations"
                 raise CalibrationError("insert_qdq", reason, "Give calibration data, or use dynamic activations")
-            yield chosen, {}
+            yield chosen, {}, {}
             return
         part: list[Layer] = []
         names: dict[str, int] = {}
@@ -111,38 +122,91 @@ class InsertQdq(Pass):
                 names[name] = layers.input_axis(layer)
                 size += self._gram_bytes(layer)
             if size > _GRAM_BYTES:
-                yield part, self._collect(model, part, names)
+                yield part, *self._collect(model, part, names)
                 part, names, size = [], {}, 0
-        yield part, self._collect(model, part, names)
+        yield part, *self._collect(model, part, names)
 
     def _gram_bytes(self, layer: Layer) -> int:
-        return 12 * layers.accumulated(layer) ** 2 if self.rounding == "gptq" and isinstance(layer, Linear) else 0
+        return 12 * layers.accumulated(layer) ** 2 if self.rounding == "gptq" and multiplies_input(layer) else 0
 
-    def _collect(self, model: ir.Model, part: list[Layer], names: Mapping[str, int]) -> Mapping[str, ChannelStatistics]:
+    def _collect(
+        self, model: ir.Model, part: list[Layer], names: Mapping[str, int]
+    ) -> tuple[Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]:
         assert self.calibrator is not None
         gram = {str(layer.x.name) for layer in part if self._gram_bytes(layer)}
         outputs = {} if self.activations.dynamic else {str(value.name): 1 for value in _flowing(part)}
-        return self.calibrator.collect(model, {**names, **outputs}, gram=gram)
+        seen = self.calibrator.collect(model, {**names, **outputs}, gram=gram)
+        observed, patches = with_patches(model, part)
+        found = self.calibrator.collect(observed, dict.fromkeys(patches.values(), 1))
+        return seen, {layer: found[name] for layer, name in patches.items()}
 
-    def _quantize_weight(self, layer: Layer, seen: ChannelStatistics | None, weights: _Weights) -> Finding:
+    def _quantize_weight(
+        self,
+        layer: Layer,
+        statistics: Mapping[str, ChannelStatistics],
+        patches: ChannelStatistics | None,
+        weights: _Weights,
+    ) -> Finding:
         node = layers.node_of(layer)
+        seen = statistics.get(str(layer.x.name))
+        multiplied = seen if multiplies_input(layer) else patches
         axis = layers.output_axis(layer) if self.weights.granularity == "per_channel" else None
         before = layer.weight.const_value
         assert before is not None
         weight = before.numpy()
-        if isinstance(layer, Linear) and seen is not None and seen.gram is not None:
-            parts = gptq(weight, seen.gram, self.weights)
-        else:
-            parts = quantize_weight(weight, self.weights, axis)
-        new = weights.dequantized(layer.weight, parts, axis, node)
-        qdq.replace_input(node, layer.weight, new)
-        measured = None
-        if isinstance(layer, Linear) and seen is not None and len(seen.rows):
-            rows = as_quantized(seen.rows, self._range(seen), self.activations)
-            measured = sqnr_db(seen.rows @ weight, rows @ dequantize(*parts, axis=axis))
+        parts = self._rounded(layer, weight, multiplied)
+        written = statistics.get(str(layer.output.name)) if isinstance(layer, Convolution) else None
+        measured = None if seen is None else self._sqnr(layer, weight, parts, seen, multiplied, written)
+        floor = self.min_convolution_sqnr_db
+        if isinstance(layer, Convolution) and floor is not None and measured is not None and measured < floor:
+            reason = f"quantized, its signal-to-noise ratio would be {measured:.1f} dB, below {floor:g} dB"
+            return Finding(layer.name, "kept", reason, layers.operator(layer))
+        qdq.replace_input(node, layer.weight, weights.dequantized(layer.weight, parts, axis, node))
         if isinstance(layer, Convolution) and seen is not None:
-            self._quantize_bias(layer, self._parameters(seen)[0], parts[1])
+            self._quantize_bias(layer, self._parameters(seen, layer.x)[0], parts[1])
         return Finding(layer.name, "quantized", "", layers.operator(layer), measured)
+
+    def _sqnr(
+        self,
+        layer: Layer,
+        weight: np.ndarray,
+        parts: tuple[np.ndarray, np.ndarray, np.ndarray],
+        seen: ChannelStatistics,
+        multiplied: ChannelStatistics | None,
+        written: ChannelStatistics | None,
+    ) -> float | None:
+        """Signal-to-noise ratio in dB of the output on sampled rows, itself quantized where it is `written` so."""
+        if multiplied is None or not len(multiplied.rows):
+            return None
+        axis = layers.output_axis(layer) if self.weights.granularity == "per_channel" else None
+        after = as_matrices(dequantize(*parts, axis=axis), layer)
+        noisy = grouped_rows(as_quantized(multiplied.rows, self._range(seen, layer.x), self.activations), layer)
+        exact = grouped_rows(multiplied.rows, layer) @ as_matrices(weight, layer)
+        result = noisy @ after
+        if written is not None:
+            bias = None if layer.bias is None else layer.bias.const_value
+            shift = np.zeros(1, np.float32) if bias is None else bias.numpy().reshape(len(exact), 1, -1)
+            result = as_quantized(result + shift, self._range(written, layer.output), self.activations) - shift
+        return sqnr_db(exact, result)
+
+    def _rounded(
+        self, layer: Layer, weight: np.ndarray, multiplied: ChannelStatistics | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return integers, scale and zero point of the weight."""
+        axis = layers.output_axis(layer) if self.weights.granularity == "per_channel" else None
+        nearest = quantize_weight(weight, self.weights, axis)
+        if self.rounding == "nearest" or multiplied is None or not self.weights.sym:
+            return nearest
+        parts = as_matrices(weight, layer)
+        if multiplied.gram is not None:
+            integers = gptq(parts[0], multiplied.gram, self.weights)[0][None]
+        elif len(multiplied.rows):
+            rows = grouped_rows(multiplied.rows, layer)
+            scale = np.broadcast_to(nearest[1], (layers.outputs(layer),)).reshape(len(parts), 1, -1)
+            integers = grouped_gptq(parts / scale, rows.transpose(0, 2, 1) @ rows / rows.shape[1], self.weights)
+        else:
+            return nearest
+        return from_matrices(integers, layer, weight.shape), *nearest[1:]
 
     def _quantize_bias(self, layer: Convolution, input_scale: np.ndarray, weight_scale: np.ndarray) -> None:
         """Write the bias as int32 with scale s_x * s_w, or leave it float where that would clip."""
@@ -180,17 +244,18 @@ class InsertQdq(Pass):
         self, model: ir.Model, value: ir.Value, before: ir.Node, statistics: Mapping[str, ChannelStatistics]
     ) -> tuple[ir.Value, list[ir.Node]]:
         if not self.activations.dynamic:
-            scale, zero_point = self._parameters(statistics[str(value.name)])
+            scale, zero_point = self._parameters(statistics[str(value.name)], value)
             return qdq.quantize_dequantize(value, scale, zero_point, before)
         if self.activations.granularity == "per_token":
             return qdq.dynamic_per_token(value, before, model)
         return qdq.dynamic_per_tensor(value, before)
 
-    def _parameters(self, seen: ChannelStatistics) -> tuple[np.ndarray, np.ndarray]:
-        return scale_and_zero_point(*self._range(seen), self.activations)
+    def _parameters(self, seen: ChannelStatistics, value: ir.Value) -> tuple[np.ndarray, np.ndarray]:
+        return scale_and_zero_point(*self._range(seen, value), self.activations)
 
-    def _range(self, seen: ChannelStatistics) -> tuple[float, float]:
-        return OBSERVERS[self.observer](seen.minimum, seen.maximum, seen.rows, self.activations)
+    def _range(self, seen: ChannelStatistics, value: ir.Value) -> tuple[float, float]:
+        observer = self.convolution_observer if layers.of_convolution(value) else None
+        return OBSERVERS[observer or self.observer](seen.minimum, seen.maximum, seen.rows, self.activations)
 
 
 class _Weights:

@@ -46,6 +46,12 @@ def output_axis(layer: Layer) -> int:
     return 1 if isinstance(layer, Linear) or layer.transposed else 0
 
 
+def outputs(layer: Layer) -> int:
+    """How many output channels the weight has; of a grouped ConvTranspose, those of one group."""
+    shape = layer.weight.shape
+    return 0 if shape is None else int(shape.numpy()[output_axis(layer)])
+
+
 def accumulated(layer: Layer) -> int:
     """How many products are added up for one output element."""
     shape = list(layer.weight.shape.numpy()) if layer.weight.shape is not None else []
@@ -78,3 +84,13 @@ def activated_output(layer: Convolution) -> ir.Value:
         if reader is None or not is_standard(reader, "Relu", "Clip") or reader.inputs[0] is not value:
             return value
         value = reader.outputs[0]
+
+
+def of_convolution(value: ir.Value) -> bool:
+    """True for what a convolution reads, or writes, its activation function in between."""
+    if any(is_standard(reader, "Conv", "ConvTranspose") for reader in value.consumers()):
+        return True
+    producer = value.producer()
+    while producer is not None and is_standard(producer, "Relu", "Clip") and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    return is_standard(producer, "Conv", "ConvTranspose")

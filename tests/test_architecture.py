@@ -61,6 +61,7 @@ ROOMS = {
         "qcompile.rewriting",
         "qcompile.initializers",
         "qcompile.layers",
+        "qcompile.multiplied",
         "qcompile.qdq",
     ],
     "foundation": ["qcompile.contract", "qcompile.errors", "qcompile.scheme", "qcompile.session"],

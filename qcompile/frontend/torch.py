@@ -18,7 +18,6 @@ from torch.onnx._internal.exporter._errors import ConversionError
 
 from qcompile.errors import ModelError
 from qcompile.frontend import OPSET
-from qcompile.frontend.torch_sizes import unify_sizes
 
 _DECOMPOSED_OPSET = 18
 """The opset at which the exporter writes attention and norms as elementary operators."""
@@ -142,7 +141,6 @@ def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, A
         )
     assert program is not None
     traced: ir.Model = program.model
-    unify_sizes(traced)
     if program.exported_program is not None:
         _name_outputs(traced, program.exported_program.call_spec.out_spec)
     return traced

@@ -74,3 +74,35 @@ def _round(steps: Array, inverse: Array, scheme: Scheme) -> Array:
             block[index + 1 :] -= np.outer(inverse[row, row + 1 : stop], errors[index])
         steps[stop:] -= inverse[start:stop, stop:].T @ errors
     return rounded.astype(scheme.dtype)
+
+
+def grouped_gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01) -> Array:
+    """Return the integers of many small weights at once, e.g. the kernels of a depthwise convolution.
+
+    Each is rounded as in `gptq`, in the order of its inputs, at a scale per output; one whose second moments cannot
+    be factored is rounded to nearest. Does not apply to asymmetric schemes or scales per tensor: give steps.
+
+    Args:
+        weight: float [groups, inputs, outputs] in steps of its scale.
+        gram: mean of x xT of each group, float [groups, inputs, inputs].
+        scheme: symmetric int8.
+        damp_percent: share of the mean energy of a group that is added to its diagonal.
+
+    Returns:
+        int8 [groups, inputs, outputs].
+    """
+    energy = np.trace(gram, axis1=1, axis2=2).astype(np.float64) / gram.shape[1]
+    usable = np.isfinite(energy) & (energy > 0)
+    moments = np.where(usable[:, None, None], gram, 0).astype(np.float64)
+    damp = np.where(usable, damp_percent * energy, 1.0)
+    damped = moments + damp[:, None, None] * np.eye(gram.shape[1])
+    lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
+    inverse = np.linalg.inv(lower)[:, ::-1, ::-1]
+    smallest, largest = scheme.range
+    steps = weight.astype(np.float64)
+    rounded = np.empty_like(steps)
+    for row in range(steps.shape[1]):
+        rounded[:, row] = np.clip(np.rint(steps[:, row]), smallest, largest)
+        error = (steps[:, row] - rounded[:, row]) / inverse[:, row, row, None]
+        steps[:, row + 1 :] -= inverse[:, row, row + 1 :, None] * error[:, None]
+    return rounded.astype(scheme.dtype)

@@ -246,3 +246,32 @@ def test_float16_weight_is_no_candidate():
     result = InsertQdq(PER_TOKEN)(model)
     assert not result.modified
     assert result.findings == ()
+
+
+def depthwise() -> tuple[ir.Model, Calibrator]:
+    """Edge filters over a smooth, bright picture: a rounding error of their sum is an error of the whole output."""
+    generator = np.random.default_rng(3)
+    kernel = generator.normal(size=(4, 1, 3, 3)).astype(np.float32)
+    kernel -= kernel.mean(axis=(2, 3), keepdims=True)
+    text = "y = Conv <group = 4, pads = [1, 1, 1, 1]> (x, k)"
+    model = parse(f"g (float[n, 4, 16, 16] x) => (float[n, 4, 16, 16] y) {{ {text} }}", k=kernel)
+    smooth = [generator.normal(5, 1, (1, 4, 1, 1)) + generator.normal(0, 0.01, (1, 4, 16, 16)) for _ in range(8)]
+    data = [{"x": picture.astype(np.float32)} for picture in smooth]
+    return model, Calibrator(data, ObserveChannels, get("onnxruntime").open_session)
+
+
+def test_depthwise_kernels_are_rounded_so_that_their_sums_stay():
+    ratios = {}
+    for rounding in ("nearest", "gptq"):
+        model, data = depthwise()
+        (finding,) = InsertQdq(rounding=rounding, calibrator=data)(model).findings
+        ratios[rounding] = finding.sqnr_db
+    assert ratios["gptq"] > ratios["nearest"] + 3
+
+
+def test_a_convolution_below_the_floor_stays_float():
+    model, data = depthwise()
+    result = InsertQdq(calibrator=data, min_convolution_sqnr_db=200.0)(model)
+    assert not result.modified
+    assert [finding.action for finding in result.findings] == ["kept"]
+    assert "below 200 dB" in result.findings[0].reason

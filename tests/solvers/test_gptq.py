@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight
-from qcompile.solvers.gptq import gptq
+from qcompile.solvers.gptq import gptq, grouped_gptq
 
 PER_CHANNEL = Scheme("int8", "per_channel")
 PER_TENSOR = Scheme("int8", "per_tensor")
@@ -75,3 +75,19 @@ def test_stays_in_the_range_of_its_bits():
     quantized, _, _ = gptq(weight, rows.T @ rows / len(rows), Scheme("int8", "per_channel", bits=7))
     assert quantized.min() >= -63
     assert quantized.max() <= 63
+
+
+def test_grouped_keeps_products_of_correlated_inputs_better_than_nearest() -> None:
+    generator = np.random.default_rng(7)
+    steps = generator.normal(0, 20, (5, 9, 1))
+    rows = generator.normal(3, 1, (5, 200, 1)) + generator.normal(0, 0.05, (5, 200, 9))
+    rounded = grouped_gptq(steps, rows.transpose(0, 2, 1) @ rows / 200, Scheme("int8", "per_channel"))
+    errors = [np.square(rows @ (steps - np.asarray(each, np.float64))).sum() for each in (rounded, np.rint(steps))]
+    assert errors[0] < errors[1] / 2
+
+
+@pytest.mark.parametrize("moment", [0.0, np.nan, np.inf])
+def test_grouped_rounds_to_nearest_without_usable_moments(moment: float) -> None:
+    steps = np.random.default_rng(8).normal(0, 20, (3, 4, 2))
+    rounded = grouped_gptq(steps, np.full((3, 4, 4), moment), Scheme("int8", "per_channel"))
+    np.testing.assert_array_equal(rounded, np.rint(steps))
