@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.contract import Finding, Pass, Result
-from qcompile.graph import all_nodes, constant, is_standard, layer_name
+from qcompile.graph import all_nodes, constant, is_standard, layer_name, unique_name
 from qcompile.initializers import derive_initializer, register_initializer
 from qcompile.rewriting import copy_names
 
@@ -96,7 +96,9 @@ def _addend(node: ir.Node, addend: ir.Value, weight: ir.Value, beta: float, tape
         if beta == 1.0:
             return addend
         assert weight.dtype is not None
-        factor = ir.tensor(np.asarray(beta, weight.dtype.numpy()), name=f"{node.outputs[0].name}_beta")
+        assert isinstance(node.graph, ir.Graph)
+        name = unique_name(node.graph, f"{node.outputs[0].name}_beta")
+        factor = ir.tensor(np.asarray(beta, weight.dtype.numpy()), name=name)
         return tape.op("Mul", [addend, register_initializer(node, factor)])
     assert weight.shape is not None
     outputs = int(weight.shape.numpy()[1])

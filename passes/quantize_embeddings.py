@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompile import qdq
 from qcompile.contract import Finding, Keeps, Pass, Result
-from qcompile.graph import constant, is_standard, layer_name, readers
+from qcompile.graph import constant, is_standard, layer_name, readers, unique_name
 from qcompile.initializers import remove_unused
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight
@@ -92,13 +92,14 @@ def _replace(graph: ir.Graph, node: ir.Node, integers: ir.Value, scales: ir.Valu
     output, name = node.outputs[0], str(node.outputs[0].name)
     rows = ir.node("Gather", [integers, node.inputs[1]], {"axis": 0}, name=str(node.name))
     rows.metadata_props.update(node.metadata_props)
-    cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
-    scale = ir.node("Gather", [scales, node.inputs[1]], {"axis": 0}, name=f"{name}.gather_scale")
-    product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=f"{name}.dequantize")
+    cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=unique_name(graph, f"{name}.cast"))
+    scale = ir.node("Gather", [scales, node.inputs[1]], {"axis": 0}, name=unique_name(graph, f"{name}.gather_scale"))
+    product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=unique_name(graph, f"{name}.dequantize"))
     for made, part, dtype in ((rows, "quantized", ir.DataType.INT8), (cast, "cast", ir.DataType.FLOAT)):
-        made.outputs[0].name, made.outputs[0].shape = f"{name}.{part}", output.shape
+        made.outputs[0].name, made.outputs[0].shape = unique_name(graph, f"{name}.{part}"), output.shape
         made.outputs[0].type = ir.TensorType(dtype)
-    scale.outputs[0].name, scale.outputs[0].type = f"{name}.scale", ir.TensorType(ir.DataType.FLOAT)
+    scale.outputs[0].name = unique_name(graph, f"{name}.scale")
+    scale.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     ir.convenience.replace_nodes_and_values(
         graph, node, [node], [rows, cast, scale, product], [output], [product.outputs[0]]
     )

@@ -100,6 +100,7 @@ class SmoothActivations(Pass):
             weights=[_weight(linear, changed) for linear in linears],
             activations=self.activations,
             weight_scheme=self.weights,
+            count=statistics.count,
             groups=answer.groups if isinstance(answer, Placement) else np.arange(statistics.minimum.size),
         )
         found = smoothing.search(problem) if self.alpha == "auto" else smoothing.by_alpha(problem, self.alpha)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -87,8 +86,8 @@ def insert(x: ir.Value, factors: np.ndarray, linears: Sequence[graph.Linear]) ->
     """
     owner = linears[0].matmul.graph
     assert isinstance(owner, ir.Graph)
-    name = _unused(owner, f"{x.name}.smoothed")
-    tensor = ir.Tensor(factors.astype(np.float32), name=f"{name}.factors")
+    name = graph.unique_name(owner, f"{x.name}.smoothed")
+    tensor = ir.Tensor(factors.astype(np.float32), name=graph.unique_name(owner, f"{name}.factors"))
     constant = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     owner.register_initializer(constant)
     node = ir.node("Mul", [x, constant], name=name)
@@ -97,12 +96,6 @@ def insert(x: ir.Value, factors: np.ndarray, linears: Sequence[graph.Linear]) ->
     for linear in linears:
         linear.matmul.replace_input_with(0, node.outputs[0])
     return node
-
-
-def _unused(owner: ir.Graph, name: str) -> str:
-    taken = {value.name for node in owner for value in node.outputs} | set(owner.initializers)
-    candidates = itertools.chain([name], (f"{name}_{count}" for count in itertools.count(1)))
-    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def remove(marker: Marker) -> None:

@@ -9,7 +9,6 @@ other reader of a scaled value, which has to make up for it. Nothing is matched 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import networkx as nx
 import numpy as np
@@ -140,14 +139,10 @@ def multiply_constant(node: ir.Node, index: int, factor: np.ndarray) -> None:
         return np.asarray((array * single).astype(array.dtype))
 
     if len(value.uses()) > 1 or value.is_graph_output():
-        copy = initializers.lazy_tensor(tensor, _unused_name(node, f"{value.name}.scaled"), shape, product)
+        assert isinstance(node.graph, ir.Graph)
+        name = graph.unique_name(node.graph, f"{value.name}.scaled")
+        copy = initializers.lazy_tensor(tensor, name, shape, product)
         node.replace_input_with(index, initializers.register_initializer(node, copy))
     else:
         value.const_value = initializers.lazy_tensor(tensor, str(value.name), shape, product)
         value.shape = ir.Shape(shape)
-
-
-def _unused_name(node: ir.Node, name: str) -> str:
-    assert isinstance(node.graph, ir.Graph)
-    names = itertools.chain([name], (f"{name}_{count}" for count in itertools.count(1)))
-    return next(candidate for candidate in names if candidate not in node.graph.initializers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -150,3 +151,28 @@ def layer_name(node: ir.Node) -> str:
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every node of the main graph and of its subgraphs, in graph order."""
     yield from model.graph.all_nodes()
+
+
+def numbered(name: str) -> Iterator[str]:
+    """The name, then the name with 1, 2, ... behind it: candidates for what is new in a graph."""
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(1))
+
+
+def names(graph: ir.Graph) -> set[str]:
+    """Names of all values and nodes of a graph and of its subgraphs: runtimes want them unique over all of these."""
+    parts = (graph, *graph.subgraphs())
+    found = {str(value.name) for part in parts for value in (*part.inputs, *part.initializers.values())}
+    for node in graph.all_nodes():
+        found.add(str(node.name))
+        found.update(str(value.name) for value in node.outputs)
+    return found
+
+
+def unique_name(graph: ir.Graph, name: str) -> str:
+    """The name where no value or node of the graph or of its subgraphs has it yet, else with a free number behind it.
+
+    Takes time in proportion to the nodes. Does not know the graph around a subgraph: ask the main graph.
+    """
+    taken = names(graph)
+    return next(candidate for candidate in numbered(name) if candidate not in taken)

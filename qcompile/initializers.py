@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import constant
+from qcompile.graph import constant, unique_name
 
 
 def lazy_tensor(
@@ -51,7 +51,7 @@ def derive_initializer(
     Args:
         source: value of the initializer to start from.
         node: node that will read the result.
-        name: name of the new initializer where the source has other readers too.
+        name: name of the new initializer where the source has other readers too; gets a number where it is taken.
         shape: shape of what `apply` returns.
         apply: from the array of the source to the new array.
     """
@@ -59,7 +59,8 @@ def derive_initializer(
     assert tensor is not None
     assert source.name is not None
     if len(source.uses()) > 1:
-        return register_initializer(node, lazy_tensor(tensor, name, shape, apply))
+        assert isinstance(node.graph, ir.Graph)
+        return register_initializer(node, lazy_tensor(tensor, unique_name(node.graph, name), shape, apply))
     source.const_value = lazy_tensor(tensor, source.name, shape, apply)
     source.shape = ir.Shape(shape)
     return source

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import is_standard
+from qcompile.graph import is_standard, unique_name
 
 DOMAIN = "qcompile"
 PER_TOKEN = "QuantizeDequantizePerToken"
@@ -51,9 +51,7 @@ def per_token_function(opset: int) -> ir.Function:
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Register a new initializer; a name that is taken gets a number."""
-    unique, number = name, 1
-    while unique in graph.initializers:
-        unique, number = f"{name}_{number}", number + 1
+    unique = unique_name(graph, name)
     tensor = ir.tensor(np.asarray(array, order="C"), name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -69,12 +67,11 @@ def quantize_dequantize(
         initializer(graph, f"{name}.scale", np.asarray(scale, np.float32)),
         initializer(graph, f"{name}.zero_point", np.asarray(zero_point)),
     ]
-    quantize = ir.node("QuantizeLinear", [value, *parameters], name=f"{name}.quantize")
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters], name=f"{name}.dequantize")
-    _describe(
-        quantize.outputs[0], f"{name}.quantized", value.shape, ir.DataType.from_numpy(np.asarray(zero_point).dtype)
-    )
-    _describe(dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    quantize = ir.node("QuantizeLinear", [value, *parameters], name=unique_name(graph, f"{name}.quantize"))
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters], name=unique_name(graph, f"{name}.dequantize"))
+    dtype = ir.DataType.from_numpy(np.asarray(zero_point).dtype)
+    _describe(graph, quantize.outputs[0], f"{name}.quantized", value.shape, dtype)
+    _describe(graph, dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [quantize, dequantize])
     return dequantize.outputs[0], [quantize, dequantize]
 
@@ -82,13 +79,13 @@ def quantize_dequantize(
 def dynamic_per_tensor(value: ir.Value, before: ir.Node) -> tuple[ir.Value, list[ir.Node]]:
     """Write x -> DynamicQuantizeLinear -> DequantizeLinear (uint8, asymmetric) in front of a node."""
     graph, name = _graph(before), str(value.name)
-    quantize = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=f"{name}.quantize")
-    dequantize = ir.node("DequantizeLinear", list(quantize.outputs), name=f"{name}.dequantize")
+    quantize = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=unique_name(graph, f"{name}.quantize"))
+    dequantize = ir.node("DequantizeLinear", list(quantize.outputs), name=unique_name(graph, f"{name}.dequantize"))
     quantized, scale, zero_point = quantize.outputs
-    _describe(quantized, f"{name}.quantized", value.shape, ir.DataType.UINT8)
-    _describe(scale, f"{name}.scale", (), ir.DataType.FLOAT)
-    _describe(zero_point, f"{name}.zero_point", (), ir.DataType.UINT8)
-    _describe(dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    _describe(graph, quantized, f"{name}.quantized", value.shape, ir.DataType.UINT8)
+    _describe(graph, scale, f"{name}.scale", (), ir.DataType.FLOAT)
+    _describe(graph, zero_point, f"{name}.zero_point", (), ir.DataType.UINT8)
+    _describe(graph, dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [quantize, dequantize])
     return dequantize.outputs[0], [quantize, dequantize]
 
@@ -100,8 +97,8 @@ def dynamic_per_token(value: ir.Value, before: ir.Node, model: ir.Model) -> tupl
         function = per_token_function(model.opset_imports[""])
         model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1
-    node = ir.node(PER_TOKEN, [value], domain=DOMAIN, name=f"{name}.quantize_dequantize")
-    _describe(node.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    node = ir.node(PER_TOKEN, [value], domain=DOMAIN, name=unique_name(graph, f"{name}.quantize_dequantize"))
+    _describe(graph, node.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [node])
     return node.outputs[0], [node]
 
@@ -122,8 +119,8 @@ def dequantized_constant(
         initializer(graph, f"{name}.zero_point", np.asarray(zero_point)),
     ]
     attributes = {"axis": axis} if axis is not None and np.ndim(scale) == 1 else {}
-    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.dequantize")
-    _describe(node.outputs[0], f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
+    node = ir.node("DequantizeLinear", inputs, attributes, name=unique_name(graph, f"{name}.dequantize"))
+    _describe(graph, node.outputs[0], f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [node])
     return node.outputs[0]
 
@@ -148,6 +145,8 @@ def _graph(node: ir.Node) -> ir.Graph:
     return node.graph
 
 
-def _describe(value: ir.Value, name: str, shape: ir.ShapeProtocol | Sequence[int] | None, dtype: ir.DataType) -> None:
-    value.name, value.type = name, ir.TensorType(dtype)
+def _describe(
+    graph: ir.Graph, value: ir.Value, name: str, shape: ir.ShapeProtocol | Sequence[int] | None, dtype: ir.DataType
+) -> None:
+    value.name, value.type = unique_name(graph, name), ir.TensorType(dtype)
     value.shape = None if shape is None else ir.Shape(tuple(shape))  # type: ignore[arg-type]

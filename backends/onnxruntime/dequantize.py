@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import onnx_ir as ir
@@ -103,13 +104,14 @@ def evaluate(parts: Dequantized) -> np.ndarray:
 def register(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     """Return the initializer of this name with this array; makes it when it does not exist yet.
 
-    A name that the user's model has taken for something else is made unique.
+    A name that the user's model has taken for something else gets a number.
     """
-    existing = model.graph.initializers.get(name)
-    while existing is not None and not _same(existing, array):
-        name += "_"
-        existing = model.graph.initializers.get(name)
-    return existing if existing is not None else _register(model, name, ir.tensor(array, name=name))
+    unused = graph.unique_name(model.graph, name)
+    for candidate in itertools.takewhile(lambda each: each != unused, graph.numbered(name)):
+        existing = model.graph.initializers.get(candidate)
+        if existing is not None and _same(existing, array):
+            return existing
+    return _register(model, unused, ir.tensor(array, name=unused))
 
 
 def _same(value: ir.Value, array: np.ndarray) -> bool:

@@ -8,41 +8,26 @@ non-finite channels: they get a factor of 1.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import scale_and_zero_point, value_range
+from qcompile.solvers.smoothing_families import STARTS, STEPS, Family, Magnitudes, smoothing_scale
+
+__all__ = ["Linears", "OutputError", "Score", "Smoothing", "by_alpha", "search", "smoothing_scale"]
 
 Array = npt.NDArray[np.float32]
 
-LARGEST_FACTOR = 1e5
 SEARCH_ROWS = 128
 # Outputs of each linear that a scale is measured on: few for the first look, more for the decision.
 FIRST_COLUMNS, SEARCH_COLUMNS = 256, 2048
 FINALISTS = 4
+FEWEST_ROWS, NEGLIGIBLE_SURPRISE = 4, 0.1
 # A row of outputs that is smaller than this part of the mean power does not count for more than that.
 SMALLEST_ROW = 1e-6
-
-
-def smoothing_scale(absmax_x: Array, absmax_w: Array, alpha: float, beta: float | None = None) -> Array:
-    """Return s_j = absmax_x_j**alpha / absmax_w_j**beta, equation 4 of SmoothQuant with beta = 1 - alpha.
-
-    Channels whose magnitudes are zero or not finite get 1. The result is finite, within 1e-5 and 1e5.
-
-    Args:
-        absmax_x: [channels] largest magnitude of each input channel.
-        absmax_w: [channels] largest magnitude of each weight row, over all linears that read the value.
-        alpha: how much of the range of x goes into the weights, 0 to 1.
-        beta: exponent of the weights; None for 1 - alpha.
-    """
-    x, w = np.asarray(absmax_x, np.float64), np.asarray(absmax_w, np.float64)
-    usable = np.isfinite(x) & np.isfinite(w) & (x > 0) & (w > 0)
-    x, w = np.where(usable, x, 1.0), np.where(usable, w, 1.0)
-    scale = np.exp(alpha * np.log(x) - (1 - alpha if beta is None else beta) * np.log(w))
-    return np.clip(scale, 1 / LARGEST_FACTOR, LARGEST_FACTOR).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +42,7 @@ class Linears:
         activations: how the value will be quantized.
         weight_scheme: how the weights will be quantized.
         groups: int [channels]; channels of one group have one factor.
+        count: positions in all data that minimum and maximum are of; at least the rows.
     """
 
     rows: Array
@@ -66,6 +52,22 @@ class Linears:
     activations: Scheme
     weight_scheme: Scheme
     groups: npt.NDArray[np.int64]
+    count: int = 0
+
+    @property
+    def surprise(self) -> float:
+        """How much half of the rows underestimates what data not seen yet will do to the range, as seen from all data.
+
+        With n positions a channel exceeds its largest magnitude at one new position in about n: half of the rows stand
+        for (rows / 2) / count of that. 0 for dynamic activations, whose range is that of the data itself.
+        """
+        return 0.0 if self.activations.dynamic else len(self.rows) / 2 / max(self.count, len(self.rows), 1)
+
+    def halves(self) -> tuple[Linears, Linears]:
+        """The even rows with their own range, and the odd rows with the range of the even ones."""
+        even = self.rows[::2]
+        seen = dataclasses.replace(self, rows=even, minimum=even.min(axis=0), maximum=even.max(axis=0))
+        return seen, dataclasses.replace(seen, rows=self.rows[1::2])
 
     def tied(self, per_channel: Array) -> Array:
         """Largest finite value among the channels that share a factor, for each channel."""
@@ -77,6 +79,10 @@ class Linears:
         """Largest magnitude of each channel of the value, and of each weight row over all linears."""
         rows = [np.abs(weight).max(axis=1, initial=0) for weight in self.weights]
         return self.tied(np.maximum(np.abs(self.minimum), np.abs(self.maximum))), self.tied(np.max(rows, axis=0))
+
+    def magnitudes(self) -> Magnitudes:
+        """Both measures of the channels and of the weight rows."""
+        return Magnitudes(self.absmax(), self.root_mean_square())
 
     def root_mean_square(self) -> tuple[Array, Array]:
         """Typical magnitude of each channel of the value, and of each weight row over all linears."""
@@ -178,88 +184,53 @@ def by_alpha(linears: Linears, alpha: float) -> Smoothing:
     return Smoothing(scale, error(scale), error(np.ones_like(scale)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """s_j = max(x_j**alpha / w_j**beta, absmax_x_j / threshold), up to a factor common to all channels.
+class Score:
+    """Output error of a family of scales, with what saturation on data not seen yet adds to it.
 
-    With beta = 1 - alpha and limit = 1 it is equation 4 of SmoothQuant; with alpha = beta = 0 it divides only what is
-    beyond a threshold, as Outlier Suppression+ (Wei et al. 2023, section 4.2). alpha = beta = 1/2 on root mean squares
-    is the optimum where the noise of all activations is alike, and that of all weights.
-
-    Attributes:
-        typical: x and w are root mean squares of the channels instead of their largest magnitudes.
-        alpha: exponent of x.
-        beta: exponent of w.
-        limit: threshold, as part of the range that the first term alone would leave; 0 to 1.
+    On few calibration data a scale that brings every channel to one range fits the channels' largest magnitudes there,
+    and new data saturate. That is measured: the scale of one half of the rows on the other half. With thousands of
+    positions it is negligible, and left out.
     """
 
-    typical: bool
-    alpha: float
-    beta: float
-    limit: float
+    def __init__(self, linears: Linears, columns: int = SEARCH_COLUMNS) -> None:
+        self._error = OutputError(linears, columns)
+        self._magnitudes = linears.magnitudes()
+        self._surprise = linears.surprise if len(linears.rows) >= FEWEST_ROWS else 0.0
+        if self._surprise >= NEGLIGIBLE_SURPRISE:
+            seen, unseen = linears.halves()
+            self._seen_magnitudes = seen.magnitudes()
+            self._seen, self._unseen = OutputError(seen, columns), OutputError(unseen, columns)
 
-    def scale(self, magnitudes: Magnitudes) -> Array:
-        """Return the scale, float32 [channels], finite, with a geometric mean near 1."""
-        absmax_x, _ = magnitudes.absmax
-        x, w = magnitudes.typical if self.typical else magnitudes.absmax
-        usable = (x > 0) & (w > 0) & (absmax_x > 0)
-        first = smoothing_scale(np.where(usable, x, 1), np.where(usable, w, 1), self.alpha, self.beta)
-        first /= np.exp(np.log(first).mean())
-        threshold = (absmax_x / first).max(initial=0) * self.limit
-        second = absmax_x / threshold if threshold > 0 else absmax_x
-        scale = np.clip(np.maximum(first, second), 1 / LARGEST_FACTOR, LARGEST_FACTOR)
-        return np.where(usable, scale, 1).astype(np.float32)
+    def __call__(self, family: Family | None) -> float:
+        """Return the score of a family, or of no smoothing."""
+        error = self._error(self.scale(family))
+        if self._surprise < NEGLIGIBLE_SURPRISE:
+            return error
+        scale = self.scale(family, self._seen_magnitudes)
+        return error + self._surprise * max(0.0, self._unseen(scale) - self._seen(scale))
 
-    def neighbours(self, step: float) -> Iterator[Family]:
-        """Families next to this one, one parameter changed."""
-        for change in (step, -step):
-            yield dataclasses.replace(self, alpha=self.alpha + change)
-            yield dataclasses.replace(self, beta=self.beta + change)
-            yield dataclasses.replace(self, limit=min(1.0, self.limit * np.exp(3 * change)))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Magnitudes:
-    """Magnitudes of the channels of x and of the rows of W, in two measures.
-
-    Attributes:
-        absmax: largest magnitudes.
-        typical: root mean squares.
-    """
-
-    absmax: tuple[Array, Array]
-    typical: tuple[Array, Array]
-
-
-STARTS = tuple(
-    Family(typical, alpha, beta, limit)
-    for typical in (True, False)
-    for alpha, beta in ((0.0, 0.0), (0.25, 0.25), (0.5, 0.5), (0.5, 0.0), (0.6, 0.4), (0.75, 0.25), (0.9, 0.1))
-    for limit in ((1.0, 0.5, 0.25, 0.12, 0.06) if alpha <= 0.5 else (1.0,))
-    if alpha > 0 or (typical and limit < 1)
-)
-STEPS = (0.15, 0.08, 0.04)
+    def scale(self, family: Family | None, magnitudes: Magnitudes | None = None) -> Array:
+        """Return the scale of a family on all data; ones for no smoothing."""
+        found = magnitudes or self._magnitudes
+        return np.ones_like(found.absmax[0]) if family is None else family.scale(found)
 
 
 def search(linears: Linears) -> Smoothing:
-    """Return the scale with the smallest output error among about fifty; never worse than a scale of 1.
+    """Return the scale with the smallest score among about fifty; never worse than a scale of 1.
 
     A coarse set of families is ranked on few outputs; the best of its first four on many outputs is then improved by
     coordinate descent over the parameters.
     """
-    error = OutputError(linears)
-    magnitudes = Magnitudes(linears.absmax(), linears.root_mean_square())
-    ones = np.ones(len(linears.groups), np.float32)
-    without = error(ones)
-    first = OutputError(linears, FIRST_COLUMNS)
-    finalists = sorted(STARTS, key=lambda family: first(family.scale(magnitudes)))[:FINALISTS]
-    errors = {family: error(family.scale(magnitudes)) for family in finalists}
-    best = min(errors, key=errors.__getitem__)
+    score, first = Score(linears), Score(linears, FIRST_COLUMNS)
+    without = score(None)
+    finalists = sorted(STARTS, key=first)[:FINALISTS]
+    scores = {family: score(family) for family in finalists}
+    best = min(scores, key=scores.__getitem__)
     for step in STEPS:
         for family in best.neighbours(step):
-            if family not in errors:
-                errors[family] = error(family.scale(magnitudes))
-        best = min(errors, key=errors.__getitem__)
-    if not errors[best] < without:
-        return Smoothing(ones, without, without)
-    return Smoothing(best.scale(magnitudes), errors[best], without)
+            if family not in scores:
+                scores[family] = score(family)
+        best = min(scores, key=scores.__getitem__)
+    if not scores[best] < without:
+        return Smoothing(score.scale(None), without, without)
+    return Smoothing(score.scale(best), scores[best], without)

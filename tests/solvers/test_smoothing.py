@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from qcompile.scheme import Scheme
 from qcompile.solvers import smoothing
 from qcompile.solvers.affine import dequantize, quantize_dequantize, quantize_weight, scale_and_zero_point, value_range
+from qcompile.solvers.smoothing_families import LARGEST_FACTOR
 
 STATIC = Scheme("uint8", sym=False)
 SCHEMES = [
@@ -17,7 +20,7 @@ SCHEMES = [
 ]
 
 
-def linears(rows, *weights, activations=STATIC, weight_scheme=SCHEMES[0][1], groups=None):
+def linears(rows, *weights, activations=STATIC, weight_scheme=SCHEMES[0][1], groups=None, count=10**6):
     rows = np.asarray(rows, np.float32)
     return smoothing.Linears(
         rows=rows,
@@ -27,6 +30,7 @@ def linears(rows, *weights, activations=STATIC, weight_scheme=SCHEMES[0][1], gro
         activations=activations,
         weight_scheme=weight_scheme,
         groups=np.arange(rows.shape[1]) if groups is None else np.asarray(groups),
+        count=count,
     )
 
 
@@ -146,7 +150,7 @@ magnitudes = hnp.arrays(np.float32, 6, elements=st.floats(0, 2.0**127, width=32)
 def test_equation_4_is_finite_and_away_from_zero(absmax_x, absmax_w, alpha):
     scale = smoothing.smoothing_scale(absmax_x, absmax_w, alpha)
     assert scale.dtype == np.float32
-    assert np.all((scale >= 0.99 / smoothing.LARGEST_FACTOR) & (scale <= 1.01 * smoothing.LARGEST_FACTOR))
+    assert np.all((scale >= 0.99 / LARGEST_FACTOR) & (scale <= 1.01 * smoothing.LARGEST_FACTOR))
     assert np.all(scale[(absmax_x == 0) | (absmax_w == 0)] == 1)
 
 
@@ -167,3 +171,31 @@ def test_search_is_never_worse_than_no_smoothing(arrays):
     found = smoothing.search(linears(rows, weight))
     assert found.error <= found.error_without
     assert np.all(np.isfinite(found.scale) & (found.scale > 0))
+
+
+def test_on_few_data_the_search_leaves_room_for_data_not_seen_yet():
+    """Error on new rows of the same distribution, with ranges from the few: saturation counts."""
+
+    def new_error(seed, count):
+        generator = np.random.default_rng(seed)
+        sizes = np.exp(generator.normal(size=64))
+        rows, new = (generator.laplace(size=(size, 64)) * sizes for size in (48, 1000))
+        problem = linears(rows, generator.normal(size=(64, 32)), count=count)
+        scale = smoothing.search(problem).scale
+        return reference_error(dataclasses.replace(problem, rows=new.astype(np.float32)), scale)
+
+    seeds = range(8)
+    assert sum(new_error(seed, 48) for seed in seeds) < 0.7 * sum(new_error(seed, 10**6) for seed in seeds)
+
+
+def test_halves_share_the_range_of_one():
+    seen, unseen = outlier_linears().halves()
+    assert len(seen.rows) + len(unseen.rows) == 96
+    np.testing.assert_array_equal(seen.maximum, seen.rows.max(axis=0))
+    np.testing.assert_array_equal(unseen.maximum, seen.maximum)
+
+
+def test_surprise_falls_with_the_data_and_is_none_for_ranges_at_run_time():
+    assert outlier_linears(count=96).surprise == 0.5
+    assert outlier_linears(count=960).surprise == pytest.approx(0.05)
+    assert outlier_linears(count=96, activations=SCHEMES[-1][0]).surprise == 0
