@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import onnx
@@ -35,9 +35,12 @@ class ConvertOpset(Pass):
 
     Attributes:
         opset: the opset to reach.
+        runs: tells whether the reference runtime takes a model: it may lack an operator's version in the new opset. A
+            model that it takes before the conversion and not after stays as it is. None: not asked.
     """
 
     opset: int = 23
+    runs: Callable[[ir.Model], bool] | None = dataclasses.field(default=None, repr=False, compare=False)
     looks_for: ClassVar[str] = "operators of another opset"
 
     def call(self, model: ir.Model) -> Result:
@@ -51,6 +54,9 @@ class ConvertOpset(Pass):
         if refusal:
             finding = Finding(model.graph.name or "model", "kept", f"stays at opset {current}: {refusal}")
             return Result(model, modified=False, findings=(finding,))
+        if self.runs is not None and not self.runs(converted) and self.runs(model):
+            reason = f"stays at opset {current}: the runtime refuses it in opset {self.opset}"
+            return Result(model, modified=False, findings=(Finding(model.graph.name or "model", "kept", reason),))
         _restore_names(model, converted)
         model.graph = converted.graph
         model.ir_version = max(model.ir_version, _IR_VERSION)

@@ -13,7 +13,7 @@ from qcompile import layers, qdq
 from qcompile.calibration import Calibrator, ChannelStatistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError
-from qcompile.graph import Convolution, readers
+from qcompile.graph import Convolution, constant, readers
 from qcompile.initializers import remove_unused
 from qcompile.layers import Layer
 from qcompile.multiplied import as_matrices, from_matrices, grouped_rows, multiplies_input, with_patches
@@ -25,6 +25,9 @@ from qcompile.solvers.sqnr import as_quantized, sqnr_db
 
 _GRAM_BYTES = 256 * 2**20
 _INT32 = np.iinfo(np.int32)
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Integers, scale and zero point."""
 
 Observer = Literal["minmax", "percentile", "mse", "entropy"]
 
@@ -81,12 +84,12 @@ class InsertQdq(Pass):
             for layer in found
             if (finding := reasons[layers.node_of(layer)]) is not None
         ]
-        weights = _Weights(model)
+        weights = _Weights()
         statistics: dict[str, ChannelStatistics] = {}
         quantized: list[Layer] = []
         for part, seen, patches in self._calibrated(model, chosen):
             statistics.update({name: dataclasses.replace(item, gram=None) for name, item in seen.items()})
-            done = [self._quantize_weight(layer, seen, patches.get(layer.name), weights) for layer in part]
+            done = [self._quantize_weight(layer, seen, patches.get(str(layer.output.name)), weights) for layer in part]
             quantized += [layer for layer, item in zip(part, done, strict=True) if item.action == "quantized"]
             findings += done
         self._quantize_activations(model, quantized, statistics)
@@ -154,7 +157,7 @@ class InsertQdq(Pass):
         before = layer.weight.const_value
         assert before is not None
         weight = before.numpy()
-        parts = self._rounded(layer, weight, multiplied)
+        parts = weights.rounded(layer.weight, axis) or self._rounded(layer, weight, multiplied)
         written = statistics.get(str(layer.output.name)) if isinstance(layer, Convolution) else None
         measured = None if seen is None else self._sqnr(layer, weight, parts, seen, multiplied, written)
         floor = self.min_convolution_sqnr_db
@@ -184,7 +187,7 @@ class InsertQdq(Pass):
         exact = grouped_rows(multiplied.rows, layer) @ as_matrices(weight, layer)
         result = noisy @ after
         if written is not None:
-            bias = None if layer.bias is None else layer.bias.const_value
+            bias = constant(layer.bias)
             shift = np.zeros(1, np.float32) if bias is None else bias.numpy().reshape(len(exact), 1, -1)
             result = as_quantized(result + shift, self._range(written, layer.output), self.activations) - shift
         return sqnr_db(exact, result)
@@ -210,7 +213,7 @@ class InsertQdq(Pass):
 
     def _quantize_bias(self, layer: Convolution, input_scale: np.ndarray, weight_scale: np.ndarray) -> None:
         """Write the bias as int32 with scale s_x * s_w, or leave it float where that would clip."""
-        bias = layer.bias.const_value if layer.bias is not None else None
+        bias = constant(layer.bias)
         if layer.bias is None or bias is None or (layer.transposed and np.ndim(weight_scale)):
             return
         scale = (input_scale * weight_scale).astype(np.float32)
@@ -233,10 +236,12 @@ class InsertQdq(Pass):
                 quantized[value] = list(readers(value))
         order = {node: index for index, node in enumerate(model.graph)}
         for value, nodes in quantized.items():
+            # Readers in the body of an If or Loop keep the float value: the pair may come after that node.
             inside = [node for node in nodes if node in order]
-            first = min(inside, key=order.__getitem__)
-            new, made = self._pair(model, value, first, statistics)
-            for node in nodes:
+            if not inside:
+                continue
+            new, made = self._pair(model, value, min(inside, key=order.__getitem__), statistics)
+            for node in inside:
                 if node not in made:
                     qdq.replace_input(node, value, new)
 
@@ -259,22 +264,22 @@ class InsertQdq(Pass):
 
 
 class _Weights:
-    """Dequantized weights, one for each float weight and its integers, so that tied weights stay one initializer."""
+    """Dequantized weights, one for each float weight: layers with tied weights read what the first of them made."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self._order = {node: index for index, node in enumerate(model.graph)}
-        self._made: dict[ir.Value, tuple[np.ndarray, ir.Value, ir.Node]] = {}
+    def __init__(self) -> None:
+        self._made: dict[tuple[ir.Value, int | None], tuple[Parts, ir.Value]] = {}
 
-    def dequantized(
-        self, source: ir.Value, parts: tuple[np.ndarray, np.ndarray, np.ndarray], axis: int | None, node: ir.Node
-    ) -> ir.Value:
-        """Return the value to read in place of `source` in `node`."""
-        known = self._made.get(source)
-        if known is not None and self._order[known[2]] < self._order[node] and np.array_equal(known[0], parts[0]):
-            return known[1]
-        value = qdq.dequantized_constant(source, *parts, axis, node)
-        self._made[source] = (parts[0], value, node)
-        return value
+    def rounded(self, source: ir.Value, axis: int | None) -> Parts | None:
+        """Return integers, scale and zero point of a weight that was quantized before, else None."""
+        known = self._made.get((source, axis))
+        return None if known is None else known[0]
+
+    def dequantized(self, source: ir.Value, parts: Parts, axis: int | None, node: ir.Node) -> ir.Value:
+        """Return the value to read in place of `source` in `node`; layers come in graph order."""
+        known = self._made.get((source, axis))
+        if known is None:
+            known = self._made[source, axis] = parts, qdq.dequantized_constant(source, *parts, axis, node)
+        return known[1]
 
 
 def _flowing(chosen: list[Layer]) -> list[ir.Value]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompile import qdq
 from qcompile.contract import Finding, Keeps, Pass, Result
-from qcompile.graph import constant, is_standard, layer_name, readers, unique_name
+from qcompile.graph import Names, constant, is_standard, layer_name, readers
 from qcompile.initializers import remove_unused
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight
@@ -89,16 +89,16 @@ def _is_table(value: ir.Value) -> bool:
 
 def _replace(graph: ir.Graph, node: ir.Node, integers: ir.Value, scales: ir.Value) -> None:
     """Write the three nodes in place of the Gather; the last takes over its output."""
-    output, name = node.outputs[0], str(node.outputs[0].name)
+    output, name, names = node.outputs[0], str(node.outputs[0].name), Names(graph)
     rows = ir.node("Gather", [integers, node.inputs[1]], {"axis": 0}, name=str(node.name))
     rows.metadata_props.update(node.metadata_props)
-    cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=unique_name(graph, f"{name}.cast"))
-    scale = ir.node("Gather", [scales, node.inputs[1]], {"axis": 0}, name=unique_name(graph, f"{name}.gather_scale"))
-    product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=unique_name(graph, f"{name}.dequantize"))
+    cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=names.new(f"{name}.cast"))
+    scale = ir.node("Gather", [scales, node.inputs[1]], {"axis": 0}, name=names.new(f"{name}.gather_scale"))
+    product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=names.new(f"{name}.dequantize"))
     for made, part, dtype in ((rows, "quantized", ir.DataType.INT8), (cast, "cast", ir.DataType.FLOAT)):
-        made.outputs[0].name, made.outputs[0].shape = unique_name(graph, f"{name}.{part}"), output.shape
+        made.outputs[0].name, made.outputs[0].shape = names.new(f"{name}.{part}"), output.shape
         made.outputs[0].type = ir.TensorType(dtype)
-    scale.outputs[0].name = unique_name(graph, f"{name}.scale")
+    scale.outputs[0].name = names.new(f"{name}.scale")
     scale.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     ir.convenience.replace_nodes_and_values(
         graph, node, [node], [rows, cast, scale, product], [output], [product.outputs[0]]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qcompile.graph import all_nodes, is_standard
 from qcompile.passes.canonicalize_linears import CanonicalizeLinears
 from qcompile.passes.convert_opset import ConvertOpset
 from qcompile.passes.expand_rotary_caches import ExpandRotaryCaches
@@ -22,18 +25,59 @@ from qcompile.passes.squeeze_scalars import SqueezeScalars
 from qcompile.passes.unflatten_softmax import UnflattenSoftmax
 
 
-def canonical_passes() -> list[ir.passes.PassBase]:
-    """One graph, constants as initializers, opset 23, linears in one form, composite operators recognised."""
+class EliminateIdentities(ir.passes.InPlacePass):
+    """Identity(x) -> x.
+
+    onnx_ir's own pass also takes away the Identity that makes the output of a branch of an If from a value of the graph
+    around it, or one of two outputs from the other, and leaves an output that no node makes. Here an Identity whose
+    output is a graph output goes only where its input is made in the same graph and is no output itself; it then takes
+    over the name.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Take away every Identity of the main graph and its subgraphs that nothing needs."""
+        found = [node for node in all_nodes(model) if is_standard(node, "Identity") and _is_removable(node)]
+        removed = [_remove(node) for node in found if _is_removable(node)]
+        return ir.passes.PassResult(model, modified=bool(removed))
+
+
+def _is_removable(node: ir.Node) -> bool:
+    x, output = node.inputs[0], node.outputs[0]
+    if x is None or not output.is_graph_output():
+        return x is not None
+    producer = x.producer()
+    return producer is not None and producer.graph is node.graph and not x.is_graph_output()
+
+
+def _remove(node: ir.Node) -> None:
+    x, output, graph = node.inputs[0], node.outputs[0], node.graph
+    assert x is not None
+    assert graph is not None
+    is_output = output.is_graph_output()
+    declared, made = (output.shape, x.shape) if is_output else (x.shape, output.shape)
+    x.shape, x.type = declared if declared is not None else made, x.type or output.type
+    ir.convenience.replace_all_uses_with(output, x, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    if is_output:
+        x.name = output.name
+
+
+def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.passes.PassBase]:
+    """One graph, constants as initializers, opset 23, linears in one form, composite operators recognised.
+
+    Args:
+        runs: tells whether the reference runtime takes a model, see `ConvertOpset`.
+    """
     return [
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
-        ConvertOpset(),
+        ConvertOpset(runs=runs),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.ShapeInferencePass(strict_mode=False),
         FoldConstants(),
         FoldWeightViews(),
-        common.IdentityEliminationPass(),
+        EliminateIdentities(),
         common.CommonSubexpressionEliminationPass(),
         LowerGemms(),
         CanonicalizeLinears(),

@@ -21,11 +21,23 @@ def quantizers(recipe: Recipe) -> list[InsertQdq]:
 
 
 def check_data(recipe: Recipe, calibration: object) -> None:
-    """Raise CalibrationError when a recipe with static activations comes without calibration data."""
-    if calibration is None and any(not quantizer.activations.dynamic for quantizer in quantizers(recipe)):
+    """Raise CalibrationError when a recipe asks for what only calibration data gives, and there is none.
+
+    That is static activations, and a pass that cannot run without statistics and does not decide by them whether to
+    run: smoothing by a given alpha.
+    """
+    if calibration is not None:
+        return
+    if any(not quantizer.activations.dynamic for quantizer in quantizers(recipe)):
         reason = "the scales of static activations come from calibration data, and there is none"
         mend = "Give calibration data, or use a dynamic recipe such as w8a8-dynamic"
         raise CalibrationError(f"recipe {recipe.name}", reason, mend)
+    for step in recipe.steps:
+        built = step.build()
+        if built.without_calibration() is None and not built.may_match_nothing:
+            reason = f"{step.pass_name} works from calibration data, and there is none"
+            mend = f"Give calibration data, or leave {step.pass_name} out of the recipe"
+            raise CalibrationError(f"recipe {recipe.name}", reason, mend)
 
 
 def for_target(recipe: Recipe, backend: Backend, target: str | None) -> Recipe:

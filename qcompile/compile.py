@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from qcompile import backends, frontend, layers
+from qcompile import backends, frontend
 from qcompile.activation_ranges import Ranges
 from qcompile.artifact import Artifact, check_output, write_artifact
 from qcompile.backends import Backend, Lowered
@@ -19,20 +18,22 @@ from qcompile.calibration import Calibrator
 from qcompile.calibration_masks import padding_masks
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, integer_operators
-from qcompile.contract import Pass
+from qcompile.compile_requests import example_samples, first_sample, ignored_layers, recipe_of
+from qcompile.contract import Finding, Pass
+from qcompile.errors import ModelError
 from qcompile.outcome import build_report, measure
 from qcompile.passes.observe_channels import ObserveChannels
-from qcompile.pipeline import Log, Pipeline
-from qcompile.recipe import Recipe, check_patterns, selects
+from qcompile.pipeline import Log, Pipeline, name_of
+from qcompile.recipe import Recipe
 from qcompile.session import Feed
-from qcompile.verify import synthetic_samples
+from qcompile.verify import synthetic_samples, usable_masks
 
 Progress = Callable[[str, float], None]
 
 
 def compile(
     model: Any,
-    recipe: str | Recipe = "w8a8-dynamic",
+    recipe: str | Path | Recipe = "w8a8-dynamic",
     *,
     backend: str = "onnxruntime",
     calibration: Any = None,
@@ -49,13 +50,14 @@ def compile(
 
     Args:
         model: torch.nn.Module, ExportedProgram, .onnx path, bytes, ModelProto or onnx_ir.Model.
-        recipe: name, YAML file's Recipe or a Recipe.
+        recipe: name, path of a YAML file (.yaml, .yml), or a Recipe.
         backend: "onnxruntime" or "openvino".
-        calibration: samples in any form that `calibration_data` reads; needed by static recipes. A dynamic recipe
-            without it leaves out the passes that need statistics.
-        example_inputs: of a torch module, to trace it; also the sample for verification when there is no calibration.
+        calibration: samples in any form that `calibration_data` reads; needed by static recipes, and by smoothing with
+            a given alpha. A dynamic recipe without it leaves out what needs statistics, and the report says so.
+        example_inputs: of a torch module, to trace it, by default the first calibration sample; also the sample for
+            verification when there is no calibration.
         dynamic_shapes: of a torch module, as torch.export takes them; None: batch and sequence are dynamic.
-        ignore: layers that stay float: names, or "re:" and a regular expression.
+        ignore: layers that stay float: names, or "re:" and a regular expression; see `ignored_layers`.
         targets: when not empty, the only layers that are quantized.
         output: folder to write; an artifact in it is replaced. None: a temporary folder.
         target: processor to compile for, see the backend's `targets`; None: one like this.
@@ -66,7 +68,7 @@ def compile(
         QCompileError: with the node, input or setting, the reason and the mend.
     """
     engine = backends.get(backend)
-    plan = for_target(_recipe(recipe, ignore, targets), engine, target)
+    plan = for_target(recipe_of(recipe, ignore, targets), engine, target)
     check_recipe(plan, engine)
     check_data(plan, calibration)
     if output is not None:
@@ -101,7 +103,7 @@ def compile(
 
 def rewrite(
     model: Any,
-    recipe: str | Recipe,
+    recipe: str | Path | Recipe,
     *,
     calibration: Any = None,
     example_inputs: Any = None,
@@ -112,7 +114,7 @@ def rewrite(
     progress: Progress | None = None,
 ) -> ir.Model:
     """Apply the passes of a recipe and return the portable quantized model; arguments as in `compile`."""
-    plan = _recipe(recipe, ignore, targets)
+    plan = recipe_of(recipe, ignore, targets)
     check_data(plan, calibration)
     return _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress).apply(plan)
 
@@ -120,12 +122,7 @@ def rewrite(
 def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
     """Read a model through the door that fits it and bring it to canonical form; arguments as in `compile`."""
     traced = frontend.trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    return ir.passes.Sequential(*canonical_passes())(traced).model
-
-
-def _recipe(recipe: str | Recipe, ignore: Sequence[str], targets: Sequence[str]) -> Recipe:
-    found = Recipe.from_name(recipe) if isinstance(recipe, str) else recipe
-    return found.override(ignore=(*found.ignore, *ignore), targets=(*found.targets, *targets))
+    return ir.passes.Sequential(*canonical_passes(_runs(backends.get("onnxruntime"))))(traced).model
 
 
 @dataclasses.dataclass
@@ -155,41 +152,38 @@ class _Work:
         """Trace the model, bring it to canonical form and bind the calibration data to it."""
         report_progress = progress or (lambda _stage, _part: None)
         report_progress("tracing", 0.0)
-        example_inputs, calibration = _first_sample(model, example_inputs, calibration)
+        example_inputs, calibration = _example(model, example_inputs, calibration)
         traced = frontend.trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         report_progress("tracing", 1.0)
         reference = backends.get("onnxruntime")
         ranges = Ranges()
         calibrator = None if calibration is None else _calibrator(calibration, reference, report_progress, ranges)
-        samples, kind = _samples(traced, calibrator, example_inputs, reference) if verify else ([], "")
-        masks = padding_masks(traced) if samples else ()
+        samples, kind = _samples(traced, calibrator, example_inputs) if verify else ([], "")
+        masks = usable_masks(padding_masks(traced), samples) if samples else ()
         pipeline = Pipeline(reference.open_session, samples, masks, report_progress)
         log = Log()
-        canonical = pipeline.run(traced, canonical_passes(), log, required=False)
+        canonical = pipeline.run(traced, canonical_passes(_runs(reference)), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
         return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest, ranges, kind)
 
     def apply(self, plan: Recipe, operators: frozenset[str] | None = None) -> ir.Model:
         """Run the passes of the recipe; `operators` are those that the backend computes in integers."""
-        bound: dict[str, Any] = {"calibrator": self.calibrator, "ignore": _ignored(self.model, plan)}
+        bound: dict[str, Any] = {"calibrator": self.calibrator, "ignore": ignored_layers(self.model, plan)}
         if operators is not None:
             bound["operators"] = operators
         passes: list[Pass] = [step.build(**bound) for step in plan.steps]
         if self.calibrator is None:
-            passes = [left for item in passes if (left := item.without_calibration()) is not None]
+            passes = [left for item in passes if (left := self._without_calibration(item)) is not None]
         return self.pipeline.run(self.model, passes, self.log, required=True)
 
-
-def _ignored(model: ir.Model, plan: Recipe) -> frozenset[str]:
-    """Names of the layers that the patterns of the recipe leave float."""
-    names = {layer.name: (layer.name, str(layers.node_of(layer).name)) for layer in layers.float_layers(model)}
-    check_patterns("ignore", plan.ignore, names.values())
-    check_patterns("targets", plan.targets, names.values())
-    return frozenset(
-        name
-        for name, aliases in names.items()
-        if selects(plan.ignore, aliases) or (plan.targets and not selects(plan.targets, aliases))
-    )
+    def _without_calibration(self, item: Pass) -> Pass | None:
+        """Return what runs in the place of a pass without calibration data, and write down what that changes."""
+        left = item.without_calibration()
+        if left != item:
+            reason = "left out" if left is None else f"runs as {name_of(left)}"
+            finding = Finding(name_of(item), "kept", f"{reason}: there is no calibration data")
+            self.log.findings.setdefault(type(item).__name__, []).append(finding)
+        return left
 
 
 def _calibrator(calibration: Any, reference: Backend, progress: Progress, ranges: Ranges) -> Calibrator:
@@ -199,24 +193,30 @@ def _calibrator(calibration: Any, reference: Backend, progress: Progress, ranges
     return Calibrator(calibration, ObserveChannels, reference.open_session, progress=tell, on_collect=ranges.collected)
 
 
-def _first_sample(model: Any, example_inputs: Any, calibration: Any) -> tuple[Any, Any]:
-    """Return example inputs, by default the first calibration sample, and calibration data that still holds it."""
+def _example(model: Any, example_inputs: Any, calibration: Any) -> tuple[Any, Any]:
+    """Return example inputs, for a module by default the first calibration sample, and data that still holds it."""
     if example_inputs is not None or calibration is None or isinstance(model, str | Path | bytes | ir.Model):
         return example_inputs, calibration
-    if isinstance(calibration, Mapping | str | Path | np.ndarray) or not hasattr(calibration, "__iter__"):
-        return None, calibration
-    iterator = iter(calibration)
-    first = next(iterator, None)
-    return first, (itertools.chain([first], iterator) if iterator is calibration and first is not None else calibration)
+    return first_sample(calibration)
 
 
-def _samples(
-    model: ir.Model, calibrator: Calibrator | None, example_inputs: Any, reference: Backend
-) -> tuple[list[Feed], str]:
+def _samples(model: ir.Model, calibrator: Calibrator | None, example_inputs: Any) -> tuple[list[Feed], str]:
     """Return up to two inputs to verify on, and what they are: calibration samples, else the example, else made up."""
-    kind = "calibration samples" if calibrator is not None else "the example inputs"
-    if calibrator is None and example_inputs is not None:
-        calibrator = _calibrator([example_inputs], reference, lambda _stage, _part: None, Ranges())
-    if calibrator is None:
-        return list(synthetic_samples(model)), "made-up inputs"
-    return list(itertools.islice(calibrator.samples(model), 2)), kind
+    if calibrator is not None:
+        return list(itertools.islice(calibrator.samples(model), 2)), "calibration samples"
+    if example_inputs is not None:
+        return example_samples(model, example_inputs)
+    return list(synthetic_samples(model)), "made-up inputs"
+
+
+def _runs(reference: Backend) -> Callable[[ir.Model], bool]:
+    """Return the question whether the reference runtime takes a model."""
+
+    def runs(model: ir.Model) -> bool:
+        try:
+            reference.open_session(model)
+        except ModelError:
+            return False
+        return True
+
+    return runs

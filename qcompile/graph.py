@@ -159,20 +159,30 @@ def numbered(name: str) -> Iterator[str]:
     yield from (f"{name}_{number}" for number in itertools.count(1))
 
 
-def names(graph: ir.Graph) -> set[str]:
-    """Names of all values and nodes of a graph and of its subgraphs: runtimes want them unique over all of these."""
-    parts = (graph, *graph.subgraphs())
-    found = {str(value.name) for part in parts for value in (*part.inputs, *part.initializers.values())}
-    for node in graph.all_nodes():
-        found.add(str(node.name))
-        found.update(str(value.name) for value in node.outputs)
-    return found
+class Names:
+    """Names that are taken in a graph; hands out new ones.
+
+    Made in time proportional to the nodes, and knows only what was in the graph then. Does not know the graph around a
+    subgraph: give it the main graph.
+
+    Args:
+        graph: values and nodes of it and of its subgraphs are looked at: runtimes want names unique over all of these.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        parts = (graph, *graph.subgraphs())
+        self._taken = {str(value.name) for part in parts for value in (*part.inputs, *part.initializers.values())}
+        for node in graph.all_nodes():
+            self._taken.add(str(node.name))
+            self._taken.update(str(value.name) for value in node.outputs)
+
+    def new(self, name: str) -> str:
+        """Return the name, with a number behind it where it is taken; from now on it is."""
+        free = next(candidate for candidate in numbered(name) if candidate not in self._taken)
+        self._taken.add(free)
+        return free
 
 
 def unique_name(graph: ir.Graph, name: str) -> str:
-    """The name where no value or node of the graph or of its subgraphs has it yet, else with a free number behind it.
-
-    Takes time in proportion to the nodes. Does not know the graph around a subgraph: ask the main graph.
-    """
-    taken = names(graph)
-    return next(candidate for candidate in numbered(name) if candidate not in taken)
+    """One name that no value or node of the graph or of its subgraphs has; for several make `Names` once."""
+    return Names(graph).new(name)

@@ -21,7 +21,7 @@ _THINNING = 4
 
 
 def with_patches(model: ir.Model, layers: Sequence[Layer]) -> tuple[ir.Model, dict[str, str]]:
-    """Return a copy of the model that also computes the patches that convolutions multiply; layer -> value name.
+    """Return a copy of the model that also computes the patches that convolutions multiply; output -> value name.
 
     A patch is what one output element reads: [batch, in_channels * kernel, *spatial], channels outermost, the padding
     included; a depthwise convolution with one-hot kernels makes it. Of each spatial axis every fourth place is taken.
@@ -34,7 +34,7 @@ def with_patches(model: ir.Model, layers: Sequence[Layer]) -> tuple[ir.Model, di
         return model, {}
     copy = model.clone()
     nodes = {node.outputs[0].name: node for node in copy.graph}
-    return copy, {layer.name: _patches(copy, nodes[layer.node.outputs[0].name]) for layer in chosen}
+    return copy, {str(layer.output.name): _patches(copy, nodes[layer.node.outputs[0].name]) for layer in chosen}
 
 
 def multiplies_input(layer: Layer) -> bool:

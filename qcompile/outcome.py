@@ -21,9 +21,10 @@ from qcompile.recipe import Recipe
 from qcompile.report.data import ActivationRange, LayerReport, Report
 from qcompile.scheme import Scheme
 from qcompile.session import Feed
-from qcompile.verify import difference, without_padding
+from qcompile.verify import difference, is_numeric, without_padding
 
 LATENCY_SECONDS = 1.0
+_REPORT = "Report this with the model and the recipe"
 _LAYER_ACTIONS = ("quantized", "kept", "ignored")
 
 
@@ -89,7 +90,8 @@ def measure(
         masks: inputs that mark padding, which does not count for accuracy.
 
     Raises:
-        VerificationError: the artifact computes NaN or infinity where the float model does not.
+        VerificationError: the artifact computes NaN or infinity where the float model does not, or an output of
+            another shape.
     """
     report.findings.extend(lowered.findings)
     weights = (value.const_value for value in model.graph.initializers.values())
@@ -101,6 +103,7 @@ def measure(
         return
     quantized, original = engine.open_artifact(path), engine.open_session(model)
     before, after = ([session.run(sample) for sample in samples] for session in (original, quantized))
+    _check_shapes(before, after, model.graph, path.name)
     _check_finite(before, after, path.name)
     before, after = (without_padding(side, samples, masks) for side in (before, after))
     report.accuracy = {
@@ -114,21 +117,53 @@ def measure(
     report.latency = dict(medians)
 
 
+def _check_shapes(
+    before: Sequence[Mapping[str, np.ndarray]],
+    after: Sequence[Mapping[str, np.ndarray]],
+    graph: ir.Graph,
+    name: str,
+) -> None:
+    """Raise VerificationError for an output of another shape.
+
+    A dim that is neither fixed nor a dim of an input depends on the values: how many boxes a detector finds may change.
+    """
+    given = {str(dim) for value in graph.inputs for dim in value.shape or () if str(dim) != "None"}
+    for expected, actual in zip(before, after, strict=True):
+        for value in graph.outputs:
+            output = str(value.name)
+            if output not in actual:
+                raise VerificationError(f"artifact {name}", f"it has no output {output}", _REPORT)
+            shapes = np.shape(expected[output]), np.shape(actual[output])
+            dims = value.shape or [ir.SymbolicDim(None)] * len(shapes[0])
+            same_rank = len(shapes[0]) == len(shapes[1])
+            if not same_rank or any(
+                a != b and (isinstance(dim, int) or str(dim) in given) for dim, a, b in zip(dims, *shapes, strict=False)
+            ):
+                reason = f"output {output} has shape {list(shapes[1])} where the float model's has {list(shapes[0])}"
+                raise VerificationError(f"artifact {name}", reason, _REPORT)
+
+
 def _check_finite(
     before: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]], name: str
 ) -> None:
     for expected, actual in zip(before, after, strict=True):
         for output, array in expected.items():
-            if np.all(np.isfinite(array)) and not np.all(np.isfinite(actual[output])):
+            if is_numeric(array) and np.all(np.isfinite(array)) and not np.all(np.isfinite(actual[output])):
                 reason = f"it computes NaN or infinity in output {output} where the float model does not"
-                raise VerificationError(f"artifact {name}", reason, "Report this with the model and the recipe")
+                raise VerificationError(f"artifact {name}", reason, _REPORT)
 
 
 def _cosine(before: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]], name: str) -> float:
-    """Mean over the samples of the cosine between the two outputs, as one vector each."""
+    """Mean over the samples of the cosine between the two outputs, as one vector each; NaN: nothing to compare."""
     found = []
     for expected, actual in zip(before, after, strict=True):
-        x, y = (np.ravel(outputs[name]).astype(np.float64) for outputs in (expected, actual))
+        first, second = expected[name], actual[name]
+        if np.size(first) == 0 and np.size(second) == 0:
+            continue
+        if np.shape(first) != np.shape(second) or not is_numeric(first):
+            found.append(float(np.array_equal(first, second)))
+            continue
+        x, y = (np.ravel(array).astype(np.float64) for array in (first, second))
         size = float(np.linalg.norm(x) * np.linalg.norm(y))
         found.append(float(x @ y) / size if size > 0 else float(np.array_equal(x, y)))
-    return statistics.fmean(found)
+    return statistics.fmean(found) if found else float("nan")

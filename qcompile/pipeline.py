@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,8 @@ import onnx_ir as ir
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import NothingMatchedError
+from qcompile.recipe import short
+from qcompile.recipe_settings import BOUND
 from qcompile.report import PassReport
 from qcompile.session import Feed, OpenSession
 from qcompile.verify import (
@@ -134,8 +137,17 @@ class Pipeline:
 
 
 def name_of(item: ir.passes.PassBase) -> str:
-    """The line of the recipe that made the pass; of a pass of onnx_ir, the name of its class."""
-    return str(item) if isinstance(item, Pass) else type(item).__name__
+    """Name of a pass as recipes write it, with the settings that differ from its defaults; of onnx_ir's, its class."""
+    if not isinstance(item, Pass):
+        return type(item).__name__
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(item).__name__).lower()
+    fields = dataclasses.fields(item) if dataclasses.is_dataclass(item) else ()
+    settings = [
+        f"{field.name}={short(getattr(item, field.name))}"
+        for field in fields
+        if field.repr and field.name not in BOUND and getattr(item, field.name) != field.default
+    ]
+    return f"{name}({', '.join(settings)})" if settings else name
 
 
 def _groups(passes: Iterable[ir.passes.PassBase]) -> Iterator[list[ir.passes.PassBase]]:

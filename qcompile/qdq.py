@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import is_standard, unique_name
+from qcompile.graph import Names, is_standard
 
 DOMAIN = "qcompile"
 PER_TOKEN = "QuantizeDequantizePerToken"
@@ -51,9 +51,12 @@ def per_token_function(opset: int) -> ir.Function:
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Register a new initializer; a name that is taken gets a number."""
-    unique = unique_name(graph, name)
-    tensor = ir.tensor(np.asarray(array, order="C"), name=unique)
-    value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return _initializer(graph, Names(graph).new(name), array)
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -63,15 +66,16 @@ def quantize_dequantize(
 ) -> tuple[ir.Value, list[ir.Node]]:
     """Write x -> QuantizeLinear -> DequantizeLinear with a scalar scale in front of a node; return x' and the nodes."""
     graph, name = _graph(before), str(value.name)
+    names = Names(graph)
     parameters = [
-        initializer(graph, f"{name}.scale", np.asarray(scale, np.float32)),
-        initializer(graph, f"{name}.zero_point", np.asarray(zero_point)),
+        _initializer(graph, names.new(f"{name}.scale"), np.asarray(scale, np.float32)),
+        _initializer(graph, names.new(f"{name}.zero_point"), np.asarray(zero_point)),
     ]
-    quantize = ir.node("QuantizeLinear", [value, *parameters], name=unique_name(graph, f"{name}.quantize"))
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters], name=unique_name(graph, f"{name}.dequantize"))
+    quantize = ir.node("QuantizeLinear", [value, *parameters], name=names.new(f"{name}.quantize"))
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters], name=names.new(f"{name}.dequantize"))
     dtype = ir.DataType.from_numpy(np.asarray(zero_point).dtype)
-    _describe(graph, quantize.outputs[0], f"{name}.quantized", value.shape, dtype)
-    _describe(graph, dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    _describe(names, quantize.outputs[0], f"{name}.quantized", value.shape, dtype)
+    _describe(names, dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [quantize, dequantize])
     return dequantize.outputs[0], [quantize, dequantize]
 
@@ -79,13 +83,14 @@ def quantize_dequantize(
 def dynamic_per_tensor(value: ir.Value, before: ir.Node) -> tuple[ir.Value, list[ir.Node]]:
     """Write x -> DynamicQuantizeLinear -> DequantizeLinear (uint8, asymmetric) in front of a node."""
     graph, name = _graph(before), str(value.name)
-    quantize = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=unique_name(graph, f"{name}.quantize"))
-    dequantize = ir.node("DequantizeLinear", list(quantize.outputs), name=unique_name(graph, f"{name}.dequantize"))
+    names = Names(graph)
+    quantize = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=names.new(f"{name}.quantize"))
+    dequantize = ir.node("DequantizeLinear", list(quantize.outputs), name=names.new(f"{name}.dequantize"))
     quantized, scale, zero_point = quantize.outputs
-    _describe(graph, quantized, f"{name}.quantized", value.shape, ir.DataType.UINT8)
-    _describe(graph, scale, f"{name}.scale", (), ir.DataType.FLOAT)
-    _describe(graph, zero_point, f"{name}.zero_point", (), ir.DataType.UINT8)
-    _describe(graph, dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    _describe(names, quantized, f"{name}.quantized", value.shape, ir.DataType.UINT8)
+    _describe(names, scale, f"{name}.scale", (), ir.DataType.FLOAT)
+    _describe(names, zero_point, f"{name}.zero_point", (), ir.DataType.UINT8)
+    _describe(names, dequantize.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [quantize, dequantize])
     return dequantize.outputs[0], [quantize, dequantize]
 
@@ -93,12 +98,13 @@ def dynamic_per_tensor(value: ir.Value, before: ir.Node) -> tuple[ir.Value, list
 def dynamic_per_token(value: ir.Value, before: ir.Node, model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
     """Write x -> qcompile.QuantizeDequantizePerToken in front of a node, and its function into the model."""
     graph, name = _graph(before), str(value.name)
+    names = Names(graph)
     if (DOMAIN, PER_TOKEN, "") not in model.functions:
         function = per_token_function(model.opset_imports[""])
         model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1
-    node = ir.node(PER_TOKEN, [value], domain=DOMAIN, name=unique_name(graph, f"{name}.quantize_dequantize"))
-    _describe(graph, node.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
+    node = ir.node(PER_TOKEN, [value], domain=DOMAIN, name=names.new(f"{name}.quantize_dequantize"))
+    _describe(names, node.outputs[0], f"{name}.dequantized", value.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [node])
     return node.outputs[0], [node]
 
@@ -113,14 +119,15 @@ def dequantized_constant(
 ) -> ir.Value:
     """Write integer initializer -> DequantizeLinear in place of a float one; a scale [channels] is along axis."""
     graph, name = _graph(before), str(source.name)
+    names = Names(graph)
     inputs = [
-        initializer(graph, f"{name}.quantized", quantized),
-        initializer(graph, f"{name}.scale", np.asarray(scale, np.float32)),
-        initializer(graph, f"{name}.zero_point", np.asarray(zero_point)),
+        _initializer(graph, names.new(f"{name}.quantized"), quantized),
+        _initializer(graph, names.new(f"{name}.scale"), np.asarray(scale, np.float32)),
+        _initializer(graph, names.new(f"{name}.zero_point"), np.asarray(zero_point)),
     ]
     attributes = {"axis": axis} if axis is not None and np.ndim(scale) == 1 else {}
-    node = ir.node("DequantizeLinear", inputs, attributes, name=unique_name(graph, f"{name}.dequantize"))
-    _describe(graph, node.outputs[0], f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
+    node = ir.node("DequantizeLinear", inputs, attributes, name=names.new(f"{name}.dequantize"))
+    _describe(names, node.outputs[0], f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [node])
     return node.outputs[0]
 
@@ -146,7 +153,7 @@ def _graph(node: ir.Node) -> ir.Graph:
 
 
 def _describe(
-    graph: ir.Graph, value: ir.Value, name: str, shape: ir.ShapeProtocol | Sequence[int] | None, dtype: ir.DataType
+    names: Names, value: ir.Value, name: str, shape: ir.ShapeProtocol | Sequence[int] | None, dtype: ir.DataType
 ) -> None:
-    value.name, value.type = unique_name(graph, name), ir.TensorType(dtype)
+    value.name, value.type = names.new(name), ir.TensorType(dtype)
     value.shape = None if shape is None else ir.Shape(tuple(shape))  # type: ignore[arg-type]

@@ -58,8 +58,9 @@ class Step:
     def replace(self, name: str, value: Any) -> Step:
         """Return the step with one other setting; of a scheme, a mapping changes only the parts that it names."""
         settings = dict(self.settings)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(settings.get(name)):
-            value = {**dataclasses.asdict(settings[name]), **value}
+        current = getattr(self.build(), name, None)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(current) and not isinstance(current, type):
+            value = {**dataclasses.asdict(current), **value}
         return Step(self.pass_name, tuple((settings | {name: value}).items()))
 
     def to_data(self) -> str | dict[str, Any]:
@@ -68,7 +69,7 @@ class Step:
         return {self.pass_name: settings} if settings else self.pass_name
 
     def __str__(self) -> str:
-        return f"{self.pass_name}({', '.join(f'{name}={_short(value)}' for name, value in self.settings)})"
+        return f"{self.pass_name}({', '.join(f'{name}={short(value)}' for name, value in self.settings)})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +242,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a setting as one line: of a scheme, its words."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return "/".join(
             word for field in dataclasses.fields(value) if (word := _word(field, getattr(value, field.name)))

@@ -15,7 +15,7 @@ from typing import Any
 from qcompile.contract import Pass
 from qcompile.errors import RecipeError
 
-BOUND = ("calibrator", "ignore", "operators")
+BOUND = ("calibrator", "ignore", "operators", "runs")
 """Fields that the compiler fills in, not the recipe."""
 
 

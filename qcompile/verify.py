@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ class Difference:
     Attributes:
         output: the output that differs most.
         relative: largest difference as part of that output's range over all samples.
-        sqnr_db: signal-to-noise ratio over all outputs, in dB.
+        sqnr_db: signal-to-noise ratio over all outputs, in dB; NaN where nothing could be compared.
     """
 
     output: str
@@ -85,26 +86,55 @@ def outputs_of(model: ir.Model, samples: Sequence[Feed], open_session: OpenSessi
     return [session.run(sample) for sample in samples]
 
 
+def usable_masks(masks: Iterable[PaddingMask], samples: Sequence[Feed]) -> tuple[PaddingMask, ...]:
+    """Return the masks that hold nothing but 0 and 1, and leave a valid position, in every sample.
+
+    An additive mask, 0 where a position counts and a large negative number elsewhere, is not such a mask: padded
+    positions are compared then too.
+    """
+
+    def usable(array: np.ndarray, valid: int) -> bool:
+        return bool(np.all((array == 0) | (array == 1)) and np.any(array == valid))
+
+    return tuple(mask for mask in masks if all(usable(sample[mask.name], mask.valid) for sample in samples))
+
+
 def difference(before: Outputs, after: Outputs) -> Difference:
-    """Compare the outputs of two models on the same samples; outputs that are not numbers must be equal."""
-    worst, worst_name, pairs = 0.0, "", []
+    """Compare the outputs of two models on the same samples.
+
+    Outputs that are not numbers must be equal; an output of another shape is infinitely far. Where there is no number
+    to compare, the ratio is NaN: nothing was measured.
+    """
+    worst, worst_name, pairs, apart = 0.0, "", [], False
     for name in before[0] if before else ():
-        expected = np.concatenate([np.ravel(outputs[name]) for outputs in before]).astype(np.float64)
-        actual = np.concatenate([np.ravel(outputs[name]) for outputs in after]).astype(np.float64)
-        pairs.append((expected, actual))
-        relative = _relative(expected, actual)
+        sides = [[outputs[name] for outputs in side] for side in (before, after)]
+        if any(np.shape(expected) != np.shape(actual) for expected, actual in zip(*sides, strict=True)):
+            relative, apart = float("inf"), True
+        elif not all(map(is_numeric, itertools.chain(*sides))):
+            equal = all(np.array_equal(expected, actual) for expected, actual in zip(*sides, strict=True))
+            relative = 0.0 if equal else float("inf")
+        else:
+            expected, actual = (
+                np.concatenate([np.ravel(array) for array in side]).astype(np.float64) for side in sides
+            )
+            pairs.append((expected, actual))
+            relative = _relative(expected, actual)
         if relative > worst or not worst_name:
             worst, worst_name = relative, name
-    if not pairs:
-        return Difference("", 0.0, float("inf"))
     expected, actual = (
-        np.nan_to_num(np.concatenate(side), posinf=0.0, neginf=0.0) for side in zip(*pairs, strict=True)
+        np.nan_to_num(np.concatenate([pair[side] for pair in pairs] or [np.zeros(0)]), posinf=0.0, neginf=0.0)
+        for side in (0, 1)
     )
-    return Difference(worst_name, worst, sqnr_db(expected, actual))
+    return Difference(worst_name, worst, float("nan") if apart or not expected.size else sqnr_db(expected, actual))
+
+
+def is_numeric(array: np.ndarray) -> bool:
+    """True for numbers and truth values; False for texts."""
+    return np.asarray(array).dtype.kind not in "OSUT"
 
 
 def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
-    if expected.shape != actual.shape or not np.array_equal(np.isfinite(expected), np.isfinite(actual)):
+    if not np.array_equal(np.isfinite(expected), np.isfinite(actual)):
         return float("inf")
     finite = np.isfinite(expected)
     if not finite.any():
@@ -124,26 +154,38 @@ def check_exact(found: Difference, pass_name: str) -> None:
 def synthetic_samples(model: ir.Model, count: int = 1, seed: int = 0) -> list[dict[str, np.ndarray]]:
     """Make inputs from nothing but types and shapes: normal numbers, integers 0 and 1, dynamic dims 2 (first) or 8.
 
+    A named dim has one size in all inputs.
+
     Raises:
         ModelError: an input has no type, or is no tensor.
     """
     generator = np.random.default_rng(seed)
+    sizes: dict[str, int] = {}
+    shapes = {value: _shape(value, sizes) for value in model.graph.inputs if value.const_value is None}
     return [
-        {str(value.name): _synthetic(value, generator) for value in model.graph.inputs if value.const_value is None}
-        for _ in range(count)
+        {str(value.name): _synthetic(value, shape, generator) for value, shape in shapes.items()} for _ in range(count)
     ]
 
 
-def _synthetic(value: ir.Value, generator: np.random.Generator) -> np.ndarray:
+def _shape(value: ir.Value, sizes: dict[str, int]) -> list[int]:
+    """Return the shape for an input; `sizes` remembers those of named dims."""
     if value.dtype is None or value.shape is None:
         raise ModelError(
             f"input {value.name}", "its type or shape is unknown", "Give example_inputs or calibration data"
         )
-    sizes: dict[str, int] = {}
     shape = []
     for axis, dim in enumerate(value.shape):
         size = 2 if axis == 0 else 8
-        shape.append(dim if isinstance(dim, int) else sizes.setdefault(str(dim), size))
+        if isinstance(dim, int):
+            size = dim
+        elif dim.value is not None:
+            size = sizes.setdefault(dim.value, size)
+        shape.append(size)
+    return shape
+
+
+def _synthetic(value: ir.Value, shape: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    assert value.dtype is not None
     dtype = value.dtype.numpy()
     if np.issubdtype(dtype, np.floating):
         return generator.standard_normal(shape).astype(dtype)

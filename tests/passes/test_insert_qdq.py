@@ -275,3 +275,47 @@ def test_a_convolution_below_the_floor_stays_float():
     assert not result.modified
     assert [finding.action for finding in result.findings] == ["kept"]
     assert "below 200 dB" in result.findings[0].reason
+
+
+def test_a_convolution_that_is_called_twice_has_two_biases_and_one_weight():
+    kernel = np.random.default_rng(3).normal(size=(4, 4, 3, 3)).astype(np.float32)
+    text = "a = Conv<pads = [1, 1, 1, 1]>(x, k, b) r = Relu(a) c = Conv<pads = [1, 1, 1, 1]>(r, k, b) y = Relu(c)"
+    graph = f"g (float[n, 4, 8, 8] x) => (float y) {{ {text} }}"
+    model, before = (parse(graph, k=kernel, b=np.arange(4, dtype=np.float32) / 10) for _ in range(2))
+    InsertQdq(rounding="gptq", calibrator=calibrator(model))(model)
+    integers = [v for v in model.graph.initializers.values() if v.dtype == ir.DataType.INT8 and len(v.shape) == 4]
+    assert len(integers) == 1
+    assert relative_error(before, model) < 0.05
+
+
+def test_one_weight_that_two_linears_read_is_rounded_once():
+    weight = np.random.default_rng(3).normal(size=(4, 4)).astype(np.float32)
+    text = "g (float[n, 4] x) => (float[n, 4] y) { p = MatMul(x, w) t = Tanh(p) y = MatMul(t, w) }"
+    model, before = parse(text, w=weight), parse(text, w=weight)
+    InsertQdq(rounding="gptq", calibrator=calibrator(model))(model)
+    assert (
+        sum(value.dtype == ir.DataType.INT8 and len(value.shape) == 2 for value in model.graph.initializers.values())
+        == 1
+    )
+    assert relative_error(before, model) < 0.05
+
+
+def test_a_reader_in_the_body_of_an_if_keeps_the_float_value():
+    graph = """g (float[n, 4, 8, 8] x, bool c) => (float y) {
+        a = Conv(x, k, b)
+        y = If(c) <then_branch = t () => (float u) { u = Relu(a) }, else_branch = e () => (float w) { w = Neg(a) }>
+    }"""
+    model = parse(graph, k=KERNEL, b=np.arange(6, dtype=np.float32) / 10)
+    data = [{"x": np.ones((1, 4, 8, 8), np.float32), "c": np.array(True)}]
+    result = InsertQdq(calibrator=Calibrator(data, ObserveChannels, get("onnxruntime").open_session))(model)
+    assert result.modified
+    onnx.checker.check_model(ir.to_proto(model))
+    assert operators(model).count("QuantizeLinear") == 1
+
+
+def test_a_bias_that_the_user_can_override_is_not_baked_in():
+    model = convolution("c = Conv(x, k, b) y = Relu(c)")
+    model.graph.inputs.append(model.graph.initializers["b"])
+    data = [{"x": np.ones((1, 4, 8, 8), np.float32)}]
+    InsertQdq(calibrator=Calibrator(data, ObserveChannels, get("onnxruntime").open_session))(model)
+    assert next(node for node in model.graph if node.op_type == "Conv").inputs[2].name == "b"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from qcompile import qdq
 from qcompile.backends import get
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
 
@@ -74,3 +76,14 @@ def test_table_that_is_not_finite():
     broken[3, 3] = np.inf
     model.graph.initializers["table"].const_value = ir.tensor(broken, name="table")
     assert QuantizeEmbeddings(1)(model).findings[0].reason == "its table holds NaN or infinity"
+
+
+def test_the_rows_can_be_quantized_themselves():
+    """Both write h.scale and h.quantized: the embedding for its rows, the linear behind it for its input."""
+    model = parse("h = Gather(table, ids) y = Relu(h)")
+    QuantizeEmbeddings(min_elements=1)(model)
+    relu = model.graph[-1]
+    new, _ = qdq.quantize_dequantize(relu.inputs[0], np.float32(0.1), np.uint8(128), relu)
+    qdq.replace_input(relu, relu.inputs[0], new)
+    onnx.checker.check_model(ir.to_proto(model))
+    get("onnxruntime").open_session(model).run({"ids": np.arange(50)})

@@ -1,0 +1,139 @@
+"""What users hand to `compile`, as what the compiler works with: recipe, layers to leave alone, samples."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.calibration_data import read
+from qcompile.calibration_sample import is_array
+from qcompile.errors import CalibrationError
+from qcompile.graph import constant, is_standard, layer_name
+from qcompile.recipe import Recipe, check_patterns, selects
+from qcompile.session import Feed
+from qcompile.verify import synthetic_samples
+
+Candidate = tuple[str, tuple[str, ...]]
+"""The name by which a pass knows a layer, and all names by which a pattern may select it."""
+
+
+def recipe_of(recipe: str | Path | Recipe, ignore: Sequence[str], targets: Sequence[str]) -> Recipe:
+    """Return a named recipe, that of a YAML file (a Path, or a text that ends like one) or the recipe itself.
+
+    Raises:
+        RecipeError: there is no such recipe, or the file describes none.
+    """
+    if isinstance(recipe, Recipe):
+        found = recipe
+    elif isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
+        found = Recipe.from_yaml(Path(recipe))
+    else:
+        found = Recipe.from_name(recipe)
+    return found.override(ignore=(*found.ignore, *ignore), targets=(*found.targets, *targets))
+
+
+def ignored_layers(model: ir.Model, plan: Recipe) -> frozenset[str]:
+    """Return the names of the layers that the patterns of the recipe leave float.
+
+    Layers are linears, convolutions, embeddings and the products of attention. Passes know a layer by its name alone:
+    where several nodes have one name, as those of a module that is called twice, a pattern that selects one of them by
+    the name of its node selects all of them.
+
+    Raises:
+        RecipeError: a pattern selects nothing.
+    """
+    names: dict[str, list[str]] = {}
+    for name, aliases in _candidates(model):
+        names.setdefault(name, []).extend(aliases)
+    check_patterns("ignore", plan.ignore, names.values())
+    check_patterns("targets", plan.targets, names.values())
+    return frozenset(
+        name
+        for name, aliases in names.items()
+        if selects(plan.ignore, aliases) or (plan.targets and not selects(plan.targets, aliases))
+    )
+
+
+def _candidates(model: ir.Model) -> Iterator[Candidate]:
+    """Yield what a pass may quantize; an embedding has the name of the first Gather that reads its table."""
+    tables: dict[ir.Value, str] = {}
+    for node in model.graph:
+        name = layer_name(node)
+        if is_standard(node, "Gather") and node.inputs[0] is not None:
+            if constant(node.inputs[0]) is None or node.inputs[0].dtype != ir.DataType.FLOAT:
+                continue
+            yield tables.setdefault(node.inputs[0], name), (name, str(node.name))
+        elif is_standard(node, "MatMul", "Conv", "ConvTranspose", "Attention"):
+            yield name, (name, str(node.name))
+
+
+def first_sample(calibration: Any) -> tuple[Any, Any]:
+    """Return the first calibration sample, to trace a module with, and calibration data that still holds it.
+
+    Stacked arrays are cut along axis 0 and keep it; where the samples have a batch dim of their own behind it, give
+    example inputs. The sample is None where the data has no form that can be read without the inputs of the model.
+
+    Raises:
+        CalibrationError: there is no sample.
+    """
+    if isinstance(calibration, str | os.PathLike):
+        return None, calibration
+    if isinstance(calibration, Mapping):
+        return {str(name): stacked[:1] for name, stacked in calibration.items()}, calibration
+    if is_array(calibration):
+        return calibration[:1], calibration
+    if hasattr(calibration, "get_next"):
+        iterator: Iterator[Any] = iter(calibration.get_next, None)
+    elif callable(calibration) and not isinstance(calibration, Iterable):
+        iterator = iter(calibration())
+        return _first(iterator), calibration
+    elif isinstance(calibration, Iterable) or hasattr(calibration, "__getitem__"):
+        iterator = iter(calibration)
+    else:
+        return None, calibration
+    first = _first(iterator)
+    consumed = iterator is calibration or hasattr(calibration, "get_next")
+    return first, itertools.chain([first], iterator) if consumed else calibration
+
+
+def _first(iterator: Iterator[Any]) -> Any:
+    for sample in iterator:
+        return sample
+    raise CalibrationError("calibration data", "it holds no sample", "Give one at least; a generator serves once")
+
+
+def example_samples(model: ir.Model, example_inputs: Any) -> tuple[list[Feed], str]:
+    """Return inputs to verify on, and what they are: the example inputs where they fit the model, else made up.
+
+    What a module takes may be nested and hold flags that are no input of the model: then its tensors are the inputs,
+    in order, if there are as many.
+    """
+    inputs = [value for value in model.graph.inputs if value.const_value is None]
+    names = [str(value.name) for value in inputs]
+    forms = []
+    if isinstance(example_inputs, Mapping):
+        arrays = {str(name): content for name, content in example_inputs.items() if is_array(content)}
+        forms.append(arrays if set(arrays) == set(names) else None)
+    tensors = list(_tensors(example_inputs))
+    forms.append(dict(zip(names, tensors, strict=True)) if len(tensors) == len(names) else None)
+    for form in forms:
+        if form is None:
+            continue
+        try:
+            return list(read([form], inputs)), "the example inputs"
+        except CalibrationError:
+            continue
+    return list(synthetic_samples(model)), "made-up inputs"
+
+
+def _tensors(nested: Any) -> Iterator[Any]:
+    if is_array(nested):
+        yield nested
+    elif isinstance(nested, Mapping | list | tuple):
+        for item in nested.values() if isinstance(nested, Mapping) else nested:
+            yield from _tensors(item)
