@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,19 @@ from qcompile.graph import all_nodes, constant, constant_array, is_standard, lay
 from qcompile.initializers import lazy_tensor, register_initializer
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-_View = tuple[tuple[int, ...], ir.DataType, Callable[[np.ndarray], np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """The array transposed by `perm`, where that is given, then in this shape and type."""
+
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    perm: tuple[int, ...] | None = None
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        turned = array if self.perm is None else array.transpose(self.perm)
+        return turned.reshape(self.shape).astype(self.dtype.numpy(), copy=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +34,8 @@ class FoldWeightViews(Pass):
     """Transpose, Reshape, Flatten, Squeeze, Unsqueeze or floating Cast of a weight -> the weight in that form.
 
     The new initializer is lazy: it is computed from the old one when it is written, so that no second copy of the
-    model is held. Small constants of any operator are folded before by onnxscript; this pass is for the large ones.
+    model is held. Equal views of one weight become one initializer, so that what modules share stays shared. Small
+    constants of any operator are folded before by onnxscript; this pass is for the large ones.
     Does not fold what is a graph output, a view whose shape or axes are computed, or a cast to or from integers.
     """
 
@@ -32,32 +44,37 @@ class FoldWeightViews(Pass):
     def call(self, model: ir.Model) -> Result:
         """Fold in graph order, so that a chain of views becomes one initializer."""
         findings = []
+        made: dict[tuple[ir.Value, _View, ir.Graph], ir.Value] = {}
         for node in list(all_nodes(model)):
             source = node.inputs[0] if node.inputs else None
             tensor = constant(source)
-            if source is None or tensor is None or node.outputs[0].is_graph_output() or node.graph is None:
+            if source is None or tensor is None or node.outputs[0].is_graph_output():
                 continue
             view = _view(node, tensor)
-            if view is None:
+            if view is None or not isinstance(node.graph, ir.Graph):
                 continue
             findings.append(Finding(layer_name(node), "folded", f"{node.op_type} of {source.name}"))
-            _replace(node, tensor, view)
+            key = (source, view, node.graph)
+            if key not in made:
+                made[key] = register_initializer(node, _lazy(node, tensor, view))
+            node.outputs[0].replace_all_uses_with(made[key])
+            node.graph.remove(node, safe=True)
         return Result(model, modified=bool(findings), findings=tuple(findings))
 
 
 def _view(node: ir.Node, tensor: ir.TensorProtocol) -> _View | None:
-    """Shape, type and array function of the view; None where the node is no view or not a constant one."""
+    """The view that the node makes; None where the node is no view or not a constant one."""
     shape, dtype = tuple(tensor.shape.numpy()), tensor.dtype
     if is_standard(node, "Cast"):
         to = ir.DataType(node.attributes.get_int("to", 0))
         if dtype not in _FLOATS or to not in _FLOATS:
             return None
-        return shape, to, lambda array: array.astype(to.numpy())
+        return _View(shape, to)
     if is_standard(node, "Transpose"):
-        perm = node.attributes.get_ints("perm", tuple(reversed(range(len(shape)))))
-        return tuple(shape[axis] for axis in perm), dtype, lambda array: array.transpose(perm)
+        perm = tuple(node.attributes.get_ints("perm", tuple(reversed(range(len(shape))))))
+        return _View(tuple(shape[axis] for axis in perm), dtype, perm)
     new_shape = _new_shape(node, shape)
-    return None if new_shape is None else (new_shape, dtype, lambda array: array.reshape(new_shape))
+    return None if new_shape is None else _View(new_shape, dtype)
 
 
 def _new_shape(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -90,12 +107,8 @@ def _reshaped(shape: tuple[int, ...], numbers: list[int], *, keeps_zero: bool) -
     return tuple(math.prod(shape) // known if dim == -1 else dim for dim in dims)
 
 
-def _replace(node: ir.Node, tensor: ir.TensorProtocol, view: _View) -> None:
-    """Put a lazy initializer of the same name in the place of the node."""
-    shape, dtype, apply = view
-    output, graph = node.outputs[0], node.graph
-    assert isinstance(graph, ir.Graph)
-    assert output.name is not None
-    lazy = lazy_tensor(tensor, output.name, shape, apply, dtype)
-    output.replace_all_uses_with(register_initializer(node, lazy))
-    graph.remove(node, safe=True)
+def _lazy(node: ir.Node, tensor: ir.TensorProtocol, view: _View) -> ir.LazyTensor:
+    """Lazy tensor named as the output of the node."""
+    name = node.outputs[0].name
+    assert name is not None
+    return lazy_tensor(tensor, name, view.shape, view.apply, view.dtype)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qcompile.contract import Finding, Pass, Result
 from qcompile.graph import all_nodes, constant, is_standard, layer_name, unique_name
-from qcompile.initializers import derive_initializer, register_initializer
+from qcompile.initializers import derive_initializer, register_initializer, remove_unused
 from qcompile.rewriting import copy_names
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -32,16 +32,45 @@ class LowerGemms(Pass):
     def call(self, model: ir.Model) -> Result:
         """Rewrite in place."""
         findings = []
+        derived = _Derived()
         for node in list(all_nodes(model)):
             tensor = constant(node.inputs[1]) if is_standard(node, "Gemm") else None
             if tensor is None or tensor.dtype not in _FLOATS or constant(node.inputs[0]) is not None:
                 continue
             findings.append(Finding(layer_name(node), "converted", "Gemm to MatMul and Add"))
-            _lower(node)
+            _lower(node, derived)
+        derived.remove_sources()
         return Result(model, modified=bool(findings), findings=tuple(findings))
 
 
-def _lower(node: ir.Node) -> None:
+class _Derived:
+    """Weights and biases in the form that a linear wants, each made once: Gemms that share one go on sharing it."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[ir.Value, ir.Graph, tuple[int, ...], bool, float], ir.Value] = {}
+
+    def initializer(
+        self, source: ir.Value, node: ir.Node, name: str, shape: tuple[int, ...], *, transposed: bool, factor: float
+    ) -> ir.Value:
+        """Source, turned if `transposed`, broadcast to the shape and multiplied by the factor."""
+
+        def apply(array: np.ndarray) -> np.ndarray:
+            turned = array.T if transposed else array
+            whole = turned if turned.shape == shape else np.broadcast_to(turned.reshape(-1), shape)
+            return whole if factor == 1.0 else (whole * factor).astype(array.dtype)
+
+        assert isinstance(node.graph, ir.Graph)
+        key = (source, node.graph, shape, transposed, factor)
+        if key not in self._made:
+            self._made[key] = derive_initializer(source, node, name, shape, apply)
+        return self._made[key]
+
+    def remove_sources(self) -> None:
+        """Remove what nothing reads any more."""
+        remove_unused(source for source, *_ in self._made)
+
+
+def _lower(node: ir.Node, derived: _Derived) -> None:
     """Replace a Gemm by Transpose if need be, MatMul, and Add if there is a C."""
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None
@@ -50,7 +79,7 @@ def _lower(node: ir.Node) -> None:
     tape = ir.tape.Tape()
     if node.attributes.get_int("transA", 0):
         x = tape.op("Transpose", [x], {"perm": [1, 0]})
-    weight = _weight(node, weight)
+    weight = _weight(node, weight, derived)
     output = tape.op("MatMul", [x, weight])
     output.shape, output.type = node.outputs[0].shape, node.outputs[0].type
     matmul = output.producer()
@@ -58,7 +87,7 @@ def _lower(node: ir.Node) -> None:
     beta = node.attributes.get_float("beta", 1.0)
     if addend is not None and beta != 0:
         output.name = f"{node.outputs[0].name}_product"
-        output = tape.op("Add", [output, _addend(node, addend, weight, beta, tape)])
+        output = tape.op("Add", [output, _addend(node, addend, weight, beta, tape, derived)])
     _name_nodes(node, matmul, tape.nodes)
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], tape.nodes, node.outputs, [output])
 
@@ -71,7 +100,7 @@ def _name_nodes(gemm: ir.Node, matmul: ir.Node | None, nodes: Sequence[ir.Node])
             new.name = f"{gemm.name}_{new.op_type}" if gemm.name else None
 
 
-def _weight(node: ir.Node, weight: ir.Value) -> ir.Value:
+def _weight(node: ir.Node, weight: ir.Value, derived: _Derived) -> ir.Value:
     """Alpha * op(B) as an initializer [in, out]; B itself where that is what it is."""
     alpha = node.attributes.get_float("alpha", 1.0)
     transposed = bool(node.attributes.get_int("transB", 0))
@@ -81,15 +110,13 @@ def _weight(node: ir.Node, weight: ir.Value) -> ir.Value:
     assert tensor is not None
     rows, columns = tensor.shape.numpy()
     shape = (columns, rows) if transposed else (rows, columns)
-
-    def oriented(array: np.ndarray) -> np.ndarray:
-        turned = array.T if transposed else array
-        return turned if alpha == 1.0 else (turned * alpha).astype(array.dtype)
-
-    return derive_initializer(weight, node, f"{node.outputs[0].name}_weight", shape, oriented)
+    name = f"{node.outputs[0].name}_weight"
+    return derived.initializer(weight, node, name, shape, transposed=transposed, factor=alpha)
 
 
-def _addend(node: ir.Node, addend: ir.Value, weight: ir.Value, beta: float, tape: ir.tape.Tape) -> ir.Value:
+def _addend(
+    node: ir.Node, addend: ir.Value, weight: ir.Value, beta: float, tape: ir.tape.Tape, derived: _Derived
+) -> ir.Value:
     """Beta * C, with one value per output where C is a constant that allows it."""
     tensor = constant(addend)
     if tensor is None:
@@ -107,9 +134,5 @@ def _addend(node: ir.Node, addend: ir.Value, weight: ir.Value, beta: float, tape
     new_shape = (outputs,) if per_output else shape
     if beta == 1.0 and new_shape == shape:
         return addend
-
-    def scaled(array: np.ndarray) -> np.ndarray:
-        flat = np.broadcast_to(array.reshape(-1), new_shape) if per_output else array
-        return (flat * beta).astype(array.dtype)
-
-    return derive_initializer(addend, node, f"{node.outputs[0].name}_bias", new_shape, scaled)
+    name = f"{node.outputs[0].name}_bias"
+    return derived.initializer(addend, node, name, new_shape, transposed=False, factor=beta)

@@ -36,9 +36,13 @@ class EliminateIdentities(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Take away every Identity of the main graph and its subgraphs that nothing needs."""
-        found = [node for node in all_nodes(model) if is_standard(node, "Identity") and _is_removable(node)]
-        removed = [_remove(node) for node in found if _is_removable(node)]
-        return ir.passes.PassResult(model, modified=bool(removed))
+        found = [node for node in all_nodes(model) if is_standard(node, "Identity")]
+        modified = False
+        for node in found:
+            if _is_removable(node):
+                _remove(node)
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
 
 
 def _is_removable(node: ir.Node) -> bool:

@@ -141,10 +141,10 @@ def name_of(item: ir.passes.PassBase) -> str:
     if not isinstance(item, Pass):
         return type(item).__name__
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(item).__name__).lower()
-    fields = dataclasses.fields(item) if dataclasses.is_dataclass(item) else ()
+    settled: Any = item  # every pass is a dataclass, which its type does not say
     settings = [
         f"{field.name}={short(getattr(item, field.name))}"
-        for field in fields
+        for field in dataclasses.fields(settled)
         if field.repr and field.name not in BOUND and getattr(item, field.name) != field.default
     ]
     return f"{name}({', '.join(settings)})" if settings else name

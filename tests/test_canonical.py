@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from qcompile.canonical import canonical_passes
+from qcompile.canonical import EliminateIdentities, canonical_passes
 from qcompile.frontend import trace
 from qcompile.graph import linears
 
@@ -108,3 +108,27 @@ def test_every_value_has_a_type_and_a_shape(exported) -> None:
         assert all(
             value.dtype is not None and value.shape is not None for node in model.graph for value in node.outputs
         )
+
+
+BRANCHES = """
+<ir_version: 10, opset_import: ["" : 23]> g (float[4] x, bool c) => (float[4] y, float[4] p, float[4] q) {
+    a = Relu(x) i = Identity(a) p = Identity(i) q = Identity(i)
+    y = If (c) <
+        then_branch = t () => (float[4] e) { e = Identity(a) },
+        else_branch = f () => (float[4] d) { n = Neg(a) m = Identity(n) d = Identity(m) }
+    >
+}
+"""
+
+
+def test_identities_go_where_their_graph_makes_the_value() -> None:
+    model = ir.from_onnx_text(BRANCHES)
+    feed = {"x": np.array([-1, 2, 3, 4], np.float32), "c": np.array(True)}
+    expected = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feed)
+    assert EliminateIdentities()(model).modified
+    assert not EliminateIdentities()(model).modified
+    assert [node.op_type for node in model.graph] == ["Relu", "Identity", "If"]
+    branches = [attribute.as_graph() for attribute in model.graph[2].attributes.values()]
+    assert [[node.op_type for node in branch] for branch in branches] == [["Identity"], ["Neg"]]
+    actual = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feed)
+    np.testing.assert_array_equal(actual, expected)

@@ -8,12 +8,15 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes import common
 
 from qcompile.backends import get
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Keeps, Pass, Result
 from qcompile.errors import NothingMatchedError, VerificationError
-from qcompile.pipeline import Log, Pipeline
+from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.lower_gemms import LowerGemms
+from qcompile.pipeline import Log, Pipeline, name_of
 
 TEXT = '<ir_version: 10, opset_import: ["" : 23]> g (float[n, 4] x) => (float[n, 4] y) { a = Relu(x) y = Neg(a) }'
 
@@ -54,12 +57,12 @@ def run(*passes: Pass, required: bool = True) -> tuple[ir.Model, Log]:
 
 
 def test_a_pass_that_changes_the_meaning_is_named_among_others():
-    with pytest.raises(VerificationError, match=r"Rename\(old='Neg', new='Exp'\)"):
+    with pytest.raises(VerificationError, match=r"pass rename\(old=Neg, new=Exp\)"):
         run(OptionalRename("Tanh", "Abs"), Rename("Neg", "Exp"), OptionalRename("Sinh", "Abs"))
 
 
 def test_the_first_of_two_that_change_the_meaning_is_named():
-    with pytest.raises(VerificationError, match=r"new='Sigmoid'"):
+    with pytest.raises(VerificationError, match="new=Sigmoid"):
         run(Rename("Relu", "Sigmoid"), Rename("Neg", "Exp"))
 
 
@@ -71,7 +74,7 @@ def test_a_lossy_pass_is_measured():
 
 
 def test_an_invalid_model_is_refused_with_the_name_of_the_pass():
-    with pytest.raises(VerificationError, match=r"new='NoSuchOperator'.*checker"):
+    with pytest.raises(VerificationError, match=r"new=NoSuchOperator.*checker"):
         run(LossyRename("Relu", "NoSuchOperator"))
 
 
@@ -99,3 +102,10 @@ def test_an_exact_pass_may_change_padded_positions_and_no_others():
     assert compare([1, 1, 0]).passes[0].max_error == 0
     with pytest.raises(VerificationError, match="Identity"):
         compare([1, 0, 1])
+
+
+def test_a_pass_is_called_as_in_a_recipe_with_what_differs_from_its_defaults():
+    assert name_of(LowerGemms()) == "lower_gemms"
+    bound = InsertQdq(observer="mse", ignore=frozenset({"a"}), operators=frozenset({"Linear"}))
+    assert name_of(bound) == "insert_qdq(observer=mse)"
+    assert name_of(common.InlinePass()) == "InlinePass"

@@ -15,15 +15,15 @@ TAKEN = """
 g (float[N, 4] x, bool c) => (float[N, 4] y, float[N, 4] e)
 <float[4, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, float zero = {0}>
 {
-    x.quantized = Add (x, zero)
-    w.dequantized = MatMul (x.quantized, w)
-    x.dequantized = MatMul (x, w)
-    x.scale = Add (w.dequantized, x.dequantized)
-    x.zero_point = Identity (x.scale)
-    y = Identity (x.zero_point)
+    "x.quantized" = Add (x, zero)
+    "w.dequantized" = MatMul ("x.quantized", w)
+    "x.dequantized" = MatMul (x, w)
+    "x.scale" = Add ("w.dequantized", "x.dequantized")
+    "x.zero_point" = Identity ("x.scale")
+    y = Identity ("x.zero_point")
     e = If (c) <
         then_branch = then () => (float[N, 4] inner) { inner = Identity (x) },
-        else_branch = other () => (float[N, 4] w.scale) { w.scale = Neg (x) }
+        else_branch = other () => (float[N, 4] "w.scale") { "w.scale" = Neg (x) }
     >
 }
 """

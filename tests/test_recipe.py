@@ -203,3 +203,8 @@ def test_importing_the_recipes_imports_no_pass():
     code = "import sys, qcompile.recipe; print([m for m in sys.modules if m.startswith('qcompile.passes.')])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_part_of_a_scheme_that_the_recipe_leaves_to_the_pass_keeps_the_other_parts():
+    (step,) = Recipe("defaults", (Step("insert_qdq"),)).override(weights={"bits": 7}).steps
+    assert step.build().weights == Scheme("int8", "per_channel", bits=7)

@@ -8,7 +8,7 @@ import pytest
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import ModelError, VerificationError
-from qcompile.verify import check_exact, check_valid, difference, synthetic_samples, without_padding
+from qcompile.verify import check_exact, check_valid, difference, synthetic_samples, usable_masks, without_padding
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 
@@ -70,3 +70,36 @@ def test_inputs_without_a_shape_cannot_be_made_up():
     model.graph.inputs[0].shape = None
     with pytest.raises(ModelError, match="input x"):
         synthetic_samples(model)
+
+
+def test_a_named_dim_has_one_size_in_all_inputs():
+    text = f"{HEADER} g (float[b, s, 32] x, float[s, s] m, float[?, ?] z) => (float[b, s, 32] y) {{ y = Identity(x) }}"
+    (sample,) = synthetic_samples(ir.from_onnx_text(text))
+    assert [sample[name].shape for name in "xmz"] == [(2, 8, 32), (8, 8), (2, 8)]
+
+
+@pytest.mark.parametrize(("rows", "usable"), [([1, 0], True), ([0, -1e4], False), ([0, 0], False), ([0, 0.5], False)])
+def test_a_mask_of_other_numbers_or_without_a_valid_position_leaves_nothing_out(rows, usable):
+    masks = [PaddingMask("mask")]
+    samples = [{"mask": np.array([[1, 1]], np.float32)}, {"mask": np.array([rows], np.float32)}]
+    assert usable_masks(masks, samples) == (tuple(masks) if usable else ())
+
+
+def test_nothing_compared_is_not_perfect():
+    nothing = [{"y": np.zeros((0, 4))}]
+    assert np.isnan(difference(nothing, nothing).sqnr_db)
+    check_exact(difference(nothing, nothing), "p")
+
+
+def test_texts_must_be_equal():
+    before = [{"word": np.array(["a", "b"], object), "y": np.array([1.0, 2.0])}]
+    same, other = ([{**before[0], "word": np.array(["a", word], object)}] for word in "bc")
+    assert difference(before, same).relative == 0
+    found = difference(before, other)
+    assert (found.output, found.relative) == ("word", np.inf)
+
+
+def test_another_rank_with_the_same_elements_is_infinitely_far():
+    found = difference([{"y": np.ones((1, 4))}], [{"y": np.ones(4)}])
+    assert found.relative == np.inf
+    assert np.isnan(found.sqnr_db)

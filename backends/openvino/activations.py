@@ -31,7 +31,8 @@ def quantize_at_run_time(model: ir.Model) -> tuple[int, tuple[Finding, ...]]:
         source = None if weight is None else _quantized_at_run_time(node.inputs[0])
         if weight is None or source is None:
             continue
-        node.replace_input_with(0, source)
+        if not _per_tensor(node.inputs[0]):
+            node.replace_input_with(0, source)
         if weight.zero_point.any():
             findings.append(_kept(node, "its weight is asymmetric"))
         elif weight.in_features % GROUP_SIZES[-1]:
@@ -55,6 +56,11 @@ def _quantized_at_run_time(value: ir.Value | None) -> ir.Value | None:
             assert quantize is not None
             return quantize.inputs[0]
     return None
+
+
+def _per_tensor(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    return graph.is_standard(node, "DequantizeLinear")
 
 
 def _kept(node: ir.Node, reason: str) -> Finding:

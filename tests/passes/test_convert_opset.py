@@ -94,3 +94,12 @@ def test_other_domains_keep_their_version() -> None:
     model = ir.from_onnx_text(text.replace('"" : 20]', '"" : 20, "com.microsoft" : 1]'))
     assert ConvertOpset()(model).modified
     assert dict(model.opset_imports) == {"": 23, "com.microsoft": 1}
+
+
+@pytest.mark.parametrize(("refused", "reached"), [((23,), 17), ((17, 23), 23), ((), 23)])
+def test_a_conversion_that_the_runtime_refuses_is_not_made(refused: tuple[int, ...], reached: int) -> None:
+    model = ir.from_onnx_text(old_model(17))
+    result = ConvertOpset(runs=lambda asked: asked.opset_imports[""] not in refused)(model)
+    assert model.opset_imports[""] == reached
+    assert result.modified == (reached == 23)
+    assert [finding.action for finding in result.findings] == ["converted" if reached == 23 else "kept"]

@@ -51,3 +51,22 @@ def test_views_of_a_weight_become_a_lazy_initializer(rewrite, model: str) -> Non
 )
 def test_refusals(model: str) -> None:
     assert not FoldWeightViews()(ir.from_onnx_text(model)).modified
+
+
+def test_equal_views_of_one_weight_become_one_initializer(rewrite) -> None:
+    model = """<ir_version: 10, opset_import: ["" : 20]> g (float[B, 2] x) => (float[B, 2] y)
+    <float[2, 2] w = {1, 2, 3, 4}, int64[2] r = {2, 2}, int64[1] zero = {0}>
+    { t = Transpose(w) a = MatMul(x, t)
+      u = Unsqueeze(w, zero) v = Squeeze(u, zero) s = Transpose<perm = [1, 0]>(w) b = MatMul(a, s)
+      c = MatMul(b, v) z = Transpose(v) q = Reshape(w, r) d = MatMul(c, q) y = MatMul(d, z) }"""
+    result = rewrite(model, FoldWeightViews())
+    weights = [node.inputs[1] for node in result.model.graph]
+    assert weights[0] is weights[1]  # Transpose of w, with and without perm
+    assert len({weight.name for weight in weights}) == 4
+    assert [weight.const_value.numpy().ravel().tolist() for weight in weights] == [
+        [1, 3, 2, 4],
+        [1, 3, 2, 4],
+        [1, 2, 3, 4],
+        [1, 2, 3, 4],
+        [1, 3, 2, 4],
+    ]

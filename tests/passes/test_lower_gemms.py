@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -77,3 +78,24 @@ def test_a_computed_addend_is_added(rewrite) -> None:
     model = """<ir_version: 10, opset_import: ["" : 20]> g (float[3, 2] x, float[2] c) => (float[3, 2] y)
     <float[2, 2] w = {1, 2, 3, 4}> { y = Gemm<beta = 0.5>(x, w, c) }"""
     assert rewrite(model, LowerGemms()).operators == ["MatMul", "Mul", "Add"]
+
+
+def test_a_tied_weight_stays_one_initializer(rewrite) -> None:
+    model = """<ir_version: 10, opset_import: ["" : 20]> g (float[3, 2] x) => (float[3, 2] y)
+    <float[2, 2] w = {1, 2, 3, 4}, float[1] c = {5}>
+    { a = Gemm<transB = 1>(x, w, c) b = Gemm<transB = 1>(a, w, c) d = Gemm<alpha = 2.0>(b, w, c)
+      y = Gemm<transB = 1>(d, w, c) }"""
+    result = rewrite(model, LowerGemms())
+    first, second, scaled, third = linears(result.model)
+    assert first.weight is second.weight is third.weight
+    assert first.bias is second.bias is scaled.bias is third.bias
+    assert len(result.model.graph.initializers) == 3  # w transposed, w doubled, c
+
+
+def test_names_that_the_user_has_taken() -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+    g (float[3, 2] x, float[2] c) => (float[3, 2] y) <float[2, 2] w = {1, 2, 3, 4}>
+    { y_weight = MatMul(x, w) y_beta = Add(y_weight, c) y = Gemm<transB = 1, beta = 0.5>(y_beta, w, c) }""")
+    LowerGemms()(model)
+    onnx.checker.check_model(ir.to_proto(model))
+    assert {"y_weight_1", "y_beta_1"} <= set(model.graph.initializers)

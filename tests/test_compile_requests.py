@@ -1,0 +1,227 @@
+"""What users hand to compile: recipes as files, layers to leave alone, samples in every form."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+import qcompile
+from qcompile.compile_requests import first_sample, ignored_layers, recipe_of
+from qcompile.errors import CalibrationError, RecipeError
+
+HEADER = '<ir_version: 10, opset_import: ["" : {opset}]>'
+
+
+def weights(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
+
+
+def model_of(body: str, opset: int = 23, **initializers: np.ndarray) -> ir.Model:
+    model = ir.from_onnx_text(f"{HEADER.format(opset=opset)} {body}")
+    values = {str(value.name): value for node in model.graph for value in node.inputs if value is not None}
+    for name, array in initializers.items():
+        values[name].const_value = ir.tensor(array, name=name)
+        values[name].shape, values[name].type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
+        model.graph.register_initializer(values[name])
+    return model
+
+
+LINEAR = "g (float[b, 8] x) => (float[b, 8] y) { y = MatMul(x, w) }"
+
+
+def linear() -> ir.Model:
+    return model_of(LINEAR, w=weights(8, 8))
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(512, 128)
+        self.up = torch.nn.Linear(128, 128)
+        self.down = torch.nn.Linear(128, 128)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(torch.relu(self.up(self.table(ids))))))
+
+
+IDS = np.arange(12).reshape(2, 6)
+
+
+@pytest.fixture(scope="module")
+def block() -> ir.Model:
+    return qcompile.trace(Block().eval(), example_inputs=torch.from_numpy(IDS))
+
+
+@pytest.mark.parametrize(
+    ("given", "quantized"),
+    [
+        ({"ignore": ["table"]}, {"up", "down"}),
+        ({"targets": ["up"]}, {"up"}),
+        ({"targets": ["table"]}, {"table"}),
+        ({"ignore": ["re:.*"], "targets": []}, set()),
+    ],
+)
+def test_patterns_reach_embeddings_too(block, given, quantized):
+    report = qcompile.compile(block, verify=False, **given).report
+    assert {layer.name for layer in report.layers if layer.action == "quantized"} == quantized
+    assert {layer.name for layer in report.layers if layer.action == "ignored"} == {"table", "up", "down"} - quantized
+
+
+def test_every_node_of_a_module_that_is_called_twice_can_be_named(block):
+    nodes = [str(node.name) for node in block.graph if node.op_type == "MatMul"]
+    assert len(nodes) == 3
+    for node, layer in zip(nodes, ("up", "up", "down"), strict=True):
+        assert ignored_layers(block, qcompile.Recipe("r", ignore=(node,))) == {layer}
+    with pytest.raises(RecipeError, match="no layer has this name"):
+        ignored_layers(block, qcompile.Recipe("r", ignore=("tabel",)))
+
+
+def test_an_embedding_that_two_gathers_read_can_be_named_by_either():
+    body = "g (int64[b] i, int64[b] j) => (float[b, 8] y) { p = Gather(w, i) q = Gather(w, j) y = Add(p, q) }"
+    model = model_of(body, w=weights(16, 8))
+    for node, name in zip(list(model.graph)[:2], ("first", "second"), strict=True):
+        node.name = name
+    for name in ("first", "second"):
+        assert ignored_layers(model, qcompile.Recipe("r", ignore=(name,))) == {"first"}
+
+
+def test_attention_can_be_named():
+    model = model_of("g (float[1, 2, 4, 8] x) => (float[1, 2, 4, 8] y) { y = Attention(x, x, x) }")
+    model.graph[0].name = "heads"
+    assert ignored_layers(model, qcompile.Recipe("r", ignore=("heads",))) == {"heads"}
+
+
+def test_a_recipe_is_the_path_of_its_file_too(tmp_path):
+    recipe = qcompile.Recipe.from_name("w8a8-dynamic")
+    path = tmp_path / "mine.yaml"
+    recipe.to_yaml(path)
+    assert recipe_of(path, (), ()) == recipe_of(str(path), (), ()) == recipe
+    with pytest.raises(RecipeError, match=r"absent\.yml"):
+        qcompile.compile(linear(), str(tmp_path / "absent.yml"))
+
+
+class Reader:
+    def __init__(self) -> None:
+        self.left = iter([{"x": weights(1, 8)}, {"x": weights(2, 8)}])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.left, None)
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 8)), batch_size=2),
+        weights(4, 8),
+        torch.ones(4, 8),
+        {"input": weights(4, 8)},
+        lambda: [weights(2, 8)],
+        (weights(2, 8) for _ in range(2)),
+    ],
+    ids=["loader", "array", "tensor", "stacked", "callable", "generator"],
+)
+def test_a_module_is_traced_with_the_first_calibration_sample(calibration):
+    artifact = qcompile.compile(torch.nn.Linear(8, 8).eval(), "w8a8-static", calibration=calibration)
+    assert artifact.report.accuracy["measured on"] == "calibration samples"
+
+
+def test_a_reader_keeps_the_sample_that_was_read():
+    first, data = first_sample(Reader())
+    assert first["x"].shape == (1, 8)
+    assert [sample["x"].shape for sample in data] == [(1, 8), (2, 8)]
+
+
+@pytest.mark.parametrize("empty", [[], iter(()), lambda: []])
+def test_no_sample_is_said_to_be_no_sample(empty):
+    with pytest.raises(CalibrationError, match="it holds no sample"):
+        qcompile.compile(torch.nn.Linear(8, 8), "w8a8-static", calibration=empty)
+
+
+class Flagged(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, x, mask=None, flag=True):
+        x = x["x"][0] if isinstance(x, dict) else x
+        y = self.linear(x)
+        y = y if mask is None else y * mask
+        return torch.relu(y) if flag else y
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        {"x": torch.ones(2, 8), "flag": False},
+        {"x": torch.ones(2, 8), "mask": None},
+        {"mask": torch.ones(2, 8), "x": torch.full((2, 8), 3.0)},
+        ({"x": (torch.ones(2, 8),)},),
+        (torch.ones(2, 8), None, False),
+    ],
+)
+def test_example_inputs_need_not_be_plain_tensors(example):
+    report = qcompile.compile(Flagged().eval(), example_inputs=example).report
+    assert report.accuracy["measured on"] == "the example inputs"
+
+
+def test_an_additive_mask_leaves_every_position_compared():
+    body = """g (float[b, s, 8] x, float[b, s] mask) => (float[b, s, 8] y) <int64[1] one = {1}> {
+        l = MatMul(x, w) t = Transpose<perm = [0, 2, 1]>(x) d = MatMul(l, t) m = Unsqueeze(mask, one)
+        a = Add(d, m) p = Softmax(a) y = MatMul(p, l) }"""
+    model = model_of(body, w=weights(8, 8))
+    feed = {"x": weights(2, 5, 8), "mask": np.array([[0, 0, 0, -1e4, -1e4]] * 2, np.float32)}
+    accuracy = qcompile.compile(model, calibration=[feed]).report.accuracy
+    assert 10 < accuracy["sqnr_db"] < 80
+    assert accuracy["cosine"]["y"] < 1
+
+
+def test_texts_in_the_output_are_compared():
+    body = """g (float[b, 8] x, string[b] s) => (float[b, 8] y, string[b] t) { y = MatMul(x, w) t = Identity(s) }"""
+    feed = {"x": weights(2, 8), "s": np.array(["a", "b"], object)}
+    report = qcompile.compile(model_of(body, w=weights(8, 8)), example_inputs=feed).report
+    assert report.accuracy["cosine"]["t"] == 1
+
+
+def test_a_conversion_that_the_runtime_lacks_a_kernel_for_is_not_made():
+    body = "g (float[b, 8, 4] x) => (float[b, 8, 1] y) { l = Relu(x) y = GlobalLpPool(l) }"
+    artifact = qcompile.compile(model_of(body, opset=17), "float")
+    assert artifact.run({"x": np.ones((2, 8, 4), np.float32)})["y"].shape == (2, 8, 1)
+    assert any("stays at opset 17" in finding.reason for finding in artifact.report.findings)
+
+
+def test_a_branch_may_hand_on_a_value_from_outside():
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            a = torch.relu(x)
+            return torch.cond(a.sum() > 0, lambda a: a.clone(), lambda a: a - 1, (a,))
+
+    artifact = qcompile.compile(Branches(), "float", example_inputs=torch.ones(2, 8))
+    for x in (np.ones((2, 8), np.float32), -np.ones((2, 8), np.float32)):
+        expected = x if x[0, 0] > 0 else -np.ones_like(x)
+        np.testing.assert_array_equal(next(iter(artifact.run({"x": x}).values())), expected)
+
+
+@pytest.mark.parametrize("recipe", ["smoothquant-o1", "smoothquant-o2"])
+def test_smoothing_that_was_asked_for_needs_data(recipe):
+    with pytest.raises(CalibrationError, match="smooth_activations works from calibration data"):
+        qcompile.compile(linear(), recipe)
+
+
+def test_what_is_left_out_without_data_is_said():
+    findings = qcompile.compile(linear()).report.findings
+    reasons = {finding.layer.partition("(")[0]: finding.reason for finding in findings}
+    assert reasons["smooth_activations"] == "left out: there is no calibration data"
+    assert "there is no calibration data" in reasons["insert_qdq"]
+
+
+def test_seven_bits_for_a_target_keep_the_defaults_of_the_pass():
+    model = linear()
+    recipe = qcompile.Recipe("defaults", ("insert_qdq",))
+    artifact = qcompile.compile(model, recipe, target="avx2", calibration=[{"x": weights(4, 8)}])
+    scheme = dataclasses.asdict(artifact.manifest.recipe.steps[0].build().weights)
+    assert scheme == {"dtype": "int8", "granularity": "per_channel", "sym": True, "dynamic": False, "bits": 7}
