@@ -20,6 +20,9 @@ from qcompile.rewriting import copy_names
 _LIBRARY_FROM = 18
 """Lowest opset of onnxscript's converter; what is older goes through onnx's own converter first."""
 
+_QUANTIZED_FROM = 21
+"""Lowest opset that quantized models are written in."""
+
 _IR_VERSION = 10
 """Lowest version of the format that goes with opset 21 and later, and that every supported runtime reads."""
 
@@ -30,13 +33,13 @@ class ConvertOpset(Pass):
 
     Upwards by onnx's converter to 18 and onnxscript's from there; downwards where every operator has the same
     definition in both opsets, with Swish, new in 24, written as x * sigmoid(alpha * x). A model that cannot be
-    converted as a whole stays as it is, and the finding says why. Needs functions inlined and constants as
-    initializers.
+    converted as a whole is raised to 21 at least, or else stays as it is; the finding says why. Needs functions
+    inlined and constants as initializers.
 
     Attributes:
         opset: the opset to reach.
         runs: tells whether the reference runtime takes a model: it may lack an operator's version in the new opset. A
-            model that it takes before the conversion and not after stays as it is. None: not asked.
+            conversion that it does not take, of a model that it does, is not made. None: not asked.
     """
 
     opset: int = 23
@@ -48,20 +51,26 @@ class ConvertOpset(Pass):
         current = model.opset_imports.get("")
         if current is None or current == self.opset:
             return Result(model, modified=False)
-        converted = model.clone()
-        refusal = _raise(converted, self.opset) if current < self.opset else _lower(converted, self.opset)
-        refusal = refusal or _invalid(converted)
-        if refusal:
-            finding = Finding(model.graph.name or "model", "kept", f"stays at opset {current}: {refusal}")
-            return Result(model, modified=False, findings=(finding,))
-        if self.runs is not None and not self.runs(converted) and self.runs(model):
-            reason = f"stays at opset {current}: the runtime refuses it in opset {self.opset}"
-            return Result(model, modified=False, findings=(Finding(model.graph.name or "model", "kept", reason),))
-        _restore_names(model, converted)
-        model.graph = converted.graph
-        model.ir_version = max(model.ir_version, _IR_VERSION)
-        finding = Finding(model.graph.name or "model", "converted", f"opset {current} to {self.opset}")
-        return Result(model, modified=True, findings=(finding,))
+        refusals: list[str] = []
+        for opset in (self.opset, _QUANTIZED_FROM) if current < _QUANTIZED_FROM < self.opset else (self.opset,):
+            converted = model.clone()
+            refusal = _raise(converted, opset) if current < opset else _lower(converted, opset)
+            refusal = refusal or _invalid(converted)
+            if not refusal and self.runs is not None and not self.runs(converted) and self.runs(model):
+                refusal = f"the runtime refuses it in opset {opset}"
+            if not refusal:
+                return _taken_over(model, converted, "; ".join([f"opset {current} to {opset}", *refusals]))
+            refusals.append(refusal)
+        finding = Finding(model.graph.name or "model", "kept", f"stays at opset {current}: {'; '.join(refusals)}")
+        return Result(model, modified=False, findings=(finding,))
+
+
+def _taken_over(model: ir.Model, converted: ir.Model, reason: str) -> Result:
+    """Give the model the converted graph, under the names that its nodes had."""
+    _restore_names(model, converted)
+    model.graph = converted.graph
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+    return Result(model, modified=True, findings=(Finding(model.graph.name or "model", "converted", reason),))
 
 
 def _raise(model: ir.Model, opset: int) -> str:

@@ -152,9 +152,9 @@ def check_exact(found: Difference, pass_name: str) -> None:
 
 
 def synthetic_samples(model: ir.Model, count: int = 1, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Make inputs from nothing but types and shapes: normal numbers, integers 0 and 1, dynamic dims 2 (first) or 8.
+    """Make inputs from nothing but types and shapes: normal numbers, integers (or texts) 0 and 1.
 
-    A named dim has one size in all inputs.
+    A dynamic dim has size 2 where it is the first, else 8; a named one has one size in all inputs.
 
     Raises:
         ModelError: an input has no type, or is no tensor.
@@ -189,4 +189,5 @@ def _synthetic(value: ir.Value, shape: Sequence[int], generator: np.random.Gener
     dtype = value.dtype.numpy()
     if np.issubdtype(dtype, np.floating):
         return generator.standard_normal(shape).astype(dtype)
-    return generator.integers(0, 2, shape).astype(dtype)
+    integers = generator.integers(0, 2, shape)
+    return integers.astype(str).astype(object) if value.dtype == ir.DataType.STRING else integers.astype(dtype)

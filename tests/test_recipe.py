@@ -162,7 +162,7 @@ def test_the_yaml_form_of_the_documentation():
         ignore=("re:.*embeddings.*",),
     )
     assert str(recipe.override(weights={"bits": 7}).steps[2]).endswith(
-        "weights=int8/per_tensor/symmetric/static/7 bits)"
+        "weights=int8/per_channel/symmetric/static/7 bits)"
     )
     assert recipe.describe().splitlines() == [
         "smooth_activations(alpha=auto)",

@@ -19,7 +19,7 @@ from qcompile.scheme import Dtype, Granularity, Scheme
 _GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
 _DTYPES: tuple[Dtype, ...] = ("uint8", "int8")
 _STATIC = tuple(Scheme(dtype, "per_tensor", sym=sym) for dtype, sym in itertools.product(_DTYPES, (True, False)))
-# Both run in groups of 16 to 128 channels of a token, OpenVINO's own dynamic quantization.
+# Per token runs in groups of 16 to 128 channels of a token, OpenVINO's own dynamic quantization.
 _DYNAMIC = (Scheme("uint8", "per_tensor", sym=False, dynamic=True), Scheme("int8", "per_token", dynamic=True))
 _WEIGHTS = tuple(Scheme("int8", granularity) for granularity in _GRANULARITIES)
 

@@ -17,7 +17,7 @@ PER_TOKEN = ("qcompile", "QuantizeDequantizePerToken")
 def quantize_at_run_time(model: ir.Model) -> tuple[int, tuple[Finding, ...]]:
     """MatMul(dynamic Q/DQ(x), W)  ->  MatMul(x, W), and the number of channels that share a scale.
 
-    OpenVINO then quantizes x itself, in groups of this many channels of a token: finer than per token and per tensor,
+    OpenVINO then quantizes x itself, in groups of this many channels of a token: finer than per token,
     so that the error is at most that of the portable graph. The number is 0 when nothing is quantized at run time.
 
     A dynamic Q/DQ stays, and is computed in float operators, where it is read by something else than a linear with
@@ -31,8 +31,7 @@ def quantize_at_run_time(model: ir.Model) -> tuple[int, tuple[Finding, ...]]:
         source = None if weight is None else _quantized_at_run_time(node.inputs[0])
         if weight is None or source is None:
             continue
-        if not _per_tensor(node.inputs[0]):
-            node.replace_input_with(0, source)
+        node.replace_input_with(0, source)
         if weight.zero_point.any():
             findings.append(_kept(node, "its weight is asymmetric"))
         elif weight.in_features % GROUP_SIZES[-1]:
@@ -56,11 +55,6 @@ def _quantized_at_run_time(value: ir.Value | None) -> ir.Value | None:
             assert quantize is not None
             return quantize.inputs[0]
     return None
-
-
-def _per_tensor(value: ir.Value | None) -> bool:
-    node = None if value is None else value.producer()
-    return graph.is_standard(node, "DequantizeLinear")
 
 
 def _kept(node: ir.Node, reason: str) -> Finding:

@@ -11,11 +11,13 @@ from qcompile.backends.openvino.activations import quantize_at_run_time
 from qcompile.backends.openvino.attention import decompose_attention
 from qcompile.backends.openvino.compression import compress_weights
 from qcompile.backends.openvino.conversion import converted
+from qcompile.backends.openvino.per_tensor import scale_outputs_at_run_time
 from qcompile.backends.openvino.readback import kept_in_float
 from qcompile.backends.openvino.residuals import split_norm_branches
 from qcompile.backends.openvino.runtime import openvino
 from qcompile.backends.openvino.session import GROUP_SIZE, load
 from qcompile.backends.openvino.splits import separate_joined_linears
+from qcompile.backends.openvino.vectors import keep_vectors_in_float
 from qcompile.backends.openvino.zero_points import fold_zero_points
 from qcompile.contract import Finding
 
@@ -35,6 +37,8 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     model = model.clone()
     common.NameFixPass()(model)
     separate_joined_linears(model)
+    vectors = keep_vectors_in_float(model)
+    scale_outputs_at_run_time(model)
     group_size, findings = quantize_at_run_time(model)
     fold_zero_points(model)
     common.RemoveUnusedNodesPass()(model)
@@ -46,4 +50,4 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
         result.set_rt_info(str(group_size), ["runtime_options", GROUP_SIZE])
         openvino().save_model(result, folder / MODEL_FILE, compress_to_fp16=False)
         session = load(result, f"model {MODEL_FILE}")
-    return findings + kept_in_float(model, session.compiled, group_size)
+    return findings + vectors + kept_in_float(model, session.compiled, group_size)

@@ -1,0 +1,63 @@
+"""Measurement of an artifact against the float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompile.backends import get
+from qcompile.errors import VerificationError
+from qcompile.outcome import measure
+from qcompile.report.data import Report
+
+HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
+FLOAT = f"{HEADER} g (float[b, 4] x) => (float[b, 4] y) {{ y = Relu(x) }}"
+X = np.array([[1, -2, 3, 4]], np.float32)
+
+
+def measured(float_text: str, artifact_text: str, folder: Path, x: np.ndarray = X) -> Report:
+    engine, report = get("onnxruntime"), Report()
+    lowered = engine.lower(ir.from_onnx_text(artifact_text), folder, target=None)
+    measure(report, engine, ir.from_onnx_text(float_text), folder / lowered.model_file, lowered, [{"x": x}], ())
+    return report
+
+
+def test_the_same_model_is_perfect(tmp_path):
+    accuracy = measured(FLOAT, FLOAT, tmp_path).accuracy
+    assert accuracy["cosine"] == {"y": pytest.approx(1)}
+    assert accuracy["sqnr_db"] == np.inf
+
+
+@pytest.mark.parametrize(
+    "artifact",
+    [
+        "g (float[b, 4] x) => (float[b] y) <int64[1] s = {-1}> { r = Relu(x) y = Reshape(r, s) }",
+        "g (float[b, 4] x) => (float[1, b, 4] y) <int64[1] s = {0}> { r = Relu(x) y = Unsqueeze(r, s) }",
+        "g (float[b, 4] x) => (float[b, 8] y) { r = Relu(x) y = Concat<axis = 1>(r, r) }",
+        "g (float[b, 4] x) => (float[c, 4] y) { r = Relu(x) y = Concat<axis = 0>(r, r) }",
+    ],
+)
+def test_an_output_of_another_shape_is_refused(tmp_path, artifact):
+    with pytest.raises(VerificationError, match=r"output y has shape .* where the float model's has \[1, 4\]"):
+        measured(FLOAT, f"{HEADER} {artifact}", tmp_path)
+
+
+def test_how_many_were_found_may_differ(tmp_path):
+    found = f"{HEADER} g (float[b, 4] x) => (int64[2, n] y, float[b, 4] z) {{ z = OP(x) y = NonZero(z) }}"
+    accuracy = measured(found.replace("OP", "Relu"), found.replace("OP", "Tanh"), tmp_path).accuracy
+    assert accuracy["cosine"]["y"] == 0
+    assert 0 < accuracy["cosine"]["z"] < 1
+
+
+def test_a_measure_of_nothing_is_no_number(tmp_path):
+    accuracy = measured(
+        text := f"{HEADER} g (float[b, 4] x) => (int64[2, n] y) {{ z = Relu(x) y = NonZero(z) }}",
+        text,
+        tmp_path,
+        -abs(X),
+    ).accuracy
+    assert np.isnan(accuracy["cosine"]["y"])
+    assert np.isnan(accuracy["sqnr_db"])
