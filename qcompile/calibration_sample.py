@@ -80,7 +80,7 @@ def _checked(content: Any, value: ir.Value, index: int, sizes: dict[str, tuple[i
         raise _error(name, index, f"it is no array ({error})", "Give arrays, tensors or lists of numbers") from error
     array = _cast(array, value, index)
     _check_shape(array, value, index, sizes)
-    if not np.all(np.isfinite(array.astype(np.float32, copy=False))):
+    if array.dtype.kind not in "OSU" and not np.all(np.isfinite(array.astype(np.float32, copy=False))):
         raise _error(name, index, "it holds NaN or infinity", "Leave the sample out, or mend what computes it")
     return array
 

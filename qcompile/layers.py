@@ -71,6 +71,8 @@ def refusal(layer: Layer, activations: Scheme, weights: Scheme) -> str:
         return "its weight is empty"
     if not np.isfinite(np.sum(tensor.numpy(), dtype=np.float64)):
         return "its weight holds NaN or infinity"
+    if isinstance(layer, Linear) and layer.x.shape is not None and len(layer.x.shape) == 1:
+        return "its input is a vector: runtimes misread the quantized product of a vector and a matrix"
     if isinstance(layer, Convolution) and activations.dynamic:
         return "dynamic quantization is for linears: runtimes have no fast integer convolution with dynamic scales"
     return ""

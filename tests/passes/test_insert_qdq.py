@@ -319,3 +319,8 @@ def test_a_bias_that_the_user_can_override_is_not_baked_in():
     data = [{"x": np.ones((1, 4, 8, 8), np.float32)}]
     InsertQdq(calibrator=Calibrator(data, ObserveChannels, get("onnxruntime").open_session))(model)
     assert next(node for node in model.graph if node.op_type == "Conv").inputs[2].name == "b"
+
+
+def test_linear_of_a_vector():
+    model = parse("g (float[4] x) => (float[6] y) { y = MatMul(x, w) }", w=WEIGHTS)
+    assert "its input is a vector" in refused(model, InsertQdq(PER_TOKEN))
