@@ -18,7 +18,7 @@ from qcompile.models import minilm, sentence_similarity, texts
 from qcompile.session import Feed
 
 RECIPES = ("w8a8-static", "w8a8-dynamic", "smoothquant-o3")
-CALIBRATION_SAMPLES, HELD_OUT, BATCHES, SECONDS = 64, 128, (1, 8), 45
+CALIBRATION_SAMPLES, HELD_OUT, BATCHES, SECONDS = 64, 128, (1, 8), 40
 
 Candidates = dict[tuple[str, str], tuple[Path, Run]]
 
@@ -76,7 +76,7 @@ def _ours(encoder: minilm.SentenceEncoder, calibration: Sequence[Feed], folder: 
 
 def _latency(encoder: minilm.SentenceEncoder, candidates: Candidates, batch: int) -> dict[tuple[str, str], float]:
     feed = next(encoder.batches(texts.held_out_texts(batch), batch=batch))
-    named = {"\n".join(key): run for key, (_, run) in candidates.items()}
+    named = {"\n".join(key): run for key, (_, run) in sorted(candidates.items())}
     runs = {name: functools.partial(run, feed) for name, run in named.items()}
     times = interleaved_medians(runs, seconds=SECONDS)
     return {key: times["\n".join(key)] for key in candidates}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 WARM_UP_CALLS = 3
 FEWEST_ROUNDS = 3
 BLOCK = 5
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.05
 
 
 def interleaved_medians(
