@@ -28,7 +28,7 @@ def lazy_tensor(
     """
     kept = source.dtype if dtype is None else dtype
     return ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(apply(source.numpy())), kept), kept, ir.Shape(shape), name=name
+        lambda: ir.tensor(np.asarray(apply(source.numpy()), order="C"), kept), kept, ir.Shape(shape), name=name
     )
 
 
