@@ -23,12 +23,10 @@ from qcompile.contract import Finding, Pass
 from qcompile.errors import ModelError
 from qcompile.outcome import build_report, measure
 from qcompile.passes.observe_channels import ObserveChannels
-from qcompile.pipeline import Log, Pipeline, name_of
+from qcompile.pipeline import Log, Pipeline, Progress, name_of
 from qcompile.recipe import Recipe
 from qcompile.session import Feed
 from qcompile.verify import synthetic_samples, usable_masks
-
-Progress = Callable[[str, float], None]
 
 
 def compile(
