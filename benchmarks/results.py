@@ -74,8 +74,9 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that is measured."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of everything that is measured; a peer that is not installed was not measured, and is left out."""
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
 
 
 def save(name: str, benchmark: Benchmark) -> Path:

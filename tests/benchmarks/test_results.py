@@ -40,6 +40,11 @@ def test_saved_file_says_machine_versions_and_goals(tmp_path, monkeypatch) -> No
     assert data["versions"]["onnxruntime"]
 
 
+def test_versions_leave_out_what_is_not_installed(monkeypatch) -> None:
+    monkeypatch.setattr(results, "PACKAGES", ("onnxruntime", "no-such-package"))
+    assert list(results.versions()) == ["onnxruntime"]
+
+
 def test_documents_are_updated_between_their_markers_only(tmp_path, monkeypatch) -> None:
     document = tmp_path / "README.md"
     document.write_text("before\n<!-- speed -->\nold \\1\n<!-- /speed -->\nafter\n<!-- other -->x<!-- /other -->\n")
