@@ -59,8 +59,15 @@ class Backend(Protocol):
     capabilities: tuple[Capability, ...]
     targets: tuple[str, ...]
 
+    def check_installed(self) -> None:
+        """Raise MissingDependencyError, naming the extra to install, when the runtime cannot be imported."""
+        ...
+
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:
-        """Write the portable quantized model as files of the runtime into an existing folder."""
+        """Write the portable quantized model as files of the runtime into an existing folder.
+
+        `target` is None or one of `targets`: `compile` has refused others before any work was done.
+        """
         ...
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
@@ -73,8 +80,14 @@ class Backend(Protocol):
 
 
 def get(name: str) -> Backend:
-    """Return the backend of this name; raises UnsupportedError for an unknown name."""
+    """Return the backend of this name, whose runtime can be imported: nobody works long for one that is missing.
+
+    Raises:
+        UnsupportedError: there is no backend of this name.
+        MissingDependencyError: its runtime is not installed.
+    """
     if name not in BACKENDS:
         raise UnsupportedError(f"backend {name!r}", "there is no such backend", f"Use one of {', '.join(BACKENDS)}")
     backend: Backend = importlib.import_module(f"qcompile.backends.{name}").BACKEND
+    backend.check_installed()
     return backend

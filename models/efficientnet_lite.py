@@ -59,7 +59,7 @@ def _photo(name: str) -> Path:
     return path if path.is_file() else package_file("sklearn", "scikit-learn", "datasets", "images", name)
 
 
-def load(calibration: int = 64, held_out: int = 128) -> ReferenceModel:
+def load(calibration: int = 64, held_out: int = 400) -> ReferenceModel:
     """Load the classifier, crops of four photos to calibrate on and of four others to measure on.
 
     Raises:

@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from qcompile import qdq
 from qcompile.contract import Finding, Pass, Result
-from qcompile.graph import Linear, constant, linears
+from qcompile.graph import Linear, constant
 from qcompile.initializers import register_initializer, remove_unused
+from qcompile.layers import float_linears
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class FuseSharedInputs(Pass):
     def call(self, model: ir.Model) -> Result:
         """Join what can be joined, in graph order."""
         groups: dict[tuple[ir.Value, bool], list[Linear]] = {}
-        for linear in linears(model):
+        for linear in float_linears(model):
             groups.setdefault((linear.x, linear.bias is None), []).append(linear)
         findings: list[Finding] = []
         for candidates in groups.values():

@@ -14,6 +14,7 @@ from qcompile.calibration import Calibrator, ChannelStatistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError
 from qcompile.graph import constant, is_standard, layer_name
+from qcompile.layers import left_out
 from qcompile.scheme import ASYMMETRIC_UINT8, Scheme
 from qcompile.solvers.affine import scale_and_zero_point
 from qcompile.solvers.ranges import OBSERVERS
@@ -56,8 +57,8 @@ class QuantizeAttention(Pass):
     def call(self, model: ir.Model) -> Result:
         """Quantize every product that can be; one finding for each."""
         found = [node for node in model.graph if _float_operands(node)]
-        reasons = {node: self._refusal(node) for node in found}
-        chosen = [node for node in found if reasons[node] is None]
+        refusals = {node: left_out(layer_name(node), "Attention", self.ignore, self.operators) for node in found}
+        chosen = [node for node in found if refusals[node] is None]
         statistics = self._statistics(model, chosen)
         made: dict[tuple[ir.Value, bool], ir.Value] = {}
         for node in chosen:
@@ -67,17 +68,8 @@ class QuantizeAttention(Pass):
                 if (value, per_token) not in made:
                     made[value, per_token] = self._quantize(model, value, node, statistics, per_token)
                 qdq.replace_input(node, value, made[value, per_token])
-        findings = [reasons[node] or Finding(layer_name(node), "quantized", "", "Attention") for node in found]
+        findings = [refusals[node] or Finding(layer_name(node), "quantized", "", "Attention") for node in found]
         return Result(model, modified=bool(chosen), findings=tuple(findings))
-
-    def _refusal(self, node: ir.Node) -> Finding | None:
-        name = layer_name(node)
-        if name in self.ignore:
-            return Finding(name, "ignored", "the recipe leaves it out", "Attention")
-        if "Attention" not in self.operators:
-            reason = "the backend has no integer attention with these schemes"
-            return Finding(name, "kept", reason, "Attention")
-        return None
 
     def _statistics(self, model: ir.Model, chosen: list[ir.Node]) -> Mapping[str, ChannelStatistics]:
         if self.activations.dynamic or not chosen:

@@ -12,6 +12,7 @@ from qcompile import qdq
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.graph import Names, constant, is_standard, layer_name, readers
 from qcompile.initializers import remove_unused
+from qcompile.layers import left_out
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight
 from qcompile.solvers.sqnr import sqnr_db
@@ -30,10 +31,12 @@ class QuantizeEmbeddings(Pass):
     Attributes:
         min_elements: smallest table, in elements.
         ignore: layers that stay float, by name; bound by `compile`.
+        operators: what the backend computes in integers, or stores in 8 bits; bound by `compile`.
     """
 
     min_elements: int = 65536
     ignore: frozenset[str] = frozenset()
+    operators: frozenset[str] = frozenset({"Embedding"})
 
     keeps: ClassVar[Keeps] = "lossy"
     looks_for: ClassVar[str] = "Gather along axis 0 of a constant float32 table"
@@ -58,8 +61,9 @@ class QuantizeEmbeddings(Pass):
         name = layer_name(nodes[0])
         tensor = constant(table)
         assert tensor is not None
-        if name in self.ignore:
-            return Finding(name, "ignored", "the recipe leaves it out", "Embedding")
+        refusal = left_out(name, "Embedding", self.ignore, self.operators)
+        if refusal is not None:
+            return refusal
         if tensor.size < self.min_elements:
             return Finding(name, "kept", f"its table has only {tensor.size} elements", "Embedding")
         if set(readers(table)) != set(nodes) or any(node.attributes.get_int("axis", 0) != 0 for node in nodes):

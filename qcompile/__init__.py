@@ -14,16 +14,18 @@ from qcompile.errors import QCompileError
 
 if TYPE_CHECKING:
     from qcompile.artifact import Artifact, load
+    from qcompile.calibration_data import Calibration
     from qcompile.compile import compile, rewrite, trace
     from qcompile.recipe import Recipe
     from qcompile.report import Report
 
 __version__ = "0.1.0"
 
-__all__ = ["Artifact", "QCompileError", "Recipe", "Report", "compile", "load", "rewrite", "trace"]
+__all__ = ["Artifact", "Calibration", "QCompileError", "Recipe", "Report", "compile", "load", "rewrite", "trace"]
 
 _HOMES = {
     "Artifact": "qcompile.artifact",
+    "Calibration": "qcompile.calibration_data",
     "Recipe": "qcompile.recipe",
     "Report": "qcompile.report",
     "compile": "qcompile.compile",

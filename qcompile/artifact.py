@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ from qcompile.manifest import MANIFEST, MEASUREMENTS, REPORT, FileEntry, Manifes
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from qcompile.session import Feed, Session
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclasses.dataclass
@@ -78,17 +81,22 @@ class Artifact:
 
 
 def load(path: str | Path) -> Artifact:
-    """Open the artifact of a folder after comparing every file with its manifest.
+    """Open the artifact of a folder after comparing every file that its runtime reads with the manifest.
+
+    Other files, such as a page that the user saved there, may lie in the folder.
 
     Raises:
-        ArtifactError: the folder is not an artifact, or a file is missing, added, changed or outside the folder.
+        ArtifactError: the folder is not an artifact, or a file of it is missing, changed, outside the folder, or read
+            by the model and not in the manifest.
         UnsafeModelError: the ONNX file keeps data outside the folder.
     """
     folder = Path(path).absolute()
     manifest = Manifest.read(folder)
     manifest.check_files(folder)
-    if manifest.model_file.endswith(".onnx"):
-        _check_external_data(folder / manifest.model_file)
+    for path in sorted(_data_files(folder / manifest.model_file)):
+        if path.relative_to(folder).as_posix() not in manifest.files:
+            reason = "the model keeps data in it, and the manifest does not list it"
+            raise ArtifactError(str(path), reason, "Compile the model again")
     report = folder / REPORT
     try:
         return Artifact(folder, manifest, Report.from_dict(json.loads(report.read_text(encoding="utf-8"))))
@@ -96,12 +104,16 @@ def load(path: str | Path) -> Artifact:
         raise ArtifactError(str(report), f"it cannot be read: {error!r}", "Compile the model again") from error
 
 
-def _check_external_data(model_path: Path) -> None:
+def _data_files(model_path: Path) -> set[Path]:
+    """Files that a runtime reads besides that of the model: an ONNX file names them, OpenVINO's has one of its name."""
+    if not model_path.name.endswith(".onnx"):
+        weights = model_path.with_suffix(".bin")
+        return {weights} if weights.exists() else set()
     try:
         model = onnx.load(model_path, load_external_data=False)
     except DecodeError as error:
         raise ArtifactError(str(model_path), f"it is not an ONNX file: {error}", "Compile the model again") from error
-    external_data.check_proto(model, model_path.parent)
+    return external_data.check_proto(model, model_path.parent)
 
 
 def check_output(output: Path) -> None:
@@ -142,8 +154,8 @@ def write_artifact(
 
     Args:
         output: the folder to make or, when it is an artifact, to replace; None for a temporary folder.
-        write: writes the model files into an existing empty folder. What it raises is passed on. It may also run
-            the model there and complete `report`, which is written after it returns.
+        write: writes the model files into an existing empty folder. What it raises is passed on, but for an OSError.
+            It may also run the model there and complete `report`, which is written after it returns.
         recipe: goes into the manifest.
         backend: name of the backend that opens the result.
         target: goes into the manifest.
@@ -153,11 +165,12 @@ def write_artifact(
         report: becomes report.json, which the manifest does not cover: measurements differ between runs.
 
     Raises:
-        ArtifactError: `output` holds something else, or cannot be written.
+        ArtifactError: `output` holds something else, cannot be written, or `write` failed on another file.
     """
 
     def fill(folder: Path) -> Manifest:
-        lowered = write(folder)
+        with _failures_elsewhere(folder):
+            lowered = write(folder)
         manifest = Manifest(
             recipe=recipe.to_data(),
             backend=backend,
@@ -189,7 +202,8 @@ def write_artifact(
 def _temporary(fill: Callable[[Path], Manifest], report: Report) -> Artifact:
     folder = tempfile.mkdtemp(prefix="qcompile-")
     try:
-        artifact = Artifact(Path(folder), fill(Path(folder)), report)
+        with _failures_of(Path(folder)):
+            artifact = Artifact(Path(folder), fill(Path(folder)), report)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -205,6 +219,20 @@ def _failures_of(output: Path) -> Iterator[None]:
         raise ArtifactError(
             str(output), f"it cannot be written: {error}", "Give a folder with room and rights"
         ) from error
+
+
+@contextlib.contextmanager
+def _failures_elsewhere(folder: Path) -> Iterator[None]:
+    """Name the file where what fails is neither the folder that is written nor the room for it."""
+    try:
+        yield
+    except OSError as error:
+        named = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if error.errno in _NO_ROOM or (named is not None and named.is_relative_to(folder)):
+            raise
+        reason = f"no artifact was written, because the work on it failed: {error}"
+        mend = "Keep the files of the model in place until compile returns"
+        raise ArtifactError(str(named or folder), reason, mend) from error
 
 
 @contextlib.contextmanager

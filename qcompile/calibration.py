@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompile import calibration_cache
+from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import PaddingMask, padding_masks
 from qcompile.calibration_observation import SAMPLING_INPUT, Instrument, Observation, RowGroup, Statistic, output_name
 from qcompile.calibration_rows import RowReservoir
@@ -21,6 +22,7 @@ from qcompile.calibration_sample import Array, Feed
 from qcompile.calibration_spool import Spool
 from qcompile.calibration_statistics import ChannelStatistics, RunningStatistics
 from qcompile.errors import CalibrationError, QCompileError
+from qcompile.memory import return_freed_memory
 from qcompile.session import OpenSession, Session
 
 __all__ = ["Calibrator", "ChannelStatistics"]
@@ -31,15 +33,12 @@ class Calibrator:
     """Collects ChannelStatistics of a model on calibration data.
 
     Attributes:
-        data: calibration data in any form that `calibration_data.read` names; read once, at the first use.
+        data: a Calibration, or its data; read once, at the first use.
         instrument: makes the pass that writes the observers into the model.
         open_session: loads a model in the runtime that computes the float model.
-        mask: name of the input that marks padding, or None to find such inputs by dataflow.
-        num_calibration_samples: most samples read from the data; None for all.
         max_rows: most rows kept of each value.
         row_bytes: memory for all kept rows of one `collect`; lowers max_rows for large models.
         seed: of the places that rows are drawn from.
-        cache: folder where statistics are kept between runs, or None.
         progress: called with (samples done, samples in all).
         on_collect: called with the model and its statistics after each `collect`.
     """
@@ -47,12 +46,9 @@ class Calibrator:
     data: Any = dataclasses.field(repr=False)
     instrument: Instrument = dataclasses.field(repr=False)
     open_session: OpenSession = dataclasses.field(repr=False)
-    mask: str | None = None
-    num_calibration_samples: int | None = None
     max_rows: int = 512
     row_bytes: int = 128 * 2**20
     seed: int = 0
-    cache: pathlib.Path | None = None
     progress: Callable[[int, int], None] | None = dataclasses.field(default=None, repr=False, compare=False)
     on_collect: Callable[[ir.Model, Mapping[str, ChannelStatistics]], None] | None = dataclasses.field(
         default=None, repr=False, compare=False
@@ -67,8 +63,28 @@ class Calibrator:
         """
         if not self._spools:
             inputs = [value for value in model.graph.inputs if value.const_value is None]
-            self._spools.append(Spool(self.data, inputs, self.num_calibration_samples))
+            self._spools.append(Spool(Calibration.of(self.data), inputs))
         return self._spools[0]
+
+    def masks(self, model: ir.Model) -> tuple[PaddingMask, ...]:
+        """Return the inputs that rule any position out as padding; one that holds other numbers than 0 and 1 does not.
+
+        Raises:
+            CalibrationError: the input that the user named is no padding mask, a sample is nothing but padding, or the
+                data does not fit the model.
+        """
+        samples, name = self.samples(model), Calibration.of(self.data).padding_mask
+        masks = padding_masks(model)
+        if name is not None:
+            masks = tuple(mask for mask in masks if mask.name == name) or (PaddingMask(name),)
+            _check_mask(name, model, samples)
+        masks = tuple(mask for mask in masks if samples.levels[mask.name].masks_out(1 - mask.valid))
+        for mask in masks:
+            index = samples.levels[mask.name].constant_in.get(1 - mask.valid)
+            if index is not None:
+                subject = f"input {mask.name}, calibration sample {index}"
+                raise CalibrationError(subject, "it marks every position as padding", "Leave the sample out")
+        return masks
 
     def collect(
         self, model: ir.Model, axes: Mapping[str, int], *, gram: Collection[str] = ()
@@ -85,60 +101,44 @@ class Calibrator:
         """
         if not axes:
             return {}
-        statistics = self._cached(model, axes, gram)
+        statistics = self._cached(self._observed(model, axes, gram))
         if self.on_collect is not None:
             self.on_collect(model, statistics)
         return statistics
 
-    def _cached(self, model: ir.Model, axes: Mapping[str, int], gram: Collection[str]) -> dict[str, ChannelStatistics]:
-        samples = self.samples(model)
-        masks = self._masks(model, samples)
-        if self.cache is None:
-            return self._run(model, axes, gram, masks, samples)
-        settings = (sorted(axes.items()), sorted(gram), masks, self.max_rows, self.row_bytes, self.seed)
-        key = f"{calibration_cache.fingerprint(model)} {samples.fingerprint} {settings}"
-        path = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
-        statistics = calibration_cache.load(path, axes)
-        if statistics is None:
-            statistics = self._run(model, axes, gram, masks, samples)
-            calibration_cache.store(path, statistics)
-        return statistics
-
-    def _masks(self, model: ir.Model, samples: Spool) -> tuple[PaddingMask, ...]:
-        """Return the masks that rule out anything; an input that holds other numbers than 0 and 1 is none."""
-        masks = padding_masks(model)
-        if self.mask is not None:
-            masks = tuple(mask for mask in masks if mask.name == self.mask) or (PaddingMask(self.mask),)
-            _check_mask(self.mask, model, samples)
-        masks = tuple(mask for mask in masks if samples.levels[mask.name].masks_out(1 - mask.valid))
-        for mask in masks:
-            index = samples.levels[mask.name].constant_in.get(1 - mask.valid)
-            if index is not None:
-                subject = f"input {mask.name}, calibration sample {index}"
-                raise CalibrationError(subject, "it marks every position as padding", "Leave the sample out")
-        return masks
-
-    def _run(
-        self,
-        model: ir.Model,
-        axes: Mapping[str, int],
-        gram: Collection[str],
-        masks: tuple[PaddingMask, ...],
-        samples: Spool,
-    ) -> dict[str, ChannelStatistics]:
+    def _observed(self, model: ir.Model, axes: Mapping[str, int], gram: Collection[str]) -> _Observed:
         max_rows = self._affordable_rows(model, axes)
         observed = model.clone()
         outputs = len(observed.graph.outputs)
-        result = self.instrument(axes, rows=max_rows, gram=gram, masks=masks)(observed)
+        result = self.instrument(axes, rows=max_rows, gram=gram, masks=self.masks(model))(observed)
         assert isinstance(result, Observation)
         del observed.graph.outputs[:outputs]  # the runtime need not compute what only they read
         RemoveUnusedNodesPass()(observed)
-        session = self.open_session(observed)
-        collection = _Collection(result.groups, max_rows, self.seed)
-        for index, feed in enumerate(samples):
+        return _Observed(observed, self.samples(model), result.groups, max_rows)
+
+    def _cached(self, observed: _Observed) -> dict[str, ChannelStatistics]:
+        folder = Calibration.of(self.data).cache
+        if folder is None:
+            return self._run(observed)
+        # The observers are in the model that is hashed: statistics of other observers are never taken for these.
+        model = calibration_cache.fingerprint(observed.model)
+        key = f"{model} {observed.samples.fingerprint} {observed.max_rows} {self.seed}"
+        path = pathlib.Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+        statistics = calibration_cache.load(path, [value for group in observed.groups for value in group.values])
+        if statistics is None:
+            statistics = self._run(observed)
+            calibration_cache.store(path, statistics)
+        return statistics
+
+    def _run(self, observed: _Observed) -> dict[str, ChannelStatistics]:
+        session = self.open_session(observed.model)
+        collection = _Collection(observed.groups, observed.max_rows, self.seed)
+        for index, feed in enumerate(observed.samples):
             collection.add(_run_sample(session, collection.feed(feed), index))
             if self.progress is not None:
-                self.progress(index + 1, samples.count)
+                self.progress(index + 1, observed.samples.count)
+        del session
+        return_freed_memory()
         return collection.finish()
 
     def _affordable_rows(self, model: ir.Model, axes: Mapping[str, int]) -> int:
@@ -149,19 +149,34 @@ class Calibrator:
         return max(1, min(self.max_rows, self.row_bytes // max(row, 1)))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Observed:
+    """A model that tells the statistics of its values, with nothing in it but what they need, and the samples to run.
+
+    Attributes:
+        model: the instrumented model.
+        samples: what it is run on.
+        groups: the values that are observed.
+        max_rows: most rows kept of each.
+    """
+
+    model: ir.Model
+    samples: Spool
+    groups: tuple[RowGroup, ...]
+    max_rows: int
+
+
 def _check_mask(name: str, model: ir.Model, samples: Spool) -> None:
     inputs = {str(value.name): value for value in model.graph.inputs}
+    subject, mend = f"padding_mask {name!r}", "Name the input that marks padding"
     if name not in samples.levels:
         nearest = difflib.get_close_matches(name, samples.levels, n=1, cutoff=0.0)
-        raise CalibrationError(f"mask {name}", "the model has no such input", f"Did you mean {' '.join(nearest)}?")
+        raise CalibrationError(subject, "the model has no such input", f"The nearest is {' '.join(nearest)!r}")
     shape = inputs[name].shape
     if shape is not None and len(shape) != 2:
-        reason = f"it has shape {shape} where a padding mask has [batch, sequence]"
-        raise CalibrationError(f"mask {name}", reason, "Name the input that marks padding")
+        raise CalibrationError(subject, f"it has shape {shape} where a padding mask has [batch, sequence]", mend)
     if not samples.levels[name].binary:
-        raise CalibrationError(
-            f"mask {name}", "it holds other numbers than 0 and 1", "Name the input that marks padding"
-        )
+        raise CalibrationError(subject, "it holds other numbers than 0 and 1", mend)
 
 
 def _run_sample(session: Session, feed: Feed, index: int) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,15 +39,15 @@ def fingerprint(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
-def load(path: pathlib.Path, axes: Mapping[str, int]) -> dict[str, ChannelStatistics] | None:
-    """Return the statistics of all values of `axes`, or None when the file is not there or damaged."""
+def load(path: pathlib.Path, values: Collection[str]) -> dict[str, ChannelStatistics] | None:
+    """Return the statistics of the values of these names, or None when the file is not there or damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             names = [str(name) for name in stored["names"]]
             found = {name: _restore(stored, index) for index, name in enumerate(names)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return found if set(found) == set(axes) else None
+    return found if set(found) == set(values) else None
 
 
 def _restore(stored: Mapping[str, npt.NDArray[Any]], index: int) -> ChannelStatistics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -13,16 +15,17 @@ from typing import IO, Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.calibration_sample import Array, Feed, as_array, check, is_array, named
+from qcompile.calibration_sample import Array, Feed, as_array, check, is_array
 from qcompile.errors import CalibrationError
 
 _FORMS = "Give an iterable of dicts, arrays or tuples, a callable that returns one, a dict of arrays, or an .npz file"
 
 
-def read(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Feed]:
-    """Yield one checked feed per sample: input name -> array of the input's dtype.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """Calibration data and how it is used; `compile` and `rewrite` take it wherever they take plain data.
 
-    Args:
+    Attributes:
         data: one of
             - an iterable (list, generator, DataLoader, Dataset) of samples, or a callable that returns one;
             - a calibration data reader of ONNX Runtime (`get_next`);
@@ -31,16 +34,56 @@ def read(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Feed]:
             A sample is a mapping from input names (a BatchEncoding too), a tuple or list in the order of the inputs,
             or, for a model of one input, an array or tensor. Stacked arrays have either one dim more than the
             input, or its rank; then they are cut along axis 0 into pieces of the input's fixed size, or of 1.
-        inputs: inputs of the model that need a value.
+        num_calibration_samples: most samples that are read, a batch of a DataLoader counts as one; None: all.
+        transform: makes of each sample, as the data gives it, one that fits the model; for a DataLoader of images and
+            labels, `lambda sample: sample[0]`. Of stacked arrays it gets the pieces. None: samples fit as they are.
+        padding_mask: name of the input that is 1 at data and 0 at padding; None: such inputs are found by dataflow.
+        cache: folder where statistics are kept between runs, under the hash of the model, the samples and what was
+            observed; it is made if need be, and nothing is ever deleted from it. None: nothing is kept.
 
     Raises:
-        CalibrationError: the data is of no known form, or a sample does not fit; names the input and the sample.
+        CalibrationError: num_calibration_samples is less than 1.
     """
-    for index, sample in enumerate(_samples(data, inputs)):
-        yield check(sample, index, inputs)
+
+    data: Any = dataclasses.field(repr=False)
+    num_calibration_samples: int | None = None
+    transform: Callable[[Any], Any] | None = None
+    padding_mask: str | None = None
+    cache: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_calibration_samples is not None and self.num_calibration_samples < 1:
+            reason = f"it is {self.num_calibration_samples}"
+            raise CalibrationError("num_calibration_samples", reason, "Give 1 or more, or None for all samples")
+
+    @classmethod
+    def of(cls, given: Any) -> Calibration:
+        """Return a Calibration as it is, and anything else as the data of one."""
+        return given if isinstance(given, Calibration) else cls(given)
+
+    def read(self, inputs: Sequence[ir.Value]) -> Iterator[Feed]:
+        """Yield one checked feed per sample: input name -> array of the input's dtype.
+
+        Args:
+            inputs: inputs of the model that need a value.
+
+        Raises:
+            CalibrationError: the data is of no known form, or a sample does not fit; names the input and the sample.
+        """
+        for index, sample in enumerate(itertools.islice(stored(self.data, inputs), self.num_calibration_samples)):
+            yield check(sample if self.transform is None else self.transform(sample), index, inputs)
 
 
-def _samples(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
+def stored(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
+    """Yield the samples as the data gives them; stacked arrays are cut, and no more of a stream is read than is asked.
+
+    Args:
+        data: see `Calibration`.
+        inputs: inputs of the model; how stacked arrays are cut depends on their rank.
+
+    Raises:
+        CalibrationError: the data is of no known form, or a file cannot be read.
+    """
     if isinstance(data, str | os.PathLike):
         return _from_npz(pathlib.Path(data), inputs)
     if hasattr(data, "get_next"):
@@ -48,7 +91,8 @@ def _samples(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
     if isinstance(data, Mapping):
         return _from_arrays({str(name): as_array(stacked) for name, stacked in data.items()}, inputs)
     if is_array(data):
-        return _from_arrays(named(as_array(data), 0, inputs), inputs)
+        name = str(inputs[0].name) if len(inputs) == 1 else ""
+        return (piece[name] for piece in _from_arrays({name: as_array(data)}, inputs))
     if callable(data) and not isinstance(data, Iterable):
         return iter(data())
     if isinstance(data, Iterable) or hasattr(data, "__getitem__"):
@@ -94,7 +138,7 @@ def _from_archive(archive: zipfile.ZipFile, path: pathlib.Path, inputs: Sequence
             _read_header(stream)
             for start in range(0, shape[0], size):
                 block = (min(size, shape[0] - start), *shape[1:])
-                content = stream.read(math.prod(block) * dtype.itemsize)
+                content = bytearray(stream.read(math.prod(block) * dtype.itemsize))  # torch takes no array of bytes
                 yield np.frombuffer(content, dtype).reshape(block)
 
     return _unstack({name: shape for name, (shape, _) in headers.items()}, blocks, inputs)

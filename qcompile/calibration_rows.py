@@ -57,12 +57,15 @@ class RowReservoir:
 
     def rows(self, value: str) -> npt.NDArray[np.float32]:
         """Return the kept rows of a value, float32 [rows, channels]."""
-        return np.concatenate(self._kept[value])
+        kept = self._kept[value]
+        kept[:] = [np.concatenate(kept)]  # in the place of the parts: all rows twice would be much memory
+        return kept[0]
 
     def _thin(self, density: float, older: int, newer: int) -> None:
         """Keep the rows that the new density leaves of the `older` ones; the `newer` ones already have it."""
         keep = stratified(older, round(older * density / self._density), float(self._random.random()))
         keep = np.concatenate([keep, older + np.arange(newer)])
-        self._kept = {value: [np.concatenate(kept)[keep]] for value, kept in self._kept.items()}
+        for kept in self._kept.values():
+            kept[:] = [np.concatenate(kept)[keep]]
         self._held = len(keep)
         self._density = density

@@ -36,12 +36,24 @@ def named(sample: Any, index: int, inputs: Sequence[ir.Value]) -> dict[str, Any]
     names = [str(value.name) for value in inputs]
     contents = list(sample) if isinstance(sample, tuple | list) else [sample]
     if len(contents) != len(names):
-        raise CalibrationError(
-            f"calibration sample {index}",
-            f"it has {len(contents)} arrays for the {len(names)} inputs {', '.join(names)}",
-            "Give a dict from input names, or one array for each input in this order",
-        )
+        held, taken = counted(len(contents), "array"), counted(len(names), "input")
+        mend = "Give a dict from input names, or one array for each input in this order"
+        if len(contents) > len(names):
+            mend = f"Say which are inputs: {transform_to(len(names))}"
+        reason = f"it has {held}, the model {taken}: {', '.join(names)}"
+        raise CalibrationError(f"calibration sample {index}", reason, mend)
     return dict(zip(names, contents, strict=True))
+
+
+def counted(count: int, word: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def transform_to(count: int) -> str:
+    """Return the code that makes samples of the first `count` arrays of each, to be shown to users."""
+    chosen = "sample[0]" if count == 1 else f"sample[:{count}]"
+    return f"qcompile.Calibration(data, transform=lambda sample: {chosen})"
 
 
 def check(sample: Any, index: int, inputs: Sequence[ir.Value]) -> Feed:
@@ -57,7 +69,8 @@ def check(sample: Any, index: int, inputs: Sequence[ir.Value]) -> Feed:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             reason = f"the model has no such input; its inputs are {', '.join(names)}"
-            raise _error(name, index, reason, f"Did you mean {nearest[0]}? Otherwise leave it out")
+            mend = f"Did you mean {nearest[0]}? Otherwise leave it out, in the data or with transform= of Calibration"
+            raise _error(name, index, reason, mend)
     sizes: dict[str, tuple[int, str]] = {}
     feed = {}
     for value in inputs:

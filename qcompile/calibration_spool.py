@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import pathlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.calibration_data import read
+from qcompile.calibration_data import Calibration
 from qcompile.calibration_sample import Array, Feed
 from qcompile.errors import CalibrationError
 
@@ -56,12 +57,13 @@ class Spool:
         levels: input name -> whether it looks like a mask.
     """
 
-    def __init__(self, data: Any, inputs: Sequence[ir.Value], num_calibration_samples: int | None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="qcompile-calibration-")
+    def __init__(self, calibration: Calibration, inputs: Sequence[ir.Value]) -> None:
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="qcompile-calibration-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.count = 0
         self.levels = {str(value.name): Levels() for value in inputs}
         digest = hashlib.sha256()
-        for feed in itertools.islice(read(data, inputs), num_calibration_samples):
+        for feed in calibration.read(inputs):
             self._dtypes = {name: array.dtype for name, array in feed.items()}
             for name, array in feed.items():
                 digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -84,4 +86,4 @@ class Spool:
                 yield {name: stored[str(place)].view(dtype) for place, (name, dtype) in enumerate(self._dtypes.items())}
 
     def _path(self, index: int) -> pathlib.Path:
-        return pathlib.Path(self._folder.name) / f"{index}.npz"
+        return self._folder / f"{index}.npz"

@@ -21,7 +21,7 @@ class ChannelStatistics:
         mean: float32 [channels].
         rows: float32 [rows, channels]: the value at positions drawn evenly and reproducibly from all data.
         count: number of valid positions.
-        gram: float64 [channels, channels], the mean of x xT, where it was asked for.
+        gram: float32 [channels, channels], the mean of x xT, where it was asked for.
     """
 
     minimum: npt.NDArray[np.float32]
@@ -29,7 +29,7 @@ class ChannelStatistics:
     mean: npt.NDArray[np.float32]
     rows: npt.NDArray[np.float32]
     count: int
-    gram: npt.NDArray[np.float64] | None = None
+    gram: npt.NDArray[np.float32] | None = None
 
     @property
     def absmax(self) -> npt.NDArray[np.float32]:
@@ -38,7 +38,10 @@ class ChannelStatistics:
 
 
 class RunningStatistics:
-    """Minimum, maximum, sum and sum of x xT of one value over runs of the model; sums are float64."""
+    """Minimum, maximum, sum and sum of x xT of one value over runs of the model.
+
+    Sums are float64, but for x xT: of many values those of all pairs of channels are most of what calibration holds.
+    """
 
     def __init__(self) -> None:
         self._minimum: Array = np.full((), np.inf, np.float32)
@@ -52,10 +55,11 @@ class RunningStatistics:
         self._maximum = np.maximum(self._maximum, maximum)
         self._sum = self._sum + total
         if gram is not None:
-            self._gram = gram.astype(np.float64) if self._gram is None else np.add(self._gram, gram, out=self._gram)
+            self._gram = np.array(gram, np.float32) if self._gram is None else np.add(self._gram, gram, out=self._gram)
 
     def finish(self, rows: npt.NDArray[np.float32], count: int) -> ChannelStatistics:
         """Return the statistics over `count` positions."""
         mean = (self._sum / count).astype(np.float32)
-        gram = None if self._gram is None else self._gram / count
+        gram = None if self._gram is None else np.divide(self._gram, count, out=self._gram)
+        self._gram = None  # given away
         return ChannelStatistics(self._minimum, self._maximum, mean, rows, count, gram)

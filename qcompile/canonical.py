@@ -12,10 +12,12 @@ from qcompile.passes.canonicalize_linears import CanonicalizeLinears
 from qcompile.passes.convert_opset import ConvertOpset
 from qcompile.passes.expand_rotary_caches import ExpandRotaryCaches
 from qcompile.passes.fold_constants import FoldConstants
+from qcompile.passes.fold_convolution_affine import FoldConvolutionAffine
 from qcompile.passes.fold_weight_views import FoldWeightViews
 from qcompile.passes.fuse_attention import FuseAttention
 from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_grouped_query_heads import FuseGroupedQueryHeads
+from qcompile.passes.fuse_hard_swish import FuseHardSwish
 from qcompile.passes.fuse_layer_normalization import FuseLayerNormalization
 from qcompile.passes.fuse_rms_normalization import FuseRmsNormalization
 from qcompile.passes.fuse_rotary_embedding import FuseRotaryEmbedding
@@ -23,6 +25,7 @@ from qcompile.passes.lower_gemms import LowerGemms
 from qcompile.passes.order_operands import OrderOperands
 from qcompile.passes.squeeze_scalars import SqueezeScalars
 from qcompile.passes.unflatten_softmax import UnflattenSoftmax
+from qcompile.qdq import DOMAIN, PER_TOKEN
 
 
 class EliminateIdentities(ir.passes.InPlacePass):
@@ -66,6 +69,11 @@ def _remove(node: ir.Node) -> None:
         x.name = output.name
 
 
+def _is_foreign(function: ir.Function) -> bool:
+    """True for every function but per-token quantization, a word of the quantized graph that backends know."""
+    return function.identifier() != (DOMAIN, PER_TOKEN, "")
+
+
 def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.passes.PassBase]:
     """One graph, constants as initializers, opset 23, linears in one form, composite operators recognised.
 
@@ -73,7 +81,7 @@ def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.
         runs: tells whether the reference runtime takes a model, see `ConvertOpset`.
     """
     return [
-        common.InlinePass(),
+        common.InlinePass(criteria=_is_foreign),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
         ConvertOpset(runs=runs),
@@ -92,6 +100,8 @@ def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.
         FuseLayerNormalization(),
         FuseRmsNormalization(),
         FuseGelu(),
+        FuseHardSwish(),
+        FoldConvolutionAffine(),
         FuseAttention(),
         FuseRotaryEmbedding(),
         FuseGroupedQueryHeads(),

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
-from qcompile.backends import Backend
+from qcompile.backends import Backend, Capability, Operator
+from qcompile.contract import Pass
 from qcompile.errors import CalibrationError, UnsupportedError
 from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.quantize_attention import QuantizeAttention
+from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
 from qcompile.recipe import Recipe, named_recipes
 from qcompile.scheme import Scheme
 
 SATURATING_TARGETS = ("avx2",)
 """Processors whose products of 8-bit pairs saturate in 16 bits: weights of 7 bits cannot (255 * 63 * 2 < 2**15)."""
+
+_LAYERS: tuple[Operator, ...] = ("Linear", "Conv", "ConvTranspose")
+_EMBEDDING_ROWS = Scheme("int8", "per_channel")
 
 
 def quantizers(recipe: Recipe) -> list[InsertQdq]:
@@ -28,55 +35,88 @@ def check_data(recipe: Recipe, calibration: object) -> None:
     """
     if calibration is not None:
         return
-    if any(not quantizer.activations.dynamic for quantizer in quantizers(recipe)):
+    steps = [step.build() for step in recipe.steps]
+    schemes = [wanted.activations for built in steps for wanted in _wanted(built)]
+    if any(scheme is not None and not scheme.dynamic for scheme in schemes):
         reason = "the scales of static activations come from calibration data, and there is none"
         mend = "Give calibration data, or use a dynamic recipe such as w8a8-dynamic"
         raise CalibrationError(f"recipe {recipe.name}", reason, mend)
-    for step in recipe.steps:
-        built = step.build()
+    for step, built in zip(recipe.steps, steps, strict=True):
         if built.without_calibration() is None and not built.may_match_nothing:
             reason = f"{step.pass_name} works from calibration data, and there is none"
             mend = f"Give calibration data, or leave {step.pass_name} out of the recipe"
             raise CalibrationError(f"recipe {recipe.name}", reason, mend)
 
 
-def for_target(recipe: Recipe, backend: Backend, target: str | None) -> Recipe:
+def for_target(recipe: Recipe, targets: Collection[str], target: str | None) -> Recipe:
     """Return the recipe for a processor: weights of 7 bits where 8-bit products saturate.
 
+    Args:
+        recipe: what is done on any processor.
+        targets: the processors that are known, the backend's `targets`.
+        target: one of them, or None.
+
     Raises:
-        UnsupportedError: the backend does not know the target.
+        UnsupportedError: the target is not known.
     """
     if target is None:
         return recipe
-    if target not in backend.targets:
-        reason = f"{backend.name} has no such target"
-        raise UnsupportedError(f"target {target!r}", reason, f"Use one of {', '.join(backend.targets)}")
+    if target not in targets:
+        raise UnsupportedError(f"target {target!r}", "there is no such target", f"Use one of {', '.join(targets)}")
     if target not in SATURATING_TARGETS:
         return recipe
     return recipe.override(weights={"bits": 7}) if quantizers(recipe) else recipe
 
 
 def integer_operators(recipe: Recipe, backend: Backend) -> frozenset[str]:
-    """Return the operators that the backend computes in integers with the schemes of the recipe."""
-    return frozenset(
-        row.operator
-        for row in backend.capabilities
-        for quantizer in quantizers(recipe)
-        if _is(row.activations, quantizer.activations) and _is(row.weights, quantizer.weights)
-    )
+    """Return the operators that the backend computes in integers, or stores in 8 bits, as the recipe asks."""
+    return frozenset(row.operator for step in recipe.steps for row in _supported(step.build(), backend))
 
 
 def check_recipe(recipe: Recipe, backend: Backend) -> None:
-    """Raise UnsupportedError, naming the nearest recipe, when no operator can be quantized as the recipe asks."""
-    if not quantizers(recipe) or integer_operators(recipe, backend):
+    """Raise UnsupportedError, naming the nearest recipes, when the backend has no operator that the recipe quantizes.
+
+    That is asked of each pass that must quantize something, and of all passes together. What a backend has no integer
+    kernel for besides stays float, and the report says so: attention, where linears are quantized.
+    """
+    quantizing = [built for step in recipe.steps if _wanted(built := step.build())]
+    able = [built for built in quantizing if _supported(built, backend)]
+    if (able or not quantizing) and all(built in able for built in quantizing if not built.may_match_nothing):
         return
-    able = [name for name in named_recipes() if integer_operators(Recipe.from_name(name), backend)]
+    others = [name for name in named_recipes() if integer_operators(Recipe.from_name(name), backend)]
     raise UnsupportedError(
         f"recipe {recipe.name}",
         f"{backend.name} computes none of its operators in integers",
-        f"Use {' or '.join(able[:2])}",
+        f"Use {' or '.join(others[:2])}",
     )
 
 
-def _is(row: Scheme | None, wanted: Scheme) -> bool:
-    return row is not None and dataclasses.replace(row, bits=wanted.bits) == wanted
+def _supported(built: Pass, backend: Backend) -> list[Capability]:
+    return [
+        wanted
+        for wanted in _wanted(built)
+        if any(
+            row.operator == wanted.operator
+            and _same(row.activations, wanted.activations)
+            and _same(row.weights, wanted.weights)
+            for row in backend.capabilities
+        )
+    ]
+
+
+def _wanted(built: Pass) -> list[Capability]:
+    """Return what a pass quantizes, as rows of the table that a backend needs for it; none: it quantizes nothing."""
+    if isinstance(built, InsertQdq):
+        return [Capability(operator, built.weights, built.activations) for operator in _LAYERS]
+    if isinstance(built, QuantizeAttention):
+        return [Capability("Attention", None, built.activations)]
+    if isinstance(built, QuantizeEmbeddings):
+        return [Capability("Embedding", _EMBEDDING_ROWS, None)]
+    return []
+
+
+def _same(row: Scheme | None, wanted: Scheme | None) -> bool:
+    """True for equal schemes, whatever part of the 8 bits is used."""
+    if row is None or wanted is None:
+        return row is wanted
+    return dataclasses.replace(row, bits=wanted.bits) == wanted

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
-from qcompile.layers import Layer
+from qcompile.layers import Layer, node_of
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
@@ -76,25 +76,28 @@ def _marker(node: ir.Node, layers: Sequence[Layer]) -> Marker | None:
     return Marker(node, x, constant, axis, tuple(layers))
 
 
-def insert(x: ir.Value, factors: np.ndarray, linears: Sequence[graph.Linear]) -> ir.Node:
-    """Write Mul(x, factors) in front of linears that read x; their weights are left as they are.
+def insert(x: ir.Value, factors: np.ndarray, layers: Sequence[Layer]) -> ir.Node:
+    """Write Mul(x, factors) in front of layers that read x; their weights are left as they are.
 
     Args:
-        x: the value; other readers keep reading it.
+        x: the value, of known rank in front of convolutions; other readers keep reading it.
         factors: float [channels].
-        linears: readers of x in graph order.
+        layers: linears, or convolutions, that read x, in graph order.
     """
-    owner = linears[0].matmul.graph
+    first = node_of(layers[0])
+    owner = first.graph
     assert isinstance(owner, ir.Graph)
+    trailing = len(x.shape) - 2 if isinstance(layers[0], graph.Convolution) and x.shape is not None else 0
     name = graph.unique_name(owner, f"{x.name}.smoothed")
-    tensor = ir.Tensor(factors.astype(np.float32), name=graph.unique_name(owner, f"{name}.factors"))
+    array = factors.astype(np.float32).reshape(-1, *(1,) * trailing)
+    tensor = ir.Tensor(array, name=graph.unique_name(owner, f"{name}.factors"))
     constant = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     owner.register_initializer(constant)
     node = ir.node("Mul", [x, constant], name=name)
     node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = name, x.shape, x.type
-    owner.insert_before(linears[0].matmul, node)
-    for linear in linears:
-        linear.matmul.replace_input_with(0, node.outputs[0])
+    owner.insert_before(first, node)
+    for layer in layers:
+        node_of(layer).replace_input_with(0, node.outputs[0])
     return node
 
 

@@ -57,6 +57,12 @@ def compile_model(
     calibration: Annotated[
         Path | None, typer.Option("--calibration", "-c", help="An .npz file of stacked samples, or a folder of .npz.")
     ] = None,
+    num_calibration_samples: Annotated[
+        int | None, typer.Option(min=1, help="Most samples that are read; all when left out.")
+    ] = None,
+    calibration_cache: Annotated[
+        Path | None, typer.Option(help="Folder where statistics of the activations are kept between runs.")
+    ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="Layer that stays float: a name, or re: and a pattern. Repeatable.")
     ] = None,
@@ -81,7 +87,7 @@ def compile_model(
                 cli_inputs.model_file(model),
                 cli_inputs.recipe(recipe, settings or ()),
                 backend=backend,
-                calibration=cli_inputs.calibration(calibration),
+                calibration=cli_inputs.calibration(calibration, num_calibration_samples, calibration_cache),
                 ignore=tuple(ignore or ()),
                 targets=tuple(targets or ()),
                 output=output,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError, ModelError, RecipeError
 from qcompile.manifest import Port
 from qcompile.recipe import Recipe, named_recipes
@@ -62,13 +63,25 @@ def model_file(path: Path) -> Path:
     return path
 
 
-def calibration(path: Path | None) -> Path | SampleFolder | None:
-    """Return calibration data: an .npz file of stacked samples, or a folder of .npz files; raises CalibrationError."""
+def calibration(path: Path | None, count: int | None, cache: Path | None) -> Calibration | None:
+    """Return calibration data: an .npz file of stacked samples, or a folder of .npz files; None: there is none.
+
+    Args:
+        path: file or folder.
+        count: most samples that are read.
+        cache: folder where statistics are kept between runs.
+
+    Raises:
+        CalibrationError: there is no such file, or nothing that the other options could be about.
+    """
     if path is None:
+        for option, value in (("--num-calibration-samples", count), ("--calibration-cache", cache)):
+            if value is not None:
+                raise CalibrationError(option, "there is no calibration data", "Give it with --calibration")
         return None
     if not path.exists():
         raise CalibrationError(str(path), "there is no such file or folder", "Give an .npz file or a folder of them")
-    return SampleFolder(path) if path.is_dir() else path
+    return Calibration(SampleFolder(path) if path.is_dir() else path, count, cache=cache)
 
 
 def recipe(name: str, settings: Sequence[str]) -> Recipe:

@@ -15,6 +15,7 @@ from qcompile.activation_ranges import Ranges
 from qcompile.artifact import Artifact, check_output, write_artifact
 from qcompile.backends import Backend, Lowered
 from qcompile.calibration import Calibrator
+from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, integer_operators
@@ -50,8 +51,9 @@ def compile(
         model: torch.nn.Module, ExportedProgram, .onnx path, bytes, ModelProto or onnx_ir.Model.
         recipe: name, path of a YAML file (.yaml, .yml), or a Recipe.
         backend: "onnxruntime" or "openvino".
-        calibration: samples in any form that `calibration_data` reads; needed by static recipes, and by smoothing with
-            a given alpha. A dynamic recipe without it leaves out what needs statistics, and the report says so.
+        calibration: samples in any form that `Calibration` names, or a Calibration; needed by static recipes, and by
+            smoothing with a given alpha. A dynamic recipe without it leaves out what needs statistics, and the report
+            says so.
         example_inputs: of a torch module, to trace it, by default the first calibration sample; also the sample for
             verification when there is no calibration.
         dynamic_shapes: of a torch module, as torch.export takes them; None: batch and sequence are dynamic.
@@ -66,7 +68,7 @@ def compile(
         QCompileError: with the node, input or setting, the reason and the mend.
     """
     engine = backends.get(backend)
-    plan = for_target(recipe_of(recipe, ignore, targets), engine, target)
+    plan = for_target(recipe_of(recipe, ignore, targets), engine.targets, target)
     check_recipe(plan, engine)
     check_data(plan, calibration)
     if output is not None:
@@ -79,6 +81,8 @@ def compile(
     def write(folder: Path) -> Lowered:
         work.progress("lowering", 0.0)
         lowered = engine.lower(quantized, folder, target=target)
+        for value in quantized.graph.initializers.values():
+            value.const_value = None  # in the files now; measuring needs the room
         work.progress("measuring", 0.0)
         measure(report, engine, original, folder / lowered.model_file, lowered, work.samples, work.pipeline.masks)
         if work.samples:
@@ -108,11 +112,16 @@ def rewrite(
     dynamic_shapes: Any = None,
     ignore: Sequence[str] = (),
     targets: Sequence[str] = (),
+    target: str | None = None,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> ir.Model:
-    """Apply the passes of a recipe and return the portable quantized model; arguments as in `compile`."""
-    plan = recipe_of(recipe, ignore, targets)
+    """Apply the passes of a recipe and return the portable quantized model.
+
+    It is for any runtime, so nothing stays float because one of them has no integer kernel for it. The processor that
+    it is for matters all the same: `target` is one of those of ONNX Runtime. Other arguments as in `compile`.
+    """
+    plan = for_target(recipe_of(recipe, ignore, targets), backends.get("onnxruntime").targets, target)
     check_data(plan, calibration)
     return _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress).apply(plan)
 
@@ -150,14 +159,16 @@ class _Work:
         """Trace the model, bring it to canonical form and bind the calibration data to it."""
         report_progress = progress or (lambda _stage, _part: None)
         report_progress("tracing", 0.0)
-        example_inputs, calibration = _example(model, example_inputs, calibration)
+        data = None if calibration is None else Calibration.of(calibration)
+        if example_inputs is None and data is not None and hasattr(model, "forward"):
+            example_inputs, data = first_sample(data, model)
         traced = frontend.trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         report_progress("tracing", 1.0)
         reference = backends.get("onnxruntime")
         ranges = Ranges()
-        calibrator = None if calibration is None else _calibrator(calibration, reference, report_progress, ranges)
+        calibrator = None if data is None else _calibrator(data, reference, report_progress, ranges)
         samples, kind = _samples(traced, calibrator, example_inputs) if verify else ([], "")
-        masks = usable_masks(padding_masks(traced), samples) if samples else ()
+        masks = usable_masks(padding_masks(traced), samples) if calibrator is None else calibrator.masks(traced)
         pipeline = Pipeline(reference.open_session, samples, masks, report_progress)
         log = Log()
         canonical = pipeline.run(traced, canonical_passes(_runs(reference)), log, required=False)
@@ -184,18 +195,11 @@ class _Work:
         return left
 
 
-def _calibrator(calibration: Any, reference: Backend, progress: Progress, ranges: Ranges) -> Calibrator:
+def _calibrator(calibration: Calibration, reference: Backend, progress: Progress, ranges: Ranges) -> Calibrator:
     def tell(done: int, total: int) -> None:
         progress("calibrating", done / max(total, 1))
 
     return Calibrator(calibration, ObserveChannels, reference.open_session, progress=tell, on_collect=ranges.collected)
-
-
-def _example(model: Any, example_inputs: Any, calibration: Any) -> tuple[Any, Any]:
-    """Return example inputs, for a module by default the first calibration sample, and data that still holds it."""
-    if example_inputs is not None or calibration is None or isinstance(model, str | Path | bytes | ir.Model):
-        return example_inputs, calibration
-    return first_sample(calibration)
 
 
 def _samples(model: ir.Model, calibrator: Calibrator | None, example_inputs: Any) -> tuple[list[Feed], str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from qcompile.calibration_data import read
-from qcompile.calibration_sample import is_array
+from qcompile.calibration_data import Calibration, stored
+from qcompile.calibration_sample import counted, is_array, transform_to
 from qcompile.errors import CalibrationError
 from qcompile.graph import constant, is_standard, layer_name
 from qcompile.recipe import Recipe, check_patterns, selects
@@ -72,39 +75,63 @@ def _candidates(model: ir.Model) -> Iterator[Candidate]:
             yield name, (name, str(node.name))
 
 
-def first_sample(calibration: Any) -> tuple[Any, Any]:
-    """Return the first calibration sample, to trace a module with, and calibration data that still holds it.
+def first_sample(calibration: Calibration, module: Any) -> tuple[Any, Calibration]:
+    """Return the first calibration sample, as arguments for the forward of a torch module, and data that holds it.
 
     Stacked arrays are cut along axis 0 and keep it; where the samples have a batch dim of their own behind it, give
-    example inputs. The sample is None where the data has no form that can be read without the inputs of the model.
+    example inputs. Arrays of float64, numpy's default, become float32 unless the module has such parameters.
 
     Raises:
-        CalibrationError: there is no sample.
+        CalibrationError: there is no sample, or forward does not take it.
     """
-    if isinstance(calibration, str | os.PathLike):
-        return None, calibration
-    if isinstance(calibration, Mapping):
-        return {str(name): stacked[:1] for name, stacked in calibration.items()}, calibration
-    if is_array(calibration):
-        return calibration[:1], calibration
-    if hasattr(calibration, "get_next"):
-        iterator: Iterator[Any] = iter(calibration.get_next, None)
-    elif callable(calibration) and not isinstance(calibration, Iterable):
-        iterator = iter(calibration())
-        return _first(iterator), calibration
-    elif isinstance(calibration, Iterable) or hasattr(calibration, "__getitem__"):
-        iterator = iter(calibration)
+    data = calibration.data
+    if is_array(data):
+        samples: Iterator[Any] = iter([data[:1]] if len(data) else [])
+    elif isinstance(data, Mapping):
+        samples = iter([{str(name): stacked[:1] for name, stacked in data.items()}])
     else:
-        return None, calibration
-    first = _first(iterator)
-    consumed = iterator is calibration or hasattr(calibration, "get_next")
-    return first, itertools.chain([first], iterator) if consumed else calibration
+        samples = stored(data, ())
+    first = next(samples, None)
+    if first is None:
+        raise CalibrationError("calibration data", "it holds no sample", "Give one at least; a generator serves once")
+    if not (is_array(data) or isinstance(data, Mapping | str | os.PathLike)):  # how those are cut depends on the model
+        calibration = dataclasses.replace(calibration, data=itertools.chain([first], samples))
+    sample = first if calibration.transform is None else calibration.transform(first)
+    _check_arguments(sample, inspect.signature(module.forward))
+    doubles = any(str(each.dtype) == "torch.float64" for each in module.parameters())
+    return sample if doubles else _without_doubles(sample), calibration
 
 
-def _first(iterator: Iterator[Any]) -> Any:
-    for sample in iterator:
-        return sample
-    raise CalibrationError("calibration data", "it holds no sample", "Give one at least; a generator serves once")
+def _check_arguments(sample: Any, forward: inspect.Signature) -> None:
+    """Raise CalibrationError when a module cannot be called with a sample."""
+    mend = "Give a dict of its parameters, or one array for each in this order; transform= of Calibration makes it"
+    try:
+        if isinstance(sample, Mapping):
+            held = f"it holds {', '.join(sample)}"
+            forward.bind(**sample)
+        else:
+            arrays = sample if isinstance(sample, tuple | list) else (sample,)
+            held = f"it has {counted(len(arrays), 'array')}"
+            required = [each for each in forward.parameters.values() if each.default is each.empty]
+            if len(arrays) > len(required) > 0:
+                mend = f"Say which are inputs: {transform_to(len(required))}"
+            forward.bind(*arrays)
+    except TypeError as error:
+        reason = f"{held}, and forward({', '.join(forward.parameters)}) does not take that: {error}"
+        raise CalibrationError("calibration sample 0", reason, mend) from error
+
+
+def _without_doubles(sample: Any) -> Any:
+    """Return the sample with its arrays of float64 as float32; what is nested deeper stays."""
+
+    def single(content: Any) -> Any:
+        if not is_array(content) or str(content.dtype) not in ("float64", "torch.float64"):
+            return content
+        return content.astype(np.float32) if isinstance(content, np.ndarray) else content.float()
+
+    if isinstance(sample, Mapping):
+        return {name: single(content) for name, content in sample.items()}
+    return tuple(map(single, sample)) if isinstance(sample, tuple | list) else single(sample)
 
 
 def example_samples(model: ir.Model, example_inputs: Any) -> tuple[list[Feed], str]:
@@ -125,7 +152,7 @@ def example_samples(model: ir.Model, example_inputs: Any) -> tuple[list[Feed], s
         if form is None:
             continue
         try:
-            return list(read([form], inputs)), "the example inputs"
+            return list(Calibration([form]).read(inputs)), "the example inputs"
         except CalibrationError:
             continue
     return list(synthetic_samples(model)), "made-up inputs"

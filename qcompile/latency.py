@@ -12,6 +12,24 @@ BLOCK = 5
 PAUSE_SECONDS = 0.05
 
 
+def durations(run: Callable[[], object], *, seconds: float) -> list[float]:
+    """Return how long each of many calls took, in seconds; the first WARM_UP_CALLS do not count.
+
+    Args:
+        run: runs the model once.
+        seconds: how long to measure; at least BLOCK calls are made.
+    """
+    for _ in range(WARM_UP_CALLS):
+        run()
+    found: list[float] = []
+    begin = time.perf_counter()
+    while len(found) < BLOCK or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return found
+
+
 def interleaved_medians(
     runs: Mapping[str, Callable[[], object]],
     *,

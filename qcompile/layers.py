@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.contract import Finding
 from qcompile.graph import Convolution, Linear, convolutions, is_standard, linears, sole_reader
+from qcompile.qdq import is_dequantized
 from qcompile.scheme import Scheme
 
 Layer = Linear | Convolution
@@ -16,14 +19,26 @@ Layer = Linear | Convolution
 _INT32_MAX = 2**31 - 1
 
 
-def float_layers(model: ir.Model) -> list[Layer]:
-    """Linears and convolutions whose weight is a constant float32 tensor, in graph order."""
+def every_layer(model: ir.Model) -> list[Layer]:
+    """Linears and convolutions with a constant weight of any type, in graph order."""
     position = {node: index for index, node in enumerate(model.graph)}
     found: list[Layer] = [*linears(model), *convolutions(model)]
-    return sorted(
-        (layer for layer in found if layer.weight.dtype == ir.DataType.FLOAT),
-        key=lambda layer: position[node_of(layer)],
-    )
+    return sorted(found, key=lambda layer: position[node_of(layer)])
+
+
+def float_layers(model: ir.Model) -> list[Layer]:
+    """Linears and convolutions whose weight is a constant float32 tensor, in graph order.
+
+    One that reads what comes straight out of quantization is not among them: somebody has quantized half of it.
+    """
+    return [
+        layer for layer in every_layer(model) if layer.weight.dtype == ir.DataType.FLOAT and not is_dequantized(layer.x)
+    ]
+
+
+def float_linears(model: ir.Model) -> list[Linear]:
+    """The linears of `float_layers`."""
+    return [layer for layer in float_layers(model) if isinstance(layer, Linear)]
 
 
 def node_of(layer: Layer) -> ir.Node:
@@ -76,6 +91,22 @@ def refusal(layer: Layer, activations: Scheme, weights: Scheme) -> str:
     if isinstance(layer, Convolution) and activations.dynamic:
         return "dynamic quantization is for linears: runtimes have no fast integer convolution with dynamic scales"
     return ""
+
+
+def left_out(name: str, operator: str, ignore: Collection[str], operators: Collection[str]) -> Finding | None:
+    """Finding for a layer that stays float before anyone looks at it; None: it may be quantized.
+
+    Args:
+        name: of the layer.
+        operator: of the layer, a name of a backend's capabilities.
+        ignore: names that the recipe leaves float.
+        operators: what the backend computes in integers, or stores in 8 bits.
+    """
+    if name in ignore:
+        return Finding(name, "ignored", "the recipe leaves it out", operator)
+    if operator not in operators:
+        return Finding(name, "kept", f"the backend has no integer {operator} with these schemes", operator)
+    return None
 
 
 def activated_output(layer: Convolution) -> ir.Value:

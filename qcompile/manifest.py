@@ -128,15 +128,13 @@ class Manifest:
         return manifest
 
     def check_files(self, folder: Path) -> None:
-        """Compare the files of the folder with the manifest.
+        """Compare the files of the manifest with those in the folder; what else lies there is the user's own.
 
         Raises:
-            ArtifactError: a file is missing, was added, is a link or differs in size or digest; with its name.
+            ArtifactError: a file is missing, is a link or differs in size or digest; with its name.
         """
         mend = "Copy the whole folder again, or compile again"
-        present = set(relative_files(folder)) - {MANIFEST, *MEASUREMENTS}
-        for name in sorted(present - set(self.files)):
-            raise ArtifactError(str(folder / name), "it is not in the manifest", f"Remove it. {mend}")
+        present = set(relative_files(folder))
         for name, entry in sorted(self.files.items()):
             path = folder / name
             if name not in present:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,19 @@ from qcompile.calibration_masks import PaddingMask
 from qcompile.capability import quantizers
 from qcompile.contract import Finding
 from qcompile.errors import VerificationError
-from qcompile.latency import interleaved_medians
+from qcompile.latency import durations
 from qcompile.layers import float_layers
+from qcompile.memory import return_freed_memory
 from qcompile.pipeline import Log
 from qcompile.recipe import Recipe
 from qcompile.report.data import ActivationRange, LayerReport, Report
 from qcompile.scheme import Scheme
-from qcompile.session import Feed
-from qcompile.verify import difference, is_numeric, without_padding
+from qcompile.session import Feed, Session
+from qcompile.verify import Outputs, difference, is_numeric, without_padding
 
 LATENCY_SECONDS = 1.0
+"""How long the float model and the artifact are timed, together."""
+
 _REPORT = "Report this with the model and the recipe"
 _LAYER_ACTIONS = ("quantized", "kept", "ignored")
 
@@ -101,8 +105,8 @@ def measure(
     }
     if not samples:
         return
-    quantized, original = engine.open_artifact(path), engine.open_session(model)
-    before, after = ([session.run(sample) for sample in samples] for session in (original, quantized))
+    opens = (lambda: engine.open_session(model)), (lambda: engine.open_artifact(path))
+    before, after = _run_in_turns(report, *opens, samples)
     _check_shapes(before, after, model.graph, path.name)
     _check_finite(before, after, path.name)
     before, after = (without_padding(side, samples, masks) for side in (before, after))
@@ -110,11 +114,30 @@ def measure(
         "sqnr_db": difference(before, after).sqnr_db,
         "cosine": {name: _cosine(before, after, name) for name in before[0]},
     }
-    feed = samples[0]
-    medians = interleaved_medians(
-        {"float_ms": lambda: original.run(feed), "quantized_ms": lambda: quantized.run(feed)}, seconds=LATENCY_SECONDS
-    )
-    report.latency = dict(medians)
+
+
+def _run_in_turns(
+    report: Report, open_float: Callable[[], Session], open_quantized: Callable[[], Session], samples: Sequence[Feed]
+) -> tuple[Outputs, Outputs]:
+    """Return the outputs of both models, and write their latency on the first sample into the report.
+
+    Each session holds a copy of the weights, so one is open at a time: float, quantized, float again, so that a
+    machine that becomes slower or faster meanwhile does so for both alike.
+    """
+
+    def timed(open_session: Callable[[], Session], share: float) -> tuple[Outputs, list[float]]:
+        return_freed_memory()
+        session = open_session()
+        outputs = [session.run(sample) for sample in samples]
+        return outputs, durations(lambda: session.run(samples[0]), seconds=share * LATENCY_SECONDS)
+
+    gc.collect()  # graphs are cycles: those that the lowering left behind hold quantized weights
+    before, first = timed(open_float, 0.25)
+    after, quantized = timed(open_quantized, 0.5)
+    _, last = timed(open_float, 0.25)
+    medians = {"float_ms": statistics.median(first + last), "quantized_ms": statistics.median(quantized)}
+    report.latency = {name: 1000 * seconds for name, seconds in medians.items()}
+    return before, after
 
 
 def _check_shapes(

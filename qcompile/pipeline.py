@@ -15,11 +15,13 @@ import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding, Keeps, Pass, Result
-from qcompile.errors import NothingMatchedError
+from qcompile.errors import ModelError, NothingMatchedError
+from qcompile.layers import float_layers
 from qcompile.recipe import short
 from qcompile.recipe_settings import BOUND
 from qcompile.report import PassReport
 from qcompile.session import Feed, OpenSession
+from qcompile.untouched import of_other_types, other_types, quantized_already
 from qcompile.verify import (
     EXACT_TOLERANCE,
     Difference,
@@ -33,6 +35,11 @@ from qcompile.verify import (
 
 Progress = Callable[[str, float], None]
 
+UNTOUCHED = "untouched"
+"""Where the log has the findings on layers that no pass touches."""
+
+_USE_FLOAT32 = "Give the model in float32: module.float() for a torch module, or export the .onnx file in float32"
+
 
 @dataclasses.dataclass
 class Log:
@@ -40,7 +47,7 @@ class Log:
 
     Attributes:
         passes: one entry per pass.
-        findings: of each pass, by the name of its class.
+        findings: of each pass, by the name of its class, and of none, by `UNTOUCHED`.
         outputs: outputs of the model on the samples, as it is now; empty when nothing is verified.
     """
 
@@ -72,20 +79,50 @@ class Pipeline:
             model: rewritten in place.
             passes: in order.
             log: is added to.
-            required: the user asked for these passes: one that matches nothing is an error.
+            required: the user asked for these passes: one that matches nothing is an error, but where the model is
+                quantized already, in part or as a whole.
 
         Raises:
             NothingMatchedError: a required pass found nothing.
+            ModelError: the runtime does not take the model.
             VerificationError: a pass left an invalid model, or an exact one changed what the model computes.
         """
+        passes = list(passes)
+        if required and any(_keeps(item) == "lossy" for item in passes):
+            required = not self._untouched(model, passes, log)
         if self.samples and not log.outputs:
-            log.outputs = outputs_of(model, self.samples, self.open_session)
+            log.outputs = self._first_outputs(model)
         for group in _groups(passes):
             before = model.clone()
             modified = [item for item in group if self._apply(model, item, log, required)]
             if modified and self.samples:
                 self._verify(model, before, modified, log)
         return model
+
+    def _untouched(self, model: ir.Model, passes: Sequence[ir.passes.PassBase], log: Log) -> bool:
+        """Write down the layers that no pass will touch; True when some are quantized already.
+
+        Then a pass that matches nothing is no error: what it was asked for has been done. Where the type of the weights
+        is the cause, the error comes before work is done on them.
+        """
+        quantized, of_others = quantized_already(model), of_other_types(model)
+        log.findings.setdefault(UNTOUCHED, []).extend([*quantized, *of_others])
+        if of_others and not quantized and not float_layers(model):
+            for item in passes:
+                if isinstance(item, Pass) and item.keeps == "lossy" and not item.may_match_nothing:
+                    raise _nothing_matched(model, item)
+        return bool(quantized)
+
+    def _first_outputs(self, model: ir.Model) -> list[dict[str, np.ndarray]]:
+        """Run the model as it came; where the runtime refuses it, say which types of its weights may be the cause."""
+        try:
+            return outputs_of(model, self.samples, self.open_session)
+        except ModelError as error:
+            others = other_types(model)
+            if not others:
+                raise
+            reason = f"its weights are {' and '.join(others)}, and {error.reason.rstrip('.')}"
+            raise ModelError(error.subject, reason, _USE_FLOAT32) from error
 
     def _apply(self, model: ir.Model, item: ir.passes.PassBase, log: Log, required: bool) -> bool:
         name = name_of(item)
@@ -169,4 +206,9 @@ def _nothing_matched(model: ir.Model, item: ir.passes.PassBase) -> NothingMatche
     found = ", ".join(f"{count} {name}" for name, count in operators) or "no nodes"
     sought = item.looks_for if isinstance(item, Pass) else "its pattern"
     reason = f"it matched nothing: it looks for {sought} and found {found}"
+    others = other_types(model)
+    if others:
+        return NothingMatchedError(
+            f"pass {name_of(item)}", f"{reason}; the weights are {' and '.join(others)}", _USE_FLOAT32
+        )
     return NothingMatchedError(f"pass {name_of(item)}", reason, "Take it out of the recipe, or check the model")

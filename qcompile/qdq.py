@@ -1,7 +1,8 @@
 """The words of the quantized graph: how Q/DQ pairs, dequantized weights and per-token quantization are written.
 
 Everything is standard ONNX of opset 21 or later; what has no standard operator is a function of the domain `qcompile`
-with a body of standard operators.
+with a body of standard operators. A model that stays at an older opset, because it cannot be converted, is written in
+that one where it has the operators.
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import Names, is_standard
+from qcompile.errors import UnsupportedError
+from qcompile.graph import Names, is_standard, layer_name
 
 DOMAIN = "qcompile"
 PER_TOKEN = "QuantizeDequantizePerToken"
+
+_PER_CHANNEL_FROM = 13
+"""Lowest opset in which DequantizeLinear has an axis."""
+
+_PER_TOKEN_FROM = 18
+"""Lowest opset in which the axes of ReduceMax are an input."""
 
 _PER_TOKEN_BODY = f"""
 <ir_version: 10, opset_import: ["" : 21, "{DOMAIN}" : 1]>
@@ -45,7 +53,7 @@ def per_token_function(opset: int) -> ir.Function:
     x and y are float [..., tokens, channels]; the scale is that of the last axis, 1 where a token is all zero.
     """
     function = ir.from_onnx_text(_PER_TOKEN_BODY).functions[(DOMAIN, PER_TOKEN, "")]
-    function.opset_imports[""] = opset  # the definitions of its operators are the same from 13 on
+    function.opset_imports[""] = opset  # the definitions of its operators are the same from 18 on
     return function
 
 
@@ -96,8 +104,13 @@ def dynamic_per_tensor(value: ir.Value, before: ir.Node) -> tuple[ir.Value, list
 
 
 def dynamic_per_token(value: ir.Value, before: ir.Node, model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
-    """Write x -> qcompile.QuantizeDequantizePerToken in front of a node, and its function into the model."""
+    """Write x -> qcompile.QuantizeDequantizePerToken in front of a node, and its function into the model.
+
+    Raises:
+        UnsupportedError: the model is below opset 18.
+    """
     graph, name = _graph(before), str(value.name)
+    _check_opset(before, _PER_TOKEN_FROM, "a scale per token")
     names = Names(graph)
     if (DOMAIN, PER_TOKEN, "") not in model.functions:
         function = per_token_function(model.opset_imports[""])
@@ -117,9 +130,15 @@ def dequantized_constant(
     axis: int | None,
     before: ir.Node,
 ) -> ir.Value:
-    """Write integer initializer -> DequantizeLinear in place of a float one; a scale [channels] is along axis."""
+    """Write integer initializer -> DequantizeLinear in place of a float one; a scale [channels] is along axis.
+
+    Raises:
+        UnsupportedError: the scale is along an axis and the model is below opset 13.
+    """
     graph, name = _graph(before), str(source.name)
     names = Names(graph)
+    if axis is not None and np.ndim(scale) == 1:
+        _check_opset(before, _PER_CHANNEL_FROM, "a scale per channel")
     inputs = [
         _initializer(graph, names.new(f"{name}.quantized"), quantized),
         _initializer(graph, names.new(f"{name}.scale"), np.asarray(scale, np.float32)),
@@ -150,6 +169,14 @@ def replace_input(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
 def _graph(node: ir.Node) -> ir.Graph:
     assert isinstance(node.graph, ir.Graph)
     return node.graph
+
+
+def _check_opset(node: ir.Node, lowest: int, what: str) -> None:
+    opset = _graph(node).opset_imports[""]
+    if opset < lowest:
+        reason = f"{what} needs opset {lowest} or later, and the model could not be converted from opset {opset}"
+        mend = f"Export the model again with opset {lowest} or later, or use a recipe with one scale per tensor"
+        raise UnsupportedError(f"layer {layer_name(node)}", reason, mend)
 
 
 def _describe(

@@ -13,8 +13,9 @@ _PER_TENSOR_DYNAMIC = {"dtype": "uint8", "granularity": "per_tensor", "sym": Fal
 _PER_TOKEN_DYNAMIC = {"dtype": "int8", "granularity": "per_token", "sym": True, "dynamic": True}
 
 
-# Measured: rare peaks cost PP-OCR more than saturating them does, and convolutions have no smoothing to spread them.
-_CONVOLUTIONS = {"convolution_observer": "percentile", "min_convolution_sqnr_db": 25.0}
+# Measured on four models: scales fold into few convolutions, and for the others saturating the rare peaks of what they
+# read and write costs less than representing them.
+_CONVOLUTIONS = {"convolution_observer": "mse", "min_convolution_sqnr_db": 20.0, "bias_correction": "convolutions"}
 
 
 def _ours(activations: Mapping[str, Any]) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -12,11 +11,15 @@ import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import ModelError, VerificationError
+from qcompile.memory import return_freed_memory
 from qcompile.session import Feed, OpenSession
-from qcompile.solvers.sqnr import sqnr_db
+from qcompile.solvers.sqnr import decibels, powers
 
 EXACT_TOLERANCE = 1e-4
 """Largest difference that an exact pass may make, as part of the range of each output."""
+
+_BLOCK = 2**18
+"""Elements of an output that are compared at a time."""
 
 Outputs = Sequence[Mapping[str, np.ndarray]]
 
@@ -63,13 +66,16 @@ def without_padding(
 ) -> list[dict[str, np.ndarray]]:
     """Keep the valid positions of every output that has a mask's dims in front: [batch, sequence, ...] to [valid, ...].
 
-    What a model computes at padded positions is never read, and says nothing about its accuracy.
+    What a model computes at padded positions is never read, and says nothing about its accuracy. Where all positions of
+    a sample are valid, its outputs stay as they are.
     """
     kept = []
     for found, sample in zip(outputs, samples, strict=True):
         arrays = dict(found)
         for mask in masks:
             valid = sample[mask.name] == mask.valid
+            if valid.all():
+                continue
             fits = {name: array for name, array in arrays.items() if array.shape[: valid.ndim] == valid.shape}
             arrays.update({name: array[valid] for name, array in fits.items()})
         kept.append(arrays)
@@ -83,7 +89,10 @@ def outputs_of(model: ir.Model, samples: Sequence[Feed], open_session: OpenSessi
         ModelError: the runtime refuses the model.
     """
     session = open_session(model)
-    return [session.run(sample) for sample in samples]
+    outputs = [session.run(sample) for sample in samples]
+    del session
+    return_freed_memory()
+    return outputs
 
 
 def usable_masks(masks: Iterable[PaddingMask], samples: Sequence[Feed]) -> tuple[PaddingMask, ...]:
@@ -105,43 +114,61 @@ def difference(before: Outputs, after: Outputs) -> Difference:
     Outputs that are not numbers must be equal; an output of another shape is infinitely far. Where there is no number
     to compare, the ratio is NaN: nothing was measured.
     """
-    worst, worst_name, pairs, apart = 0.0, "", [], False
-    for name in before[0] if before else ():
-        sides = [[outputs[name] for outputs in side] for side in (before, after)]
-        if any(np.shape(expected) != np.shape(actual) for expected, actual in zip(*sides, strict=True)):
-            relative, apart = float("inf"), True
-        elif not all(map(is_numeric, itertools.chain(*sides))):
-            equal = all(np.array_equal(expected, actual) for expected, actual in zip(*sides, strict=True))
-            relative = 0.0 if equal else float("inf")
+    compared = {name: _Comparison() for name in (before[0] if before else ())}
+    for expected, actual in zip(before, after, strict=True):
+        for name, comparison in compared.items():
+            comparison.add(np.asarray(expected[name]), np.asarray(actual[name]))
+    worst = max(compared, key=lambda name: compared[name].relative, default="")
+    found = compared.values()
+    nothing = not any(item.count for item in found) or any(item.other_shape for item in found)
+    ratio = float("nan") if nothing else decibels(sum(item.power for item in found), sum(item.noise for item in found))
+    return Difference(worst, compared[worst].relative if worst else 0.0, ratio)
+
+
+class _Comparison:
+    """One output over all samples; block by block, because logits over a vocabulary are large in float64."""
+
+    def __init__(self) -> None:
+        self.power = self.noise = 0.0
+        self.count = 0
+        self.other_shape = False
+        self._same = True
+        self._distance = 0.0
+        self._low, self._high = float("inf"), float("-inf")
+
+    @property
+    def relative(self) -> float:
+        """Largest difference as part of the range of what is expected; infinity for what no number tells."""
+        if not self._same:
+            return float("inf")
+        spread = self._high - self._low if self._high > self._low else abs(self._high)
+        return self._distance / spread if self._distance > 0 and spread > 0 else float("inf" if self._distance else 0)
+
+    def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
+        """Take the output on one sample."""
+        if expected.shape != actual.shape:
+            self._same, self.other_shape = False, True
+        elif not (is_numeric(expected) and is_numeric(actual)):
+            self._same &= bool(np.array_equal(expected, actual))
         else:
-            expected, actual = (
-                np.concatenate([np.ravel(array) for array in side]).astype(np.float64) for side in sides
-            )
-            pairs.append((expected, actual))
-            relative = _relative(expected, actual)
-        if relative > worst or not worst_name:
-            worst, worst_name = relative, name
-    expected, actual = (
-        np.nan_to_num(np.concatenate([pair[side] for pair in pairs] or [np.zeros(0)]), posinf=0.0, neginf=0.0)
-        for side in (0, 1)
-    )
-    return Difference(worst_name, worst, float("nan") if apart or not expected.size else sqnr_db(expected, actual))
+            sides = np.ravel(expected), np.ravel(actual)
+            for start in range(0, expected.size, _BLOCK):
+                self._add_block(*(side[start : start + _BLOCK].astype(np.float64) for side in sides))
+
+    def _add_block(self, expected: np.ndarray, actual: np.ndarray) -> None:
+        finite = np.isfinite(expected)
+        self._same &= bool(np.array_equal(finite, np.isfinite(actual)))
+        self._low = min(self._low, float(expected.min(initial=np.inf, where=finite)))
+        self._high = max(self._high, float(expected.max(initial=-np.inf, where=finite)))
+        expected, actual = (np.nan_to_num(side, posinf=0.0, neginf=0.0) for side in (expected, actual))
+        self._distance = max(self._distance, float(np.abs(expected - actual).max(initial=0, where=finite)))
+        power, noise = powers(expected, actual)
+        self.power, self.noise, self.count = self.power + power, self.noise + noise, self.count + expected.size
 
 
 def is_numeric(array: np.ndarray) -> bool:
     """True for numbers and truth values; False for texts."""
     return np.asarray(array).dtype.kind not in "OSUT"
-
-
-def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
-    if not np.array_equal(np.isfinite(expected), np.isfinite(actual)):
-        return float("inf")
-    finite = np.isfinite(expected)
-    if not finite.any():
-        return 0.0
-    distance = float(np.abs(expected[finite] - actual[finite]).max())
-    spread = float(np.ptp(expected[finite])) or float(np.abs(expected[finite]).max())
-    return distance / spread if spread > 0 else (0.0 if distance == 0 else float("inf"))
 
 
 def check_exact(found: Difference, pass_name: str) -> None:

@@ -35,7 +35,7 @@ ROOMS = {
     "passes": ["qcompile.passes*"],
     "onnxruntime": ["qcompile.backends.onnxruntime*"],
     "openvino": ["qcompile.backends.openvino*"],
-    "backends": ["qcompile.backends"],
+    "backends": ["qcompile.backends", "qcompile.backends.feeds"],
     "models": ["qcompile.models*"],
     "dynamo": ["qcompile.frontend.dynamo"],
     "frontend": ["qcompile.frontend*"],
@@ -59,12 +59,16 @@ ROOMS = {
         "qcompile.graph*",
         "qcompile.channel_*",
         "qcompile.rewriting",
+        "qcompile.opset_conversion",
         "qcompile.initializers",
         "qcompile.layers",
         "qcompile.multiplied",
         "qcompile.qdq",
+        "qcompile.saturation",
+        "qcompile.untouched",
+        "qcompile.weight_rounding",
     ],
-    "foundation": ["qcompile.contract", "qcompile.errors", "qcompile.scheme", "qcompile.session"],
+    "foundation": ["qcompile.contract", "qcompile.errors", "qcompile.memory", "qcompile.scheme", "qcompile.session"],
 }
 _BELOW_PASSES = {"graph", "calibration", "solvers", "foundation"}
 # Room -> the rooms that it may import, besides itself.
@@ -94,7 +98,6 @@ RUNTIMES = {
     "transformers": ["qcompile.frontend.huggingface"],
     "nncf": [],
     "jinja2": ["qcompile.report*"],
-    "plotly": ["qcompile.report*"],
     "typer": ["qcompile.cli*"],
 }
 ARCHITECTURE_NAMES = re.compile(

@@ -1,3 +1,4 @@
+import errno
 import gc
 import os
 import signal
@@ -180,6 +181,35 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="file/out: it cannot be written"):
         write(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("output", [None, "out"])
+def test_a_file_of_the_model_that_is_gone_is_not_blamed_on_the_folder(output, tmp_path):
+    def read_what_is_gone(folder: Path) -> Lowered:
+        (tmp_path / "weights.bin").read_bytes()
+        return save(folder)
+
+    with pytest.raises(ArtifactError, match=r"the work on it failed: .*No such file") as raised:
+        write(None if output is None else tmp_path / output, read_what_is_gone)
+    assert raised.value.subject == str(tmp_path / "weights.bin")
+
+
+@pytest.mark.parametrize("output", [None, "out"])
+def test_a_disk_that_is_full_is_named_by_the_folder(output, tmp_path):
+    def fill_the_disk(_: Path) -> Lowered:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match=r"it cannot be written: .*No space"):
+        write(None if output is None else tmp_path / output, fill_the_disk)
+
+
+def test_a_file_of_the_artifact_that_cannot_be_written_is_blamed_on_the_folder(tmp_path):
+    def write_into_nothing(folder: Path) -> Lowered:
+        (folder / "none" / "model.onnx").write_bytes(b"")
+        return save(folder)
+
+    with pytest.raises(ArtifactError, match="out: it cannot be written"):
+        write(tmp_path / "out", write_into_nothing)
 
 
 ROOT = Path(__file__).resolve().parents[1]

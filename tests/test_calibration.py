@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 
 from qcompile.calibration import Calibrator
+from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError, InputError
 from qcompile.graph import linears
 from qcompile.passes.observe_channels import ObserveChannels
+from tests.sessions import OnnxRuntime, assert_same_statistics
 
 ENCODER = """
     <ir_version: 10, opset_import: ["" : 23]>
@@ -32,26 +33,6 @@ ENCODER = """
         g = MatMul(f, w)
     }
 """
-
-
-class OnnxRuntime:
-    """A session of onnxruntime; keeps the models that it was given, and counts runs."""
-
-    opened: list[ir.Model]
-
-    def __init__(self):
-        self.opened = []
-        self.runs = 0
-
-    def __call__(self, model):
-        self.opened.append(model)
-        self.session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
-        return self
-
-    def run(self, feed):
-        self.runs += 1
-        names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(None, dict(feed)), strict=True))
 
 
 @pytest.fixture
@@ -90,12 +71,6 @@ def all_rows(model, feeds, name):
     return np.concatenate(rows)
 
 
-def assert_equal_statistics(one, other, **tolerance):
-    for field in ("minimum", "maximum", "mean", "rows"):
-        np.testing.assert_allclose(getattr(one, field), getattr(other, field), **tolerance)
-    assert one.count == other.count
-
-
 @pytest.mark.parametrize("padded_to", [None, 12])
 def test_statistics_are_those_of_all_valid_rows(model, padded_to):
     feeds = list(samples(7, padded_to=padded_to, batch=2))
@@ -120,7 +95,7 @@ def test_padding_does_not_change_statistics(model):
     short = calibrator(samples(6)).collect(model, axes)
     padded = calibrator(samples(6, padded_to=11)).collect(model, axes)
     for name in axes:
-        assert_equal_statistics(padded[name], short[name], rtol=1e-5, atol=1e-6)
+        assert_same_statistics(padded[name], short[name], rtol=1e-5, atol=1e-6)
 
 
 def test_padding_does_not_change_statistics_of_a_real_encoder(minilm):
@@ -138,7 +113,7 @@ def test_padding_does_not_change_statistics_of_a_real_encoder(minilm):
     padded = calibrator(encoder.batches(texts, length=24, batch=2)).collect(model, axes)
     for name in axes:
         scale = short[name].absmax.max()
-        assert_equal_statistics(padded[name], short[name], rtol=1e-4, atol=1e-5 * scale)
+        assert_same_statistics(padded[name], short[name], rtol=1e-4, atol=1e-5 * scale)
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +137,13 @@ def minilm():
 
 def test_the_mask_may_be_named_and_another_may_be_refused(model):
     feeds = list(samples(3, padded_to=11))
-    by_name = calibrator(feeds, mask="mask").collect(model, {"a": -1})
+    by_name = calibrator(Calibration(feeds, padding_mask="mask")).collect(model, {"a": -1})
     found = calibrator(feeds).collect(model, {"a": -1})
-    assert_equal_statistics(by_name["a"], found["a"])
-    with pytest.raises(CalibrationError, match="Did you mean mask"):
-        calibrator(feeds, mask="musk").collect(model, {"a": -1})
+    assert_same_statistics(by_name["a"], found["a"])
+    with pytest.raises(CalibrationError, match="The nearest is 'mask'"):
+        calibrator(Calibration(feeds, padding_mask="musk")).collect(model, {"a": -1})
     with pytest.raises(CalibrationError, match="other numbers than 0 and 1"):
-        calibrator(feeds, mask="ids").collect(model, {"a": -1})
+        calibrator(Calibration(feeds, padding_mask="ids")).collect(model, {"a": -1})
 
 
 def test_an_input_that_only_looks_like_a_mask_masks_nothing(model):
@@ -216,7 +191,7 @@ def test_the_model_is_not_changed_and_what_only_its_outputs_need_is_not_computed
 def test_a_generator_serves_several_collections(model):
     generator = calibrator(samples(4))
     first = generator.collect(model, {"y": -1})
-    assert_equal_statistics(generator.collect(model, {"y": -1})["y"], first["y"])
+    assert_same_statistics(generator.collect(model, {"y": -1})["y"], first["y"])
     assert generator.collect(model, {}) == {}
 
 
@@ -227,9 +202,10 @@ def test_progress_is_told(model):
 
 
 def test_fewer_samples_may_be_asked_for(model):
-    assert calibrator(samples(9), num_calibration_samples=4).samples(model).count == 4
-    with pytest.raises(CalibrationError, match="no sample"):
-        calibrator(samples(9), num_calibration_samples=0).samples(model)
+    assert calibrator(Calibration(samples(9), num_calibration_samples=4)).samples(model).count == 4
+    for count in (0, -1):
+        with pytest.raises(CalibrationError, match="Give 1 or more"):
+            Calibration(samples(9), num_calibration_samples=count)
 
 
 def test_a_failing_run_names_the_sample(model):

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from qcompile.calibration_data import read
+from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError
 
 IDS = np.arange(12, dtype=np.int64).reshape(3, 1, 4)  # three samples [1, 4]
@@ -27,7 +27,7 @@ ONE = TWO[:1]
 
 
 def assert_feeds(data, expected=FEEDS, model_inputs=TWO):
-    found = list(read(data, model_inputs))
+    found = list(Calibration.of(data).read(model_inputs))
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert list(one) == list(other)
@@ -125,7 +125,7 @@ class TestForms:
         path = tmp_path / "long.npz"
         np.savez_compressed(path, ids=np.zeros((100_000, 100), np.int64))  # 80 MB
         tracemalloc.start()
-        first = next(read(path, ONE))
+        first = next(Calibration(path).read(ONE))
         assert first["ids"].shape == (1, 100)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -170,7 +170,7 @@ class TestForms:
     ],
 )
 def test_dtypes_that_lose_nothing_are_cast(given, dtype):
-    (feed,) = read([{"x": given}], inputs(x=(dtype, "batch", 2)))
+    (feed,) = Calibration([{"x": given}]).read(inputs(x=(dtype, "batch", 2)))
     assert feed["x"].dtype == dtype.numpy()
     np.testing.assert_array_equal(feed["x"].astype(np.float32), np.ones((1, 2), np.float32))
 
@@ -203,40 +203,83 @@ def sample(**changes):
 )
 def test_a_bad_sample_is_refused_with_its_input_and_index(bad, name, reason):
     with pytest.raises(CalibrationError, match=reason) as caught:
-        list(read([FEEDS[0], bad], TWO))
+        list(Calibration([FEEDS[0], bad]).read(TWO))
     assert caught.value.subject == f"input {name}, calibration sample 1"
 
 
-def test_a_tuple_of_the_wrong_length_is_refused():
-    with pytest.raises(CalibrationError, match="3 arrays for the 2 inputs ids, scale") as caught:
-        list(read([(IDS[0], SCALES[0], SCALES[0])], TWO))
+@pytest.mark.parametrize(
+    ("sample", "model_inputs", "reason", "mend"),
+    [
+        ((IDS[0], SCALES[0], 7), TWO, "it has 3 arrays, the model 2 inputs: ids, scale", "lambda sample: sample[:2]"),
+        ([IDS[0], np.array([7])], ONE, "it has 2 arrays, the model 1 input: ids", "lambda sample: sample[0]"),
+        (IDS[0], TWO, "it has 1 array, the model 2 inputs: ids, scale", "one array for each input in this order"),
+    ],
+)
+def test_a_sample_of_the_wrong_length_is_refused_with_the_mend(sample, model_inputs, reason, mend):
+    with pytest.raises(CalibrationError) as caught:
+        list(Calibration([sample]).read(model_inputs))
     assert caught.value.subject == "calibration sample 0"
+    assert caught.value.reason == reason
+    assert mend in caught.value.mend
+
+
+class TestTransform:
+    """A transform makes samples of what data gives, in every form of data."""
+
+    def test_labels_of_a_data_loader(self):
+        pairs = torch.utils.data.TensorDataset(torch.from_numpy(IDS[:, 0]), torch.arange(3))
+        loader = torch.utils.data.DataLoader(pairs, batch_size=1)
+        chosen = Calibration(loader, transform=lambda sample: sample[0])
+        assert_feeds(chosen, [{"ids": ids} for ids in IDS], ONE)
+
+    def test_other_keys_of_a_dict(self):
+        labelled = [{**feed, "label": np.array([1])} for feed in FEEDS]
+        assert_feeds(Calibration(labelled, transform=lambda sample: {name: sample[name] for name in ("ids", "scale")}))
+
+    def test_pieces_of_stacked_arrays(self, tmp_path):
+        np.savez(tmp_path / "other.npz", tokens=IDS[:, 0], factor=SCALES[:, 0])
+
+        def rename(piece):
+            return {"ids": piece["tokens"], "scale": piece["factor"]}
+
+        assert_feeds(Calibration(tmp_path / "other.npz", transform=rename))
+        assert_feeds(Calibration({"tokens": IDS[:, 0], "factor": SCALES[:, 0]}, transform=rename))
+
+    def test_pieces_of_one_array(self):
+        split = Calibration(IDS[:, 0], transform=lambda piece: (piece, piece[:, :1] / 2))
+        assert_feeds(split, [{"ids": ids, "scale": (ids[:, :1] / 2).astype(np.float32)} for ids in IDS])
+
+    def test_it_is_called_for_no_more_samples_than_are_read(self):
+        seen = []
+        data = Calibration(FEEDS, 2, transform=lambda sample: seen.append(sample) or sample)
+        assert_feeds(data, FEEDS[:2])
+        assert len(seen) == 2
 
 
 @pytest.mark.parametrize("data", [3, None, object()])
 def test_data_of_no_known_form_is_refused(data):
     with pytest.raises(CalibrationError, match="holds no samples"):
-        list(read(data, TWO))
+        list(Calibration(data).read(TWO))
 
 
 def test_stacked_arrays_of_different_lengths_are_refused():
     with pytest.raises(CalibrationError, match="2 samples where another input has 3") as caught:
-        list(read({"ids": IDS, "scale": SCALES[:2]}, TWO))
+        list(Calibration({"ids": IDS, "scale": SCALES[:2]}).read(TWO))
     assert caught.value.subject == "input scale"
     with pytest.raises(CalibrationError, match="scalar, not stacked"):
-        list(read({"ids": IDS, "scale": np.float32(1)}, TWO))
+        list(Calibration({"ids": IDS, "scale": np.float32(1)}).read(TWO))
 
 
 class TestFiles:
     def test_missing(self, tmp_path):
         with pytest.raises(CalibrationError, match="no such file"):
-            list(read(tmp_path / "nowhere.npz", ONE))
+            list(Calibration(tmp_path / "nowhere.npz").read(ONE))
 
     def test_not_an_archive(self, tmp_path):
         path = tmp_path / "text.npz"
         path.write_text("not an archive")
         with pytest.raises(CalibrationError, match=r"no \.npz file"):
-            list(read(path, ONE))
+            list(Calibration(path).read(ONE))
 
     def test_python_objects_are_never_unpickled(self, tmp_path):
         class Trap:
@@ -245,19 +288,19 @@ class TestFiles:
 
         np.savez(tmp_path / "trap.npz", ids=np.array([Trap()], object))
         with pytest.raises(CalibrationError, match="Python objects"):
-            list(read(tmp_path / "trap.npz", ONE))
+            list(Calibration(tmp_path / "trap.npz").read(ONE))
         assert not (tmp_path / "sprung").exists()
 
     def test_column_major(self, tmp_path):
         np.savez(tmp_path / "columns.npz", ids=np.asfortranarray(IDS[:, 0]))
         with pytest.raises(CalibrationError, match="column-major"):
-            list(read(tmp_path / "columns.npz", ONE))
+            list(Calibration(tmp_path / "columns.npz").read(ONE))
 
     def test_other_members(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
             archive.writestr("readme.txt", "hello")
         with pytest.raises(CalibrationError, match=r"readme\.txt"):
-            list(read(tmp_path / "other.npz", ONE))
+            list(Calibration(tmp_path / "other.npz").read(ONE))
 
     def test_cut_short(self, tmp_path):
         path = tmp_path / "short.npz"
@@ -265,4 +308,4 @@ class TestFiles:
         content = path.read_bytes()
         path.write_bytes(content.replace(IDS.tobytes(), IDS.tobytes()[:-1] + b"\xff"))
         with pytest.raises(CalibrationError, match="damaged"):
-            list(read(path, ONE))
+            list(Calibration(path).read(ONE))

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.calibration_data import Calibration
 from qcompile.calibration_spool import Spool
 from qcompile.errors import CalibrationError
 
@@ -28,11 +29,11 @@ class UsedUpReader:
 )
 def test_no_samples_are_refused(empty):
     with pytest.raises(CalibrationError, match="it holds no sample"):
-        Spool(empty, TWO, None)
+        Spool(Calibration(empty), TWO)
 
 
 def test_samples_can_be_gone_through_again():
-    spool = Spool(iter(FEEDS), TWO, None)
+    spool = Spool(Calibration(iter(FEEDS)), TWO)
     for _ in range(2):
         found = list(spool)
         assert [list(feed) for feed in found] == [["ids", "scale"]] * 3
@@ -44,23 +45,23 @@ def test_samples_can_be_gone_through_again():
 
 def test_it_reads_no_more_than_it_was_asked_for():
     endless = ({"ids": np.array([[index]])} for index in itertools.count())
-    assert Spool(endless, ONE, 5).count == 5
+    assert Spool(Calibration(endless, 5), ONE).count == 5
     assert next(endless)["ids"].item() == 5
 
 
 def test_the_fingerprint_is_that_of_the_content():
     def fingerprint(feeds):
-        return Spool(feeds, TWO, None).fingerprint
+        return Spool(Calibration(feeds), TWO).fingerprint
 
     assert fingerprint(FEEDS) == fingerprint(iter(FEEDS))
     assert fingerprint(FEEDS) != fingerprint(FEEDS[::-1])
     assert fingerprint(FEEDS) != fingerprint(FEEDS[:2])
-    flat, square = (Spool([{"ids": np.zeros(shape, int)}], ONE, None) for shape in ((1, 4), (2, 2)))
+    flat, square = (Spool(Calibration([{"ids": np.zeros(shape, int)}]), ONE) for shape in ((1, 4), (2, 2)))
     assert flat.fingerprint != square.fingerprint
 
 
 def test_bfloat16_comes_back_as_it_was():
-    spool = Spool([{"x": np.array([[1.5]])}], [ir.val("x", ir.DataType.BFLOAT16, ["batch", 1])], None)
+    spool = Spool(Calibration([{"x": np.array([[1.5]])}]), [ir.val("x", ir.DataType.BFLOAT16, ["batch", 1])])
     (feed,) = spool
     assert feed["x"].dtype == ir.DataType.BFLOAT16.numpy()
     assert feed["x"].item() == 1.5
@@ -68,7 +69,7 @@ def test_bfloat16_comes_back_as_it_was():
 
 def test_the_folder_goes_with_the_spool(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    spool = Spool(FEEDS, TWO, None)
+    spool = Spool(Calibration(FEEDS), TWO)
     assert len(list(tmp_path.iterdir())) == 1
     del spool
     assert not list(tmp_path.iterdir())
@@ -77,15 +78,15 @@ def test_the_folder_goes_with_the_spool(tmp_path, monkeypatch):
 def test_a_refused_sample_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(CalibrationError):
-        Spool([FEEDS[0], {}], TWO, None)
+        Spool(Calibration([FEEDS[0], {}]), TWO)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_looks_like_a_mask():
     masks = [[[1, 1]], [[0, 1]], [[0, 0]]]
     feeds = [{"ids": np.array(mask)} for mask in masks]
-    levels = Spool(feeds, ONE, None).levels["ids"]
+    levels = Spool(Calibration(feeds), ONE).levels["ids"]
     assert levels.masks_out(0)
     assert levels.constant_in == {1: 0, 0: 2}
-    assert not Spool(feeds[:1], ONE, None).levels["ids"].masks_out(0)
-    assert not Spool([*feeds, {"ids": np.array([[2]])}], ONE, None).levels["ids"].masks_out(0)
+    assert not Spool(Calibration(feeds[:1]), ONE).levels["ids"].masks_out(0)
+    assert not Spool(Calibration([*feeds, {"ids": np.array([[2]])}]), ONE).levels["ids"].masks_out(0)

@@ -182,23 +182,23 @@ def test_a_folder_of_samples_is_read_in_order_and_more_than_once(tmp_path):
     for name, length in (("b", 2), ("a", 1), ("c", 3)):
         np.savez(tmp_path / f"{name}.npz", ids=np.zeros((1, length), np.int64))
     (tmp_path / "notes.txt").write_text("not a sample")
-    samples = cli_inputs.calibration(tmp_path)
+    samples = cli_inputs.calibration(tmp_path, None, None).data
     for _ in range(2):
         assert [sample["ids"].shape[1] for sample in samples] == [1, 2, 3]
 
 
 def test_calibration_data_that_is_none_is_refused(tmp_path):
-    assert cli_inputs.calibration(None) is None
+    assert cli_inputs.calibration(None, None, None) is None
     with pytest.raises(CalibrationError, match="no such file"):
-        cli_inputs.calibration(tmp_path / "missing.npz")
+        cli_inputs.calibration(tmp_path / "missing.npz", None, None)
     with pytest.raises(CalibrationError, match=r"no \.npz file"):
-        cli_inputs.calibration(tmp_path)
+        cli_inputs.calibration(tmp_path, None, None)
     (tmp_path / "bad.npz").write_text("text")
     with pytest.raises(CalibrationError, match=r"bad\.npz"):
-        list(cli_inputs.calibration(tmp_path))
+        list(cli_inputs.calibration(tmp_path, None, None).data)
     np.savez(tmp_path / "bad.npz", ids=np.array([{}], dtype=object))
     with pytest.raises(CalibrationError, match=r"bad\.npz"):
-        list(cli_inputs.calibration(tmp_path))
+        list(cli_inputs.calibration(tmp_path, None, None).data)
 
 
 def test_a_hugging_face_folder_is_refused_with_what_to_do(tmp_path):
@@ -266,6 +266,20 @@ def test_compile_takes_settings_patterns_and_a_folder_of_samples(perceptron, tmp
     assert load(tmp_path / "out").recipe == overridden
 
 
+def test_compile_keeps_statistics_between_runs(perceptron, tmp_path):
+    def compiled(*options: object) -> tuple[dict[str, int], str | None]:
+        arguments = ["-r", "w8a8-static", "-c", tmp_path / "data.npz", "-o", tmp_path / "out", "--no-verify", *options]
+        assert run("compile", perceptron, *arguments, "--calibration-cache", tmp_path / "cache").exit_code == 0
+        entries = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+        return entries, load(tmp_path / "out").manifest.calibration
+
+    first = compiled()
+    assert compiled() == first
+    fewer = compiled("--num-calibration-samples", 5)
+    assert fewer[1] != first[1]
+    assert first[0].items() < fewer[0].items()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -275,6 +289,9 @@ def test_compile_takes_settings_patterns_and_a_folder_of_samples(perceptron, tmp
         (["-c", "missing.npz"], 3, "missing.npz"),
         (["-r", "smoothquant-o3"], 3, "calibration"),
         (["--target", "z80"], 4, "z80"),
+        (["--num-calibration-samples", "3"], 3, "Give it with --calibration"),
+        (["--calibration-cache", "cache"], 3, "Give it with --calibration"),
+        (["-c", "data.npz", "--num-calibration-samples", "0"], 2, "num-calibration-samples"),
     ],
 )
 def test_compile_refuses_with_an_exit_code_and_leaves_nothing(options, code, message, perceptron, tmp_path):

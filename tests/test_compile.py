@@ -45,6 +45,14 @@ def error(artifact: qcompile.Artifact, module: torch.nn.Module, feed: dict[str, 
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
+def largest_weight(model: ir.Model) -> int:
+    """The largest magnitude in the int8 matrices of a model that has two."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    weights = [tensor.numpy() for tensor in tensors if tensor.dtype == ir.DataType.INT8 and len(tensor.shape) == 2]
+    assert len(weights) == 2
+    return max(int(np.abs(weight.astype(int)).max()) for weight in weights)
+
+
 @pytest.fixture(scope="module")
 def module() -> torch.nn.Module:
     return Block().eval()
@@ -133,15 +141,50 @@ def test_same_inputs_same_bytes(model, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+@pytest.mark.parametrize("recipe", ["w8a8-static", "w8a8-dynamic", "smoothquant-o3"])
+def test_a_second_compile_finds_all_statistics_in_the_cache(module, recipe, tmp_path):
+    def compiled(name: str) -> tuple[set[str], dict[str, int]]:
+        stages = set()
+        qcompile.compile(
+            module,  # traced anew: what the cache finds must not hang on one object
+            recipe,
+            calibration=qcompile.Calibration(samples(4), cache=tmp_path / "cache"),
+            output=tmp_path / name,
+            progress=lambda stage, _part: stages.add(stage),
+        )
+        return stages, {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+
+    stages, entries = compiled("a")
+    assert "calibrating" in stages
+    assert entries
+    assert compiled("b") == (stages - {"calibrating"}, entries)
+    for file in ("model.onnx", "manifest.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    artifact = qcompile.compile(module, recipe, calibration=samples(4), output=tmp_path / "c")
+    assert artifact.model_path.read_bytes() == (tmp_path / "a" / "model.onnx").read_bytes()
+
+
+def test_only_as_many_samples_as_asked_for_count(model):
+    def calibrated(data: object) -> str | None:
+        return qcompile.compile(model, "w8a8-static", calibration=data, verify=False).manifest.calibration
+
+    assert calibrated(qcompile.Calibration(samples(8), num_calibration_samples=3)) == calibrated(samples(8)[:3])
+    assert calibrated(samples(8)) != calibrated(samples(8)[:3])
+
+
 def test_target_without_vnni_gets_weights_of_seven_bits(model):
     artifact = qcompile.compile(model, "w8a8-static", calibration=samples(4), target="avx2")
-    weights = [
-        value.const_value.numpy()
-        for value in ir.load(artifact.model_path).graph.initializers.values()
-        if value.dtype == ir.DataType.INT8 and len(value.shape) == 2
-    ]
-    assert len(weights) == 2
-    assert max(np.abs(weight.astype(int)).max() for weight in weights) <= 63
+    assert largest_weight(ir.load(artifact.model_path)) <= 63
+
+
+def test_portable_models_are_for_a_target_too(model):
+    largest = {
+        target: largest_weight(qcompile.rewrite(model, "w8a8-static", calibration=samples(4), target=target))
+        for target in (None, "avx512-vnni", "avx2")
+    }
+    assert largest == {None: 127, "avx512-vnni": 127, "avx2": 63}
+    with pytest.raises(UnsupportedError, match="avx512-vnni, avx2"):
+        qcompile.rewrite(model, "float", target="z80")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import qcompile
+from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
 from qcompile.compile_requests import first_sample, ignored_layers, recipe_of
 from qcompile.errors import CalibrationError, RecipeError
@@ -107,7 +108,7 @@ def test_a_recipe_is_the_path_of_its_file_too(tmp_path):
 
 class Reader:
     def __init__(self) -> None:
-        self.left = iter([{"x": weights(1, 8)}, {"x": weights(2, 8)}])
+        self.left = iter([{"input": weights(1, 8)}, {"input": weights(2, 8)}])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.left, None)
@@ -122,18 +123,86 @@ class Reader:
         {"input": weights(4, 8)},
         lambda: [weights(2, 8)],
         (weights(2, 8) for _ in range(2)),
+        Reader(),
+        Calibration({"x": weights(4, 8)}, transform=lambda piece: piece["x"]),
+        {"input": weights(4, 8).astype(np.float64)},
+        [torch.ones(2, 8, dtype=torch.float64)],
     ],
-    ids=["loader", "array", "tensor", "stacked", "callable", "generator"],
+    ids=[
+        "loader",
+        "array",
+        "tensor",
+        "stacked",
+        "callable",
+        "generator",
+        "reader",
+        "transform",
+        "doubles",
+        "double tensor",
+    ],
 )
 def test_a_module_is_traced_with_the_first_calibration_sample(calibration):
     artifact = qcompile.compile(torch.nn.Linear(8, 8).eval(), "w8a8-static", calibration=calibration)
     assert artifact.report.accuracy["measured on"] == "calibration samples"
 
 
-def test_a_reader_keeps_the_sample_that_was_read():
-    first, data = first_sample(Reader())
-    assert first["x"].shape == (1, 8)
-    assert [sample["x"].shape for sample in data] == [(1, 8), (2, 8)]
+def test_a_module_is_traced_with_an_npz_file_whose_names_are_parameters(tmp_path):
+    np.savez(tmp_path / "data.npz", input1=weights(4, 8), input2=weights(4, 8))
+    artifact = qcompile.compile(torch.nn.Bilinear(8, 8, 3), "float", calibration=tmp_path / "data.npz")
+    assert [port.name for port in artifact.manifest.inputs] == ["input1", "input2"]
+    np.savez(tmp_path / "data.npz", weights(4, 8))
+    with pytest.raises(CalibrationError, match=r"it holds arr_0, and forward\(input1, input2\) does not take that"):
+        qcompile.compile(torch.nn.Bilinear(8, 8, 3), "float", calibration=str(tmp_path / "data.npz"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [Reader, lambda: iter([{"input": weights(1, 8)}, {"input": weights(2, 8)}])],
+    ids=["reader", "generator"],
+)
+def test_a_stream_keeps_the_sample_that_was_read(data):
+    first, calibration = first_sample(Calibration(data(), 2), torch.nn.Linear(8, 8))
+    assert first["input"].shape == (1, 8)
+    assert [sample["input"].shape for sample in calibration.data] == [(1, 8), (2, 8)]
+    assert calibration.num_calibration_samples == 2
+
+
+LABELLED = torch.utils.data.DataLoader(
+    torch.utils.data.TensorDataset(torch.ones(4, 8), torch.tensor([0, 1, 0, 1])), batch_size=2
+)
+
+
+@pytest.mark.parametrize("model", [torch.nn.Linear(8, 8), linear()], ids=["module", "onnx"])
+def test_samples_with_labels_are_refused_with_the_transform_that_mends_them(model):
+    with pytest.raises(CalibrationError, match="it has 2 arrays") as caught:
+        qcompile.compile(model, "w8a8-static", calibration=LABELLED)
+    assert "qcompile.Calibration(data, transform=lambda sample: sample[0])" in caught.value.mend
+    mended = qcompile.Calibration(LABELLED, transform=lambda sample: sample[0])
+    assert qcompile.compile(model, "w8a8-static", calibration=mended).manifest.calibration is not None
+
+
+def test_a_module_with_doubles_is_traced_with_doubles():
+    double, single = ({"input": weights(2, 8).astype(dtype)} for dtype in (np.float64, np.float32))
+    for module, dtype in ((torch.nn.Linear(8, 8).double(), np.float64), (torch.nn.Linear(8, 8), np.float32)):
+        assert first_sample(Calibration([double]), module)[0]["input"].dtype == dtype
+    assert first_sample(Calibration([single]), torch.nn.Linear(8, 8).double())[0]["input"].dtype == np.float32
+
+
+def test_a_named_padding_mask_holds_for_the_comparison_too():
+    body = (
+        "g (float[b, s, 8] x, int64[b, s] keep) => (float[b, s, 8] y, int64[b, s] k) { y = MatMul(x, w) k = Neg(keep) }"
+    )
+    feed = {"x": weights(1, 4, 8), "keep": np.array([[1, 1, 0, 0]])}
+    activations = {"dtype": "int8", "granularity": "per_token", "dynamic": True}
+    recipe = qcompile.Recipe("nothing calibrated", ({"insert_qdq": {"activations": activations}},))
+
+    def sqnr_db(data):
+        accuracy = qcompile.compile(model_of(body, w=weights(8, 8)), recipe, calibration=data).report.accuracy
+        return accuracy["sqnr_db"]
+
+    assert sqnr_db(Calibration([feed], padding_mask="keep")) != sqnr_db([feed])
+    with pytest.raises(CalibrationError, match="The nearest is 'keep'"):
+        sqnr_db(Calibration([feed], padding_mask="keeep"))
 
 
 @pytest.mark.parametrize("empty", [[], iter(()), list])

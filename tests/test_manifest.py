@@ -21,10 +21,11 @@ def remove_file(folder: Path) -> str:
     return "model.onnx.data"
 
 
-def add_file(folder: Path) -> str:
-    (folder / "extra").mkdir()
-    (folder / "extra" / "payload.bin").write_bytes(b"x")
-    return "extra/payload.bin"
+def list_less_than_is_read(folder: Path) -> str:
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    del files["model.onnx.data"]
+    edit_manifest(folder, files=files)
+    return "model.onnx.data"
 
 
 def flip_a_bit(folder: Path) -> str:
@@ -112,7 +113,7 @@ def remove_report(folder: Path) -> str:
     "damage",
     [
         remove_file,
-        add_file,
+        list_less_than_is_read,
         flip_a_bit,
         cut_off,
         link,
@@ -155,10 +156,25 @@ def test_what_is_wrong_with_a_manifest_is_said(damage, reason, tmp_path):
         load(tmp_path / "out")
 
 
-def test_an_html_report_may_lie_in_the_folder(tmp_path):
-    write(tmp_path / "out")
-    (tmp_path / "out" / "report.html").write_text("<p>")
+@pytest.mark.parametrize("name", ["report.html", "model.html", "model.bin", "notes/mine.txt"])
+def test_what_no_runtime_reads_may_lie_in_the_folder(name, tmp_path):
+    written = write(tmp_path / "out", lambda inside: save(inside, "model.onnx.data"))
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("<p>")
+    assert load(tmp_path / "out") == written
+
+
+def test_weights_of_openvino_that_the_manifest_does_not_list_are_refused(tmp_path):
+    def without_weights(folder: Path) -> Lowered:
+        (folder / "model.xml").write_text("<net/>")
+        return Lowered("model.xml", ("model.xml",))
+
+    write(tmp_path / "out", without_weights, backend="openvino")
     load(tmp_path / "out")
+    (tmp_path / "out" / "model.bin").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="the manifest does not list it") as raised:
+        load(tmp_path / "out")
+    assert raised.value.subject == str(tmp_path / "out" / "model.bin")
 
 
 def test_an_onnx_file_that_reads_outside_its_folder_is_refused(tmp_path):

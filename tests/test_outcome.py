@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.backends import get
+from qcompile.backends.onnxruntime import OnnxRuntimeBackend
+from qcompile.backends.onnxruntime.session import OnnxRuntimeSession
 from qcompile.errors import VerificationError
 from qcompile.outcome import measure
 from qcompile.report.data import Report
@@ -61,3 +65,31 @@ def test_a_measure_of_nothing_is_no_number(tmp_path):
     ).accuracy
     assert np.isnan(accuracy["cosine"]["y"])
     assert np.isnan(accuracy["sqnr_db"])
+
+
+@dataclasses.dataclass(frozen=True)
+class OneAtATime(OnnxRuntimeBackend):
+    """ONNX Runtime; remembers which sessions were still open when another was."""
+
+    opened: list[weakref.ref[OnnxRuntimeSession]] = dataclasses.field(default_factory=list)
+
+    def remembered(self, opens, *arguments):
+        assert [session for session in self.opened if session() is not None] == []
+        session = opens(self, *arguments)
+        self.opened.append(weakref.ref(session))
+        return session
+
+    def open_artifact(self, model_path):
+        return self.remembered(OnnxRuntimeBackend.open_artifact, model_path)
+
+    def open_session(self, model):
+        return self.remembered(OnnxRuntimeBackend.open_session, model)
+
+
+def test_one_session_is_open_at_a_time_because_each_holds_the_weights(tmp_path):
+    engine, report, model = OneAtATime(), Report(), ir.from_onnx_text(FLOAT)
+    lowered = engine.lower(model, tmp_path, target=None)
+    measure(report, engine, model, tmp_path / lowered.model_file, lowered, [{"x": X}], ())
+    assert len(engine.opened) == 3
+    assert report.latency.keys() == {"float_ms", "quantized_ms"}
+    assert all(0 < milliseconds < 1000 for milliseconds in report.latency.values())

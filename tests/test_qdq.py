@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile import qdq
+from qcompile.errors import UnsupportedError
 from qcompile.graph import Names, unique_name
 
 TAKEN = """
@@ -78,3 +79,38 @@ def test_free_names_are_kept_and_handed_out_once() -> None:
         "w_1",
     ]
     assert unique_name(graph, "free") == "free"
+
+
+OLD = """
+<ir_version: 7, opset_import: ["" : {opset}]>
+g (float[N, 4] x) => (float[N, 2] y) <float[4, 2] w = {{1, 2, 3, 4, 5, 6, 7, 8}}> {{ y = MatMul (x, w) }}
+"""
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_per_token_quantization_in_an_opset_that_could_not_be_left(opset: int) -> None:
+    model = ir.from_onnx_text(OLD.format(opset=opset))
+    x, (reader,) = model.graph.inputs[0], products(model)
+    reader.name = "fc"
+    if opset < 18:
+        with pytest.raises(UnsupportedError, match=r"layer fc: a scale per token needs opset 18.*one scale per tensor"):
+            qdq.dynamic_per_token(x, reader, model)
+        assert list(model.graph) == [reader]
+        return
+    qdq.replace_input(reader, x, qdq.dynamic_per_token(x, reader, model)[0])
+    check(model)
+
+
+@pytest.mark.parametrize("opset", [12, 13])
+@pytest.mark.parametrize("channels", [True, False])
+def test_scales_per_channel_in_an_opset_that_could_not_be_left(opset: int, channels: bool) -> None:
+    model = ir.from_onnx_text(OLD.format(opset=opset))
+    w, (reader,) = model.graph.initializers["w"], products(model)
+    shape = (2,) if channels else ()
+    parts = np.ones((4, 2), np.int8), np.ones(shape, np.float32), np.zeros(shape, np.int8)
+    if opset < 13 and channels:
+        with pytest.raises(UnsupportedError, match=r"a scale per channel needs opset 13 or later.*from opset 12"):
+            qdq.dequantized_constant(w, *parts, 1, reader)
+        return
+    qdq.replace_input(reader, w, qdq.dequantized_constant(w, *parts, 1, reader))
+    check(model)

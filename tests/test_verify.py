@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -103,3 +105,15 @@ def test_another_rank_with_the_same_elements_is_infinitely_far():
     found = difference([{"y": np.ones((1, 4))}], [{"y": np.ones(4)}])
     assert found.relative == np.inf
     assert np.isnan(found.sqnr_db)
+
+
+def test_large_outputs_are_compared_to_the_end_and_not_copied():
+    before, after = np.zeros((2, 2**21), np.float32), np.zeros((2, 2**21), np.float32)
+    before[0, 0], after[0, 0], after[1, -1] = 10, 10, 1
+    tracemalloc.start()
+    found = difference([{"y": before}], [{"y": after}])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.relative == pytest.approx(0.1)
+    assert found.sqnr_db == pytest.approx(20)
+    assert peak < before.nbytes

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from qcompile.backends.feeds import Declared, check_feed
 from qcompile.errors import InputError, ModelError
+from qcompile.memory import return_freed_memory
 from qcompile.session import Feed
 
 if TYPE_CHECKING:
@@ -49,14 +50,7 @@ class OnnxRuntimeSession:
         Raises InputError for a missing or unknown input, for a type or shape that is not the input's, and when a
         kernel refuses the values.
         """
-        inputs = {each.name: each for each in self.inference.get_inputs()}
-        for name in feed:
-            if name not in inputs:
-                raise InputError(f"input {name!r}", "the model has no such input", _nearest(name, list(inputs)))
-        for name, declared in inputs.items():
-            if name not in feed:
-                raise InputError(f"input {name!r}", "it is missing in the feed", f"Feed all of {', '.join(inputs)}")
-            _check(name, feed[name], declared.type, declared.shape)
+        check_feed(feed, {each.name: _declared(each) for each in self.inference.get_inputs()})
         names = [each.name for each in self.inference.get_outputs()]
         try:
             results = self.inference.run(names, dict(feed))
@@ -70,6 +64,7 @@ def open_file(path: Path, *, threads: int | None, optimization: Optimization) ->
     """Load a model file; raises ModelError when ONNX Runtime refuses it."""
     import onnxruntime
 
+    return_freed_memory()
     try:
         inference = onnxruntime.InferenceSession(
             path, session_options(threads, optimization), providers=["CPUExecutionProvider"]
@@ -106,22 +101,6 @@ def runtime_errors() -> tuple[type[Exception], ...]:
     return tuple(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    return f"Did you mean {close[0]!r}? The inputs are {', '.join(names)}" if close else "The model takes no inputs"
-
-
-def _check(name: str, array: np.ndarray, declared: str, shape: list[int | str | None]) -> None:
-    expected = _NUMPY_TYPES.get(declared)
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"input {name!r}", f"it is a {type(array).__name__}", "Feed a numpy array")
-    if expected is not None and array.dtype != np.dtype(expected):
-        mend = f"Use array.astype({expected!r})"
-        raise InputError(f"input {name!r}", f"its type is {array.dtype}, not {expected}", mend)
-    fits = len(array.shape) == len(shape) and all(
-        not isinstance(size, int) or size == given for size, given in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("?" if size is None else str(size) for size in shape)
-        reason = f"its shape is {list(array.shape)}, not [{wanted}]"
-        raise InputError(f"input {name!r}", reason, "Reshape or pad the array")
+def _declared(value: onnxruntime.NodeArg) -> Declared:
+    shape = [size if isinstance(size, int) else None for size in value.shape]
+    return Declared(_NUMPY_TYPES.get(value.type), shape)

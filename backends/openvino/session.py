@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from qcompile.backends.feeds import Declared, check_feed
 from qcompile.backends.openvino.runtime import core, openvino, runtime_errors
 from qcompile.errors import InputError, ModelError
 from qcompile.session import Feed
@@ -47,16 +47,11 @@ class OpenVinoSession:
         Raises InputError for a missing or unknown input, for a type or shape that is not the input's, and when a
         kernel refuses the values.
         """
-        inputs = dict(zip(self.input_names, self.compiled.inputs, strict=True))
-        for name in feed:
-            if name not in inputs:
-                raise InputError(f"input {name!r}", "the model has no such input", _nearest(name, list(inputs)))
-        for name, port in inputs.items():
-            if name not in feed:
-                raise InputError(f"input {name!r}", "it is missing in the feed", f"Feed all of {', '.join(inputs)}")
-            _check(name, feed[name], port)
+        ports = zip(self.input_names, self.compiled.inputs, strict=True)
+        check_feed(feed, {name: _declared(port) for name, port in ports})
         tensors = {
-            index: np.ascontiguousarray(feed[name]).reshape(feed[name].shape) for index, name in enumerate(inputs)
+            index: np.ascontiguousarray(feed[name]).reshape(feed[name].shape)
+            for index, name in enumerate(self.input_names)
         }
         try:
             self.request.infer(tensors, share_inputs=True)
@@ -105,19 +100,7 @@ def refused(subject: str, error: Exception) -> ModelError:
     return ModelError(subject, f"OpenVINO {openvino().__version__} refuses it: {error}", mend)
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    return f"Did you mean {close[0]!r}? The inputs are {', '.join(names)}" if close else "The model takes no inputs"
-
-
-def _check(name: str, array: np.ndarray, port: ov.ConstOutput) -> None:
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"input {name!r}", f"it is a {type(array).__name__}", "Feed a numpy array")
-    expected = port.get_element_type().to_dtype()
-    if array.dtype != expected:
-        mend = f"Use array.astype({expected.name!r})"
-        raise InputError(f"input {name!r}", f"its type is {array.dtype}, not {expected.name}", mend)
-    if not port.get_partial_shape().compatible(openvino().PartialShape(list(array.shape))):
-        wanted = ", ".join("?" if size.is_dynamic else str(size) for size in port.get_partial_shape())
-        reason = f"its shape is {list(array.shape)}, not [{wanted}]"
-        raise InputError(f"input {name!r}", reason, "Reshape or pad the array")
+def _declared(port: ov.ConstOutput) -> Declared:
+    shape = port.get_partial_shape()
+    sizes = None if shape.rank.is_dynamic else [None if size.is_dynamic else size.get_length() for size in shape]
+    return Declared(port.get_element_type().to_dtype().name, sizes)

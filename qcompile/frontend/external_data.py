@@ -20,8 +20,8 @@ _MEMORY_ADDRESS = "_ORT_MEM_ADDR_"
 _SELF_CONTAINED = "Save the model with its data in one folder, with plain files and relative locations"
 
 
-def check_proto(model: onnx.ModelProto, folder: Path | None) -> None:
-    """Check every tensor of the model that keeps its data in a file.
+def check_proto(model: onnx.ModelProto, folder: Path | None) -> set[Path]:
+    """Check every tensor of the model that keeps its data in a file, and return those files.
 
     Args:
         model: the model; none of its external data has been read yet.
@@ -31,6 +31,7 @@ def check_proto(model: onnx.ModelProto, folder: Path | None) -> None:
         UnsafeModelError: a location leaves the folder, or is a link or an address.
         ModelError: a file is missing, or shorter than the tensor says.
     """
+    files = set()
     for tensor in _tensors_of_model(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -40,7 +41,8 @@ def check_proto(model: onnx.ModelProto, folder: Path | None) -> None:
                 raise ModelError(
                     tensor.name or "a tensor", f"offset or length is not a number ({error})", "Export the model again"
                 ) from error
-            check_location(tensor.name or "a tensor", entries.get("location", ""), offset, length, folder)
+            files.add(check_location(tensor.name or "a tensor", entries.get("location", ""), offset, length, folder))
+    return files
 
 
 def check_model(model: ir.Model) -> None:

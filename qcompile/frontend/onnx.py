@@ -72,6 +72,7 @@ def copy_model(model: ir.Model) -> ir.Model:
     external_data.check_model(model)
     copy = model.clone()
     _hold(copy)
+    _shorten_standard_domain(copy)
     _check(copy, model.graph.name or "the onnx_ir.Model")
     return copy
 
@@ -96,6 +97,7 @@ def _read(proto: onnx.ModelProto, subject: str, folder: Path | None) -> ir.Model
     if folder is not None:
         _set_folder(model, folder)
     _hold(model)
+    _shorten_standard_domain(model)
     _forget_negative_sizes(model)
     if model.ir_version < _INITIALIZERS_ASIDE:
         # The format listed every initializer among the inputs; a later one means that the user may replace it.
@@ -103,6 +105,13 @@ def _read(proto: onnx.ModelProto, subject: str, folder: Path | None) -> ir.Model
         model.ir_version = _INITIALIZERS_ASIDE
     _check(model, subject)
     return model
+
+
+def _shorten_standard_domain(model: ir.Model) -> None:
+    """Import the standard operators as "", the other name of "ai.onnx", which onnx_ir does not take for the same."""
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        if "ai.onnx" in imports:
+            imports[""] = imports.pop("ai.onnx")
 
 
 def _forget_negative_sizes(model: ir.Model) -> None:

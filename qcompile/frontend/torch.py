@@ -14,6 +14,7 @@ import torch
 import torch.export
 import torch.onnx
 import torch.utils._pytree as pytree
+from torch.fx.experimental import proxy_tensor
 from torch.onnx._internal.exporter._errors import ConversionError
 
 from qcompile.errors import ModelError
@@ -143,7 +144,24 @@ def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, A
     traced: ir.Model = program.model
     if program.exported_program is not None:
         _name_outputs(traced, program.exported_program.call_spec.out_spec)
+    _forget_program(traced)
     return traced
+
+
+def _forget_program(traced: ir.Model) -> None:
+    """Drop the node of torch's graph that each node was made from: one of them keeps the whole program in memory.
+
+    So does a table of torch.export, which torch empties at the next export only.
+    """
+    getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
+    traced.graph.meta.clear()
+    for graph in (traced.graph, *(function.graph for function in traced.functions.values())):
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.meta.clear()
+        for node in graph.all_nodes():
+            node.meta.clear()
+            for value in node.outputs:
+                value.meta.clear()
 
 
 def _name_outputs(traced: ir.Model, structure: Any) -> None:

@@ -21,7 +21,7 @@ SHOWN = 12
 
 
 def summarise(report: Report) -> str:
-    """Return what matters first: speed, size, accuracy, then the layers that lose most and those that stayed float."""
+    """Return what matters first: speed, size, accuracy, then the layers that lose most and those left as they were."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
     title = f"{report.model or 'model'} · {report.recipe or 'recipe'} · {report.backend or 'backend'}"
     console.print(Text(f"{title} · {report.target}" if report.target else title))
@@ -118,7 +118,7 @@ def _layers(report: Report) -> Table:
 
 
 def _kept(report: Report) -> Table:
-    table = _table("Layers that stayed float", "layers", "action", "reason", "for example")
+    table = _table("Layers left as they were", "layers", "action", "reason", "for example")
     kept = [layer for layer in report.layers if layer.action in ("kept", "ignored")]
     for (action, reason), count in Counter((layer.action, layer.reason) for layer in kept).most_common(SHOWN):
         example = next(layer.name for layer in kept if (layer.action, layer.reason) == (action, reason))

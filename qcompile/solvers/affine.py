@@ -64,7 +64,8 @@ def value_range(x: Array, scheme: Scheme, axis: int | None = None) -> tuple[Arra
             x.shape[:-1] + [1].
         axis: channel axis for per_channel; ignored otherwise.
     """
-    finite = np.where(np.isfinite(x), x, 0).astype(np.float32, copy=False)
+    usable = np.isfinite(x)
+    finite = (x if usable.all() else np.where(usable, x, 0)).astype(np.float32, copy=False)
     if scheme.granularity == "per_token":
         return finite.min(axis=-1, keepdims=True, initial=0.0), finite.max(axis=-1, keepdims=True, initial=0.0)
     others = _other_axes(x.ndim, axis) if scheme.granularity == "per_channel" else None
@@ -91,18 +92,21 @@ def quantize(x: Array, scale: Array, zero_point: Array, scheme: Scheme, axis: in
     smallest, largest = scheme.range
     scale, zero_point = _along(scale, x.ndim, axis), _along(zero_point, x.ndim, axis)
     with np.errstate(over="ignore", invalid="ignore"):
-        steps = np.rint(np.asarray(x, np.float32) / scale)
-    steps = np.where(np.isnan(steps), np.float32(0), steps)
-    quantized: Array = np.clip(steps + zero_point.astype(np.float32), smallest, largest).astype(scheme.dtype)
-    return quantized
+        steps = np.asarray(np.asarray(x, np.float32) / scale)
+    # In place: a weight may be a large part of the model.
+    np.rint(steps, out=steps)
+    np.copyto(steps, 0, where=np.isnan(steps))
+    steps += zero_point.astype(np.float32)
+    np.clip(steps, smallest, largest, out=steps)
+    return steps.astype(scheme.dtype)
 
 
 def dequantize(quantized: Array, scale: Array, zero_point: Array, axis: int | None = None) -> Array:
     """Return (quantized - zero_point) * scale in float32, as ONNX DequantizeLinear; shapes as in `quantize`."""
     scale, zero_point = _along(scale, quantized.ndim, axis), _along(zero_point, quantized.ndim, axis)
     with np.errstate(over="ignore"):
-        steps = quantized.astype(np.int32) - zero_point.astype(np.int32)
-        return np.asarray(steps.astype(np.float32) * scale)
+        steps = (quantized.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32)
+        return np.asarray(steps * scale)
 
 
 def quantize_dequantize(x: Array, scale: Array, zero_point: Array, scheme: Scheme, axis: int | None = None) -> Array:

@@ -13,6 +13,8 @@ from qcompile.solvers.affine import quantize_weight
 Array = npt.NDArray[Any]
 
 _BLOCK = 128
+_COLUMNS = 2048
+"""Outputs that are rounded at a time: each is rounded by itself, and the weight of all of them may be large."""
 _DAMP_LIMIT = 1.0
 
 
@@ -37,8 +39,11 @@ def gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01)
     inverse = _inverse_cholesky(gram[np.ix_(order, order)], damp_percent)
     if inverse is None or not scheme.sym or not np.all(np.isfinite(weight)):
         return nearest, scale, zero_point
-    quantized = np.empty_like(nearest)
-    quantized[order] = _round(weight[order].astype(np.float32) / scale, inverse.astype(np.float32), scheme)
+    quantized, inverse = np.empty_like(nearest), inverse.astype(np.float32)
+    scales = np.broadcast_to(scale, weight.shape[1])
+    for start in range(0, weight.shape[1], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        quantized[order, columns] = _round(weight[order, columns].astype(np.float32) / scales[columns], inverse, scheme)
     return quantized, scale, zero_point
 
 

@@ -8,16 +8,26 @@ non-finite channels: they get a factor of 1.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import scale_and_zero_point, value_range
-from qcompile.solvers.smoothing_families import STARTS, STEPS, Family, Magnitudes, smoothing_scale
+from qcompile.solvers.smoothing_families import STARTS, STEPS, Family, Magnitudes, largest_tied, smoothing_scale
 
-__all__ = ["Linears", "OutputError", "Score", "Smoothing", "by_alpha", "search", "smoothing_scale"]
+__all__ = [
+    "Linears",
+    "OutputError",
+    "Problem",
+    "Score",
+    "Smoothing",
+    "by_alpha",
+    "search",
+    "smoothing_scale",
+]
 
 Array = npt.NDArray[np.float32]
 
@@ -28,6 +38,23 @@ FINALISTS = 4
 FEWEST_ROWS, NEGLIGIBLE_SURPRISE = 4, 0.1
 # A row of outputs that is smaller than this part of the mean power does not count for more than that.
 SMALLEST_ROW = 1e-6
+
+
+class Problem(Protocol):
+    """Layers whose inputs are scaled by one vector, and what quantization does to their outputs."""
+
+    @property
+    def surprise(self) -> float:
+        """How much half of the rows underestimates what new data do to the range; 0 where that cannot be told."""
+
+    def magnitudes(self) -> Magnitudes:
+        """Both measures of the channels and of the weight rows."""
+
+    def halves(self) -> tuple[Problem, Problem]:
+        """The even rows with their own range, and the odd rows with the range of the even ones."""
+
+    def error(self, columns: int) -> Callable[[Array], float]:
+        """Return what measures the error of a scale, on about so many outputs of each layer."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,9 +86,12 @@ class Linears:
         """How much half of the rows underestimates what data not seen yet will do to the range, as seen from all data.
 
         With n positions a channel exceeds its largest magnitude at one new position in about n: half of the rows stand
-        for (rows / 2) / count of that. 0 for dynamic activations, whose range is that of the data itself.
+        for (rows / 2) / count of that. 0 for dynamic activations, whose range is that of the data itself, and where
+        half of the rows is next to none.
         """
-        return 0.0 if self.activations.dynamic else len(self.rows) / 2 / max(self.count, len(self.rows), 1)
+        if self.activations.dynamic or len(self.rows) < FEWEST_ROWS:
+            return 0.0
+        return len(self.rows) / 2 / max(self.count, len(self.rows))
 
     def halves(self) -> tuple[Linears, Linears]:
         """The even rows with their own range, and the odd rows with the range of the even ones."""
@@ -69,11 +99,13 @@ class Linears:
         seen = dataclasses.replace(self, rows=even, minimum=even.min(axis=0), maximum=even.max(axis=0))
         return seen, dataclasses.replace(seen, rows=self.rows[1::2])
 
+    def error(self, columns: int) -> OutputError:
+        """Return what measures the error of a scale, on at most so many outputs of each linear."""
+        return OutputError(self, columns)
+
     def tied(self, per_channel: Array) -> Array:
         """Largest finite value among the channels that share a factor, for each channel."""
-        largest = np.zeros(int(self.groups.max(initial=0)) + 1, np.float32)
-        np.maximum.at(largest, self.groups, np.where(np.isfinite(per_channel), per_channel, 0))
-        return largest[self.groups]
+        return largest_tied(per_channel, self.groups)
 
     def absmax(self) -> tuple[Array, Array]:
         """Largest magnitude of each channel of the value, and of each weight row over all linears."""
@@ -86,8 +118,8 @@ class Linears:
 
     def root_mean_square(self) -> tuple[Array, Array]:
         """Typical magnitude of each channel of the value, and of each weight row over all linears."""
-        rows = np.sum([np.square(_finite(weight)).mean(axis=1) for weight in self.weights], axis=0)
-        return self.tied(np.sqrt(np.square(_finite(self.rows)).mean(axis=0))), self.tied(np.sqrt(rows))
+        rows = np.sum([np.square(finite(weight)).mean(axis=1) for weight in self.weights], axis=0)
+        return self.tied(np.sqrt(np.square(finite(self.rows)).mean(axis=0))), self.tied(np.sqrt(rows))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,8 +128,7 @@ class Smoothing:
 
     Attributes:
         scale: float32 [channels].
-        error: mean over linears and rows of |quantized - float|**2 / |float|**2 of the output, with the scale. Rows
-            count alike: the next norm brings all tokens to one size, those with massive activations too.
+        error: squared error of the outputs relative to their power, as the problem measures it, with the scale.
         error_without: the same with a scale of 1.
     """
 
@@ -114,21 +145,23 @@ class Smoothing:
 class OutputError:
     """Measures the output error of quantized linears for any scale of their input.
 
-    On at most SEARCH_ROWS rows and `columns` outputs of each linear, spread evenly.
+    The mean over linears and rows of |quantized - float|**2 / |float|**2 of the output. Rows count alike: the next norm
+    brings all tokens to one size, those with massive activations too. On at most SEARCH_ROWS rows and `columns` outputs
+    of each linear, spread evenly.
     """
 
     def __init__(self, linears: Linears, columns: int = SEARCH_COLUMNS) -> None:
         step = max(1, len(linears.rows) // SEARCH_ROWS)
         self._linears = linears
-        self._minimum, self._maximum = _finite(linears.minimum), _finite(linears.maximum)
-        self._rows = _finite(linears.rows[::step][:SEARCH_ROWS])
-        sampled = [_finite(weight[:, :: -(-weight.shape[1] // columns)]) for weight in linears.weights]
+        self._minimum, self._maximum = finite(linears.minimum), finite(linears.maximum)
+        self._rows = finite(linears.rows[::step][:SEARCH_ROWS])
+        sampled = [finite(weight[:, :: -(-weight.shape[1] // columns)]) for weight in linears.weights]
         sizes = [weight.shape[1] for weight in sampled]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._owner = np.repeat(np.arange(len(sizes)), sizes)
         self._weight = np.concatenate(sampled, axis=1)
-        self._row_minimum = np.stack([_finite(weight.min(axis=1)) for weight in linears.weights])
-        self._row_maximum = np.stack([_finite(weight.max(axis=1)) for weight in linears.weights])
+        self._row_minimum = np.stack([finite(weight.min(axis=1)) for weight in linears.weights])
+        self._row_maximum = np.stack([finite(weight.max(axis=1)) for weight in linears.weights])
         self._expected = self._rows @ self._weight
         power = np.add.reduceat(np.square(self._expected), self._starts, axis=1)
         floor = np.maximum(power, SMALLEST_ROW * power.mean(axis=0))
@@ -148,7 +181,7 @@ class OutputError:
             low, high = value_range(rows, scheme)
         else:
             low, high = (self._minimum / scale).min(initial=0), (self._maximum / scale).max(initial=0)
-        return _round_trip(rows, low, high, scheme)
+        return round_trip(rows, low, high, scheme)
 
     def _quantize_weight(self, scale: Array) -> Array:
         scheme = self._linears.weight_scheme
@@ -158,14 +191,15 @@ class OutputError:
             high = (self._row_maximum * scale).max(axis=1)[self._owner]
         else:
             low, high = weight.min(axis=0), weight.max(axis=0)
-        return _round_trip(weight, low, high, scheme)
+        return round_trip(weight, low, high, scheme)
 
 
-def _finite(array: Array) -> Array:
+def finite(array: Array) -> Array:
+    """Return float32 with zero in the place of what is not finite."""
     return np.nan_to_num(np.asarray(array, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _round_trip(array: Array, low: Array, high: Array, scheme: Scheme) -> Array:
+def round_trip(array: Array, low: Array, high: Array, scheme: Scheme) -> Array:
     """Quantize and dequantize in place, in float only: the search does it hundreds of times."""
     step, zero_point = scale_and_zero_point(low, high, scheme)
     smallest, largest = (np.float32(end) - zero_point.astype(np.float32) for end in scheme.range)
@@ -176,11 +210,10 @@ def _round_trip(array: Array, low: Array, high: Array, scheme: Scheme) -> Array:
     return array
 
 
-def by_alpha(linears: Linears, alpha: float) -> Smoothing:
+def by_alpha(problem: Problem, alpha: float) -> Smoothing:
     """Return the scale of equation 4 of SmoothQuant with its error and that of no smoothing."""
-    error = OutputError(linears)
-    absmax_x, absmax_w = linears.absmax()
-    scale = smoothing_scale(absmax_x, absmax_w, alpha)
+    error = problem.error(SEARCH_COLUMNS)
+    scale = smoothing_scale(*problem.magnitudes().absmax, alpha)
     return Smoothing(scale, error(scale), error(np.ones_like(scale)))
 
 
@@ -192,14 +225,14 @@ class Score:
     positions it is negligible, and left out.
     """
 
-    def __init__(self, linears: Linears, columns: int = SEARCH_COLUMNS) -> None:
-        self._error = OutputError(linears, columns)
-        self._magnitudes = linears.magnitudes()
-        self._surprise = linears.surprise if len(linears.rows) >= FEWEST_ROWS else 0.0
+    def __init__(self, problem: Problem, columns: int = SEARCH_COLUMNS) -> None:
+        self._error = problem.error(columns)
+        self._magnitudes = problem.magnitudes()
+        self._surprise = problem.surprise
         if self._surprise >= NEGLIGIBLE_SURPRISE:
-            seen, unseen = linears.halves()
+            seen, unseen = problem.halves()
             self._seen_magnitudes = seen.magnitudes()
-            self._seen, self._unseen = OutputError(seen, columns), OutputError(unseen, columns)
+            self._seen, self._unseen = seen.error(columns), unseen.error(columns)
 
     def __call__(self, family: Family | None) -> float:
         """Return the score of a family, or of no smoothing."""
@@ -215,13 +248,13 @@ class Score:
         return np.ones_like(found.absmax[0]) if family is None else family.scale(found)
 
 
-def search(linears: Linears) -> Smoothing:
+def search(problem: Problem) -> Smoothing:
     """Return the scale with the smallest score among about fifty; never worse than a scale of 1.
 
     A coarse set of families is ranked on few outputs; the best of its first four on many outputs is then improved by
     coordinate descent over the parameters.
     """
-    score, first = Score(linears), Score(linears, FIRST_COLUMNS)
+    score, first = Score(problem), Score(problem, FIRST_COLUMNS)
     without = score(None)
     finalists = sorted(STARTS, key=first)[:FINALISTS]
     scores = {family: score(family) for family in finalists}

@@ -31,6 +31,13 @@ def smoothing_scale(absmax_x: Array, absmax_w: Array, alpha: float, beta: float 
     return np.clip(scale, 1 / LARGEST_FACTOR, LARGEST_FACTOR).astype(np.float32)
 
 
+def largest_tied(per_channel: Array, groups: npt.NDArray[np.int64]) -> Array:
+    """Return for each channel the largest finite value among those of its group, which share a factor; 0 for none."""
+    largest = np.zeros(int(groups.max(initial=0)) + 1, np.float32)
+    np.maximum.at(largest, groups, np.where(np.isfinite(per_channel), per_channel, 0))
+    return largest[groups]
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """s_j = max(x_j**alpha / w_j**beta, absmax_x_j / threshold), up to a factor common to all channels.

@@ -12,11 +12,28 @@ from qcompile.solvers.affine import quantize_dequantize, scale_and_zero_point, v
 
 Array = npt.NDArray[Any]
 
+_BLOCK = 2**18
+"""Elements that are squared in float64 at a time: outputs may be large, e.g. logits over a vocabulary."""
+
 
 def sqnr_db(signal: Array, noisy: Array) -> float:
     """Return 10 log10(sum signal^2 / sum (signal - noisy)^2) in dB; infinity where they are equal."""
-    noise = float(np.sum(np.square(signal - noisy, dtype=np.float64)))
-    power = float(np.sum(np.square(signal, dtype=np.float64)))
+    return decibels(*powers(signal, noisy))
+
+
+def powers(signal: Array, noisy: Array) -> tuple[float, float]:
+    """Return sum signal^2 and sum (signal - noisy)^2 of two arrays of one shape, summed in float64."""
+    power = noise = 0.0
+    exact, other = np.ravel(signal), np.ravel(noisy)
+    for start in range(0, exact.size, _BLOCK):
+        x, y = exact[start : start + _BLOCK], other[start : start + _BLOCK]
+        power += float(np.sum(np.square(x, dtype=np.float64)))
+        noise += float(np.sum(np.square(x - y, dtype=np.float64)))
+    return power, noise
+
+
+def decibels(power: float, noise: float) -> float:
+    """Return 10 log10(power / noise); infinity without noise, minus infinity without power."""
     if noise == 0:
         return float("inf")
     return float(10 * np.log10(power / noise)) if power > 0 else float("-inf")

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile import backends
-from qcompile.errors import InputError, UnsupportedError
+from qcompile.errors import InputError
 from tests.backends.portable import (
     Case,
     attention_case,
@@ -186,9 +186,3 @@ class BackendConformance:
             session.run(feed)
         assert subject in caught.value.subject
         assert reason in caught.value.reason
-
-    def test_unknown_target(self, backend: Any, tmp_path: Path) -> None:
-        with pytest.raises(UnsupportedError) as caught:
-            backend.lower(linear_case().model, tmp_path, target="z80")
-        assert "'z80'" in caught.value.subject
-        assert not list(tmp_path.iterdir())

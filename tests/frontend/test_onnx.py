@@ -36,6 +36,12 @@ def test_every_form_gives_the_same_model(proto: onnx.ModelProto, tmp_path: Path)
         )
 
 
+def test_the_standard_domain_has_one_name(proto: onnx.ModelProto) -> None:
+    proto.opset_import[0].domain = proto.graph.node[0].domain = "ai.onnx"
+    for given in (proto, ir.from_proto(proto)):
+        assert dict(trace(given).opset_imports) == {"": 20}
+
+
 def test_the_callers_objects_stay_as_they_are(proto: onnx.ModelProto) -> None:
     before = proto.SerializeToString()
     traced = trace(proto)

@@ -63,7 +63,7 @@ def test_the_last_operand_is_never_per_token():
 @pytest.mark.parametrize(
     ("given", "finding"),
     [
-        ({"operators": frozenset({"Linear"})}, "kept: the backend has no integer attention with these schemes"),
+        ({"operators": frozenset({"Linear"})}, "kept: the backend has no integer Attention with these schemes"),
         ({"ignore": frozenset({"y"})}, "ignored: the recipe leaves it out"),
     ],
 )

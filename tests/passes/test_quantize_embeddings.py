@@ -70,6 +70,14 @@ def test_ignored_table():
     assert QuantizeEmbeddings(1, frozenset({name}))(model).findings[0].action == "ignored"
 
 
+def test_table_that_the_backend_does_not_store_in_8_bits():
+    result = QuantizeEmbeddings(1, operators=frozenset({"Linear"}))(parse("y = Gather(table, ids)"))
+    assert not result.modified
+    assert [(finding.action, finding.reason) for finding in result.findings] == [
+        ("kept", "the backend has no integer Embedding with these schemes")
+    ]
+
+
 def test_table_that_is_not_finite():
     model = parse("y = Gather(table, ids)")
     broken = TABLE.copy()

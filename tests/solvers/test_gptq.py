@@ -91,3 +91,14 @@ def test_grouped_rounds_to_nearest_without_usable_moments(moment: float) -> None
     steps = np.random.default_rng(8).normal(0, 20, (3, 4, 2))
     rounded = grouped_gptq(steps, np.full((3, 4, 4), moment), Scheme("int8", "per_channel"))
     np.testing.assert_array_equal(rounded, np.rint(steps))
+
+
+@pytest.mark.parametrize("scheme", [PER_CHANNEL, PER_TENSOR])
+def test_outputs_are_rounded_each_by_itself_however_many_there_are(scheme):
+    rows = correlated_rows(8, 0)
+    weight = np.random.default_rng(0).normal(size=(8, 5000)).astype(np.float32)
+    weight[0] = 9  # gives every part of the outputs the same scale per tensor
+    gram = rows.T @ rows / len(rows)
+    whole = gptq(weight, gram, scheme)[0]
+    parts = [gptq(weight[:, start : start + 500], gram, scheme)[0] for start in range(0, 5000, 500)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))

@@ -1,0 +1,64 @@
+"""Is a feed what a model takes? The same question, and the same answer, for every runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qcompile.errors import InputError
+from qcompile.session import Feed
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a model says about one of its inputs.
+
+    Attributes:
+        dtype: numpy name of its type; None where numpy has none.
+        shape: its sizes, None for those that may change; None where the rank may change.
+    """
+
+    dtype: str | None
+    shape: Sequence[int | None] | None
+
+
+def check_feed(feed: Feed, inputs: Mapping[str, Declared]) -> None:
+    """Raise InputError for a missing or unknown input, and for a type or shape that is not the input's.
+
+    Args:
+        feed: input name -> array.
+        inputs: every input of the model.
+    """
+    for name in feed:
+        if name not in inputs:
+            raise InputError(f"input {name!r}", "the model has no such input", _nearest(name, list(inputs)))
+    for name, declared in inputs.items():
+        if name not in feed:
+            raise InputError(f"input {name!r}", "it is missing in the feed", f"Feed all of {', '.join(inputs)}")
+        _check(name, feed[name], declared)
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"Did you mean {close[0]!r}? The inputs are {', '.join(names)}" if close else "The model takes no inputs"
+
+
+def _check(name: str, array: object, declared: Declared) -> None:
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"input {name!r}", f"it is a {type(array).__name__}", "Feed a numpy array")
+    if declared.dtype is not None and array.dtype != np.dtype(declared.dtype):
+        mend = f"Use array.astype({declared.dtype!r})"
+        raise InputError(f"input {name!r}", f"its type is {array.dtype}, not {declared.dtype}", mend)
+    shape = declared.shape
+    if shape is None:
+        return
+    fits = len(array.shape) == len(shape) and all(
+        size in (None, given) for size, given in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("?" if size is None else str(size) for size in shape)
+        reason = f"its shape is {list(array.shape)}, not [{wanted}]"
+        raise InputError(f"input {name!r}", reason, "Reshape or pad the array")

@@ -1,0 +1,101 @@
+"""FoldConvolutionAffine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.channel_affine import affine_of
+from qcompile.contract import Finding, Pass, Result
+from qcompile.graph import Convolution, constant, constant_array, convolutions, sole_reader, unique_name
+from qcompile.initializers import derive_initializer, register_initializer, remove_unused
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldConvolutionAffine(Pass):
+    """BatchNormalization, Mul, Div, Add or Sub of constants behind Conv or ConvTranspose -> its weight and bias.
+
+    Per channel or with one number for all; a chain of them is folded whole. Between a convolution and its activation
+    each would cost a pass over the feature map, and the rounding of what the convolution writes to integers would see
+    the ranges before it in place of those after it. onnxscript's rules fold BatchNormalization and pairs of scalars
+    only, and none where the convolution has no bias. Does not fire where anything else reads the value in between,
+    where the constant has more than one value per channel, in training mode, on types other than float32 and float64,
+    on a grouped ConvTranspose, or where the result would not be finite.
+    """
+
+    looks_for: ClassVar[str] = "BatchNormalization or an operation with a constant per channel behind a convolution"
+
+    def call(self, model: ir.Model) -> Result:
+        """Fold in place, one finding for each node that goes."""
+        findings: list[Finding] = []
+        for layer in convolutions(model):
+            if _is_foldable(layer):
+                findings += _fold_chain(layer)
+        return Result(model, modified=bool(findings), findings=tuple(findings))
+
+
+def _is_foldable(layer: Convolution) -> bool:
+    grouped = layer.transposed and layer.node.attributes.get_int("group", 1) != 1
+    has_constant_bias = layer.bias is None or constant(layer.bias) is not None
+    return not grouped and has_constant_bias and layer.weight.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+
+
+def _fold_chain(layer: Convolution) -> list[Finding]:
+    """Fold every node of the chain behind the convolution in one change of its weight and bias."""
+    weight = constant(layer.weight)
+    assert weight is not None
+    axis = 1 if layer.transposed else 0
+    rank, outputs = len(weight.shape), int(weight.shape.numpy()[axis])
+    bias = constant_array(layer.bias)
+    scale, shift = np.ones(outputs), np.zeros(outputs) if bias is None else bias.astype(np.float64)
+    findings, output = [], layer.output
+    while (reader := sole_reader(output)) is not None:
+        affine = affine_of(reader, output, outputs, rank)
+        if affine is None:
+            break
+        scale, shift = scale * affine.scale, shift * affine.scale + affine.shift
+        findings.append(Finding(layer.name, "folded", f"{reader.op_type} {reader.name or ''}".strip()))
+        output = reader.outputs[0]
+        _take_over(layer.output, reader)
+        if output.is_graph_output():
+            break
+        output = layer.output
+    if findings:
+        _write(layer, scale, shift, axis)
+    return findings
+
+
+def _take_over(value: ir.Value, node: ir.Node) -> None:
+    """Let the value stand for what the node made of it, and remove the node."""
+    made, graph = node.outputs[0], node.graph
+    assert isinstance(graph, ir.Graph)
+    is_output = made.is_graph_output()
+    ir.convenience.replace_all_uses_with(made, value, replace_graph_outputs=True)
+    constants = [operand for operand in node.inputs if operand is not None and constant(operand) is not None]
+    graph.remove(node, safe=True)
+    remove_unused(constants)
+    if is_output:
+        value.name, value.shape = made.name, made.shape if made.shape is not None else value.shape
+
+
+def _write(layer: Convolution, scale: np.ndarray, shift: np.ndarray, axis: int) -> None:
+    weight, graph = constant(layer.weight), layer.node.graph
+    assert weight is not None
+    assert isinstance(graph, ir.Graph)
+    shape = tuple(int(dim) for dim in weight.shape.numpy())
+    factor = scale.reshape([-1 if index == axis else 1 for index in range(len(shape))])
+
+    def scaled(array: np.ndarray) -> np.ndarray:
+        return np.asarray(array * factor, array.dtype)
+
+    name = str(layer.output.name)
+    new = derive_initializer(layer.weight, layer.node, f"{name}.weight", shape, scaled)
+    layer.node.replace_input_with(1, new)
+    bias = ir.tensor(shift.astype(weight.dtype.numpy()), name=unique_name(graph, f"{name}.bias"))
+    layer.node.resize_inputs(3)
+    layer.node.replace_input_with(2, register_initializer(layer.node, bias))
+    if layer.bias is not None:
+        remove_unused([layer.bias])

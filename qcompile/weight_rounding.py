@@ -1,0 +1,91 @@
+"""How the weight of a layer is rounded, and what its output then loses: solvers applied to linears and convolutions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from qcompile import layers
+from qcompile.graph import Convolution
+from qcompile.layers import Layer
+from qcompile.multiplied import as_matrices, from_matrices, grouped_rows
+from qcompile.scheme import Scheme
+from qcompile.solvers.affine import dequantize, quantize_weight
+from qcompile.solvers.gptq import gptq, grouped_gptq
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Integers, scale and zero point."""
+
+Rounding = Literal["nearest", "gptq"]
+
+
+def scale_axis(layer: Layer, scheme: Scheme) -> int | None:
+    """Axis of the weight along which scales differ; None: there is one for all."""
+    return layers.output_axis(layer) if scheme.granularity == "per_channel" else None
+
+
+def rounded(
+    layer: Layer, weight: np.ndarray, rows: np.ndarray, gram: np.ndarray | None, scheme: Scheme, how: Rounding
+) -> Parts:
+    """Return integers, scale and zero point of the weight.
+
+    Args:
+        layer: the layer.
+        weight: its weight, float32.
+        rows: of what the layer multiplies, [rows, inputs of all groups]; without any and no gram: to nearest.
+        gram: second moments of what the layer multiplies, [inputs, inputs], where it has one group; else from rows.
+        scheme: of the weight; an asymmetric one is rounded to nearest.
+        how: to nearest, or error-compensated; the scales are the same.
+    """
+    nearest = quantize_weight(weight, scheme, scale_axis(layer, scheme))
+    if how == "nearest" or (gram is None and not len(rows)) or not scheme.sym:
+        return nearest
+    parts = as_matrices(weight, layer)
+    if gram is not None:
+        integers = gptq(parts[0], gram, scheme)[0][None]
+    else:
+        groups = grouped_rows(rows, layer)
+        scale = np.broadcast_to(nearest[1], (layers.outputs(layer),)).reshape(len(parts), 1, -1)
+        integers = grouped_gptq(parts / scale, groups.transpose(0, 2, 1) @ groups / groups.shape[1], scheme)
+    return from_matrices(integers, layer, weight.shape), *nearest[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """What a layer multiplies on sampled rows, before its bias: float32 [groups, rows, outputs of a group].
+
+    Attributes:
+        exact: of the float layer.
+        quantized: of quantized rows and the quantized weight.
+    """
+
+    exact: np.ndarray
+    quantized: np.ndarray
+
+
+def products(
+    layer: Layer, weight: np.ndarray, parts: Parts, rows: np.ndarray, quantized_rows: np.ndarray, scheme: Scheme
+) -> Products:
+    """Multiply rows [rows, inputs of all groups] by the weight, in float and as they are quantized."""
+    after = as_matrices(dequantize(*parts, axis=scale_axis(layer, scheme)), layer)
+    exact = grouped_rows(rows, layer) @ as_matrices(weight, layer)
+    return Products(exact, grouped_rows(quantized_rows, layer) @ after)
+
+
+def integer_bias(
+    layer: Convolution, bias: np.ndarray, input_scale: np.ndarray, weight_scale: np.ndarray
+) -> Parts | None:
+    """Return the bias [outputs] as int32 with scale s_x * s_w; None where it would clip.
+
+    None as well for a ConvTranspose with a scale per channel: in a grouped one these are fewer than the biases.
+    """
+    if layer.transposed and np.ndim(weight_scale):
+        return None
+    scale = (input_scale * weight_scale).astype(np.float32)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+    if not np.all(np.isfinite(steps)) or np.abs(steps).max(initial=0) > np.iinfo(np.int32).max:
+        return None
+    return steps.astype(np.int32), scale, np.zeros(scale.shape, np.int32)
