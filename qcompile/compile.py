@@ -119,7 +119,8 @@ def rewrite(
     """Apply the passes of a recipe and return the portable quantized model.
 
     It is for any runtime, so nothing stays float because one of them has no integer kernel for it. The processor that
-    it is for matters all the same: `target` is one of those of ONNX Runtime. Other arguments as in `compile`.
+    it is for matters all the same: `target` is one of those of ONNX Runtime. Other arguments as in `compile`. Runtimes
+    take liberties with it that `compile` guards against: ONNX Runtime quantizes a float convolution between two pairs.
     """
     plan = for_target(recipe_of(recipe, ignore, targets), backends.get("onnxruntime").targets, target)
     check_data(plan, calibration)

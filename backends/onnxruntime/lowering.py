@@ -7,6 +7,7 @@ from onnx_ir.passes import common
 
 from qcompile.backends.onnxruntime.activations import quantize_activations_to_uint8
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
+from qcompile.backends.onnxruntime.float_convolutions import protect_float_convolutions
 from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
 from qcompile.backends.onnxruntime.norms import keep_residual_additions
@@ -18,7 +19,13 @@ IR_VERSION = 10
 
 
 def legalize(model: ir.Model) -> ir.Model:
-    """Return a copy of the model that ONNX Runtime accepts, and that computes the same. Weights are not copied."""
+    """Return a copy of the model that ONNX Runtime accepts and computes as it is. Weights are not copied."""
+    model = _accepted(model)
+    protect_float_convolutions(model)
+    return model
+
+
+def _accepted(model: ir.Model) -> ir.Model:
     model = model.clone()
     legalize_rotary_embedding(model)
     model.ir_version = min(model.ir_version, IR_VERSION)
@@ -31,7 +38,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     Names of inputs and outputs stay. Needs the operators of the domain com.microsoft, which every build of ONNX
     Runtime has.
     """
-    model = legalize(model)
+    model = _accepted(model)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     quantize_activations_to_uint8(model)
     fuse_integer_linears(model)
@@ -43,6 +50,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     findings = restore_float_weights(model)
     remove_head_transposes(model)
     keep_residual_additions(model)
+    protect_float_convolutions(model)
     common.RemoveUnusedNodesPass()(model)
     model.graph.opset_imports.setdefault(CONTRIB, 1)
     common.RemoveUnusedOpsetsPass()(model)
