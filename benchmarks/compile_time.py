@@ -1,4 +1,8 @@
-"""How long compiling takes and how much memory it needs, each in a fresh process."""
+"""How long compiling takes and how much memory it needs, each in a fresh process.
+
+The goal for memory is (weights + added) / weights: float weights, and what compiling adds to a process that holds them
+at its peak, over the float weights. What the imported libraries occupy is in neither; it is in the plain peak RSS.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.results import Benchmark, Goal, Row
 
+RATIO = "(weights + added) / weights"
 CASES = (
     ("minilm", "smoothquant-o3", "onnxruntime", 15.0),
     ("smollm2", "w8a8-static", "onnxruntime", 180.0),
@@ -28,18 +33,13 @@ def run(folder: Path) -> Benchmark:
             "runtime": backend,
             "seconds": measured["seconds"],
             "MB of float weights": measured["weights"] / 1e6,
-            "peak MB": measured["peak"] / 1e6,
+            "peak RSS, MB": measured["peak"] / 1e6,
             "MB added by compiling": measured["added"] / 1e6,
-            "weights and added, over weights": 1 + measured["added"] / measured["weights"],
+            RATIO: 1 + measured["added"] / measured["weights"],
         }
         rows.append(row)
         goals.append(Goal(f"{model}, seconds to compile", measured["seconds"], limit, at_most=True))
     goals.append(
-        Goal(
-            "smollm2, peak memory over float weights",
-            float(rows[-1]["weights and added, over weights"]),
-            2.5,
-            at_most=True,
-        )
+        Goal(f"smollm2, {RATIO}", float(rows[-1][RATIO]), 2.5, at_most=True),
     )
     return Benchmark("Compile time and peak memory, 64 calibration samples of 128 tokens", rows, goals)

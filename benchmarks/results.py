@@ -8,14 +8,16 @@ import json
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-FOLDER = Path(__file__).parent / "results"
-DOCUMENTS = tuple(FOLDER.parents[1] / name for name in ("README.md", "BENCHMARKS.md"))
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "results"
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "BENCHMARKS.md"))
 PACKAGES = ("onnxruntime", "openvino", "nncf", "torch", "onnx", "onnxscript", "transformers")
 
 Row = Mapping[str, str | float]
@@ -79,11 +81,31 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
 
 
-def save(name: str, benchmark: Benchmark) -> Path:
-    """Write benchmarks/results/<name>.json."""
+def commit() -> str:
+    """Short hash of the commit that is checked out, with a "+" where files differ from it; "unknown" without git.
+
+    Results and the documents that show them do not count: a benchmark writes them itself.
+    """
+    outputs = [FOLDER, *DOCUMENTS]
+    others = [f":(exclude){path.relative_to(ROOT)}" for path in outputs]
+    try:
+        head = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--", ".", *others)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}+" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def save(name: str, benchmark: Benchmark, revision: str) -> Path:
+    """Write benchmarks/results/<name>.json; the revision is the `commit` before the first benchmark ran."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
-    data = {"machine": machine(), "versions": versions(), **dataclasses.asdict(benchmark)}
+    data = {"machine": machine(), "commit": revision, "versions": versions(), **dataclasses.asdict(benchmark)}
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -116,9 +138,10 @@ def markdown(benchmark: Benchmark) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def update_documents(name: str, benchmark: Benchmark, where: str) -> None:
-    """Put the table and the machine between the markers `<!-- name -->` and `<!-- /name -->` of every document."""
-    block = f"<!-- {name} -->\n{markdown(benchmark)}\n\nMeasured by `make bench` on {where}.\n<!-- /{name} -->"
+def update_documents(name: str, benchmark: Benchmark, where: str, revision: str) -> None:
+    """Put table, machine and commit between the markers `<!-- name -->` and `<!-- /name -->` of every document."""
+    source = f"Measured by `make bench` at commit {revision} on {where}."
+    block = f"<!-- {name} -->\n{markdown(benchmark)}\n\n{source}\n<!-- /{name} -->"
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         updated = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.S)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.results import machine, save, show, update_documents
+from benchmarks.results import commit, machine, save, show, update_documents
 
 NAMES = ("minilm", "planted", "folding", "vision", "compile_time")
 
@@ -23,14 +23,15 @@ def main(names: list[str]) -> int:
         console.print(f"no benchmark {', '.join(sorted(unknown))}; there are: {' '.join(NAMES)}")
         return 2
     logging.getLogger().setLevel(logging.ERROR)
-    console.print(machine())
+    revision = commit()
+    console.print(f"{machine()}, commit {revision}")
     holds = True
     for name in names or NAMES:
         with tempfile.TemporaryDirectory(prefix=f"qcompile-{name}-") as folder:
             benchmark = importlib.import_module(f"benchmarks.{name}").run(Path(folder))
         show(benchmark, console)
-        console.print(f"saved as {save(name, benchmark)}")
-        update_documents(name, benchmark, machine())
+        console.print(f"saved as {save(name, benchmark, revision)}")
+        update_documents(name, benchmark, machine(), revision)
         holds = holds and all(goal.holds for goal in benchmark.goals)
     return 0 if holds else 1
 

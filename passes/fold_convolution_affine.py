@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.channel_affine import affine_of
+from qcompile.channel_affine import Affine, affine_of
 from qcompile.contract import Finding, Pass, Result
 from qcompile.graph import Convolution, constant, constant_array, convolutions, sole_reader, unique_name
 from qcompile.initializers import derive_initializer, register_initializer, remove_unused
@@ -50,22 +50,35 @@ def _fold_chain(layer: Convolution) -> list[Finding]:
     axis = 1 if layer.transposed else 0
     rank, outputs = len(weight.shape), int(weight.shape.numpy()[axis])
     bias = constant_array(layer.bias)
-    scale, shift = np.ones(outputs), np.zeros(outputs) if bias is None else bias.astype(np.float64)
-    findings, output = [], layer.output
-    while (reader := sole_reader(output)) is not None:
-        affine = affine_of(reader, output, outputs, rank)
-        if affine is None:
+    folded, findings = Affine(np.ones(outputs), np.zeros(outputs) if bias is None else bias.astype(np.float64)), []
+    while (reader := sole_reader(layer.output)) is not None:
+        affine = affine_of(reader, layer.output, outputs, rank)
+        longer = None if affine is None else _chained(folded, affine)
+        if longer is None or not _can_be_stored(longer, weight, axis):
             break
-        scale, shift = scale * affine.scale, shift * affine.scale + affine.shift
+        folded = longer
         findings.append(Finding(layer.name, "folded", f"{reader.op_type} {reader.name or ''}".strip()))
-        output = reader.outputs[0]
         _take_over(layer.output, reader)
-        if output.is_graph_output():
-            break
-        output = layer.output
     if findings:
-        _write(layer, scale, shift, axis)
+        _write(layer, folded, axis)
     return findings
+
+
+def _chained(first: Affine, second: Affine) -> Affine:
+    """One affine map for two, the second applied to what the first gives; not finite where it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Affine(first.scale * second.scale, first.shift * second.scale + second.shift)
+
+
+def _can_be_stored(affine: Affine, weight: ir.TensorProtocol, axis: int) -> bool:
+    """Whether the weight times the scale, and the shift, are finite in the weight's type."""
+    array = weight.numpy()
+    others = tuple(index for index in range(array.ndim) if index != axis)
+    limit = np.finfo(array.dtype).max
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = np.maximum(array.max(axis=others, initial=0), -array.min(axis=others, initial=0))
+        products = largest.astype(np.float64) * np.abs(affine.scale)
+    return bool(np.all(products <= limit) and np.all(np.abs(affine.shift) <= limit))
 
 
 def _take_over(value: ir.Value, node: ir.Node) -> None:
@@ -81,12 +94,12 @@ def _take_over(value: ir.Value, node: ir.Node) -> None:
         value.name, value.shape = made.name, made.shape if made.shape is not None else value.shape
 
 
-def _write(layer: Convolution, scale: np.ndarray, shift: np.ndarray, axis: int) -> None:
+def _write(layer: Convolution, affine: Affine, axis: int) -> None:
     weight, graph = constant(layer.weight), layer.node.graph
     assert weight is not None
     assert isinstance(graph, ir.Graph)
     shape = tuple(int(dim) for dim in weight.shape.numpy())
-    factor = scale.reshape([-1 if index == axis else 1 for index in range(len(shape))])
+    factor = affine.scale.reshape([-1 if index == axis else 1 for index in range(len(shape))])
 
     def scaled(array: np.ndarray) -> np.ndarray:
         return np.asarray(array * factor, array.dtype)
@@ -94,7 +107,7 @@ def _write(layer: Convolution, scale: np.ndarray, shift: np.ndarray, axis: int) 
     name = str(layer.output.name)
     new = derive_initializer(layer.weight, layer.node, f"{name}.weight", shape, scaled)
     layer.node.replace_input_with(1, new)
-    bias = ir.tensor(shift.astype(weight.dtype.numpy()), name=unique_name(graph, f"{name}.bias"))
+    bias = ir.tensor(affine.shift.astype(weight.dtype.numpy()), name=unique_name(graph, f"{name}.bias"))
     layer.node.resize_inputs(3)
     layer.node.replace_input_with(2, register_initializer(layer.node, bias))
     if layer.bias is not None:

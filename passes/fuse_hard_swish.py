@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxscript.rewriter.rules.common import fuse_hardswish_rules
 
 from qcompile.contract import Pass, Result
-from qcompile.rewriting import apply_rules, merge_results
+from qcompile.rewriting import apply_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,7 @@ class FuseHardSwish(Pass):
     looks_for: ClassVar[str] = "x * Clip(x + 3, 0, 6) / 6 or Clip(x + 3, 0, 6) / 6"
 
     def call(self, model: ir.Model) -> Result:
-        """Rewrite in place; twice, for HardSwish may be made of a HardSigmoid that the first time finds."""
+        """Rewrite in place, in graph order: HardSwish may be made of a HardSigmoid that was found before."""
         if model.opset_imports.get("", 0) < 14:
             return Result(model, modified=False)
-        rules = list(fuse_hardswish_rules())
-        return merge_results(model, [apply_rules(model, rules) for _ in range(2)])
+        return apply_rules(model, list(fuse_hardswish_rules()))

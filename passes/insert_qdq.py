@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,21 +11,19 @@ import onnx_ir as ir
 
 from qcompile import layers, qdq
 from qcompile.calibration import Calibrator, ChannelStatistics
+from qcompile.calibration_layers import LayerStatistics, layer_statistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError
 from qcompile.graph import Convolution, constant, readers, unique_name
 from qcompile.initializers import register_initializer, remove_unused
 from qcompile.layers import Layer
-from qcompile.multiplied import multiplies_input, with_patches
 from qcompile.saturation import told_apart
 from qcompile.scheme import ASYMMETRIC_UINT8, PER_CHANNEL_INT8, Scheme
 from qcompile.solvers.affine import scale_and_zero_point
 from qcompile.solvers.bias_correction import output_shift
 from qcompile.solvers.ranges import OBSERVERS
 from qcompile.solvers.sqnr import as_quantized, decibels, powers, sqnr_db
-from qcompile.weight_rounding import Parts, Products, Rounding, integer_bias, products, rounded, scale_axis
-
-_GRAM_BYTES = 160 * 2**20
+from qcompile.weight_rounding import Products, Rounding, SharedWeights, integer_bias, products, rounded, scale_axis
 
 Parameters = dict[ir.Value, tuple[np.ndarray, np.ndarray]]
 """Scale and zero point of each value that is quantized by them."""
@@ -85,16 +83,16 @@ class InsertQdq(Pass):
         reasons = {layers.node_of(layer): self._refusal(layer) for layer in found}
         chosen = [layer for layer in found if reasons[layers.node_of(layer)] is None]
         findings = [finding for finding in reasons.values() if finding is not None]
-        weights = _Weights()
+        weights = SharedWeights()
         parameters: Parameters = {}
         quantized: list[Layer] = []
-        for part, seen, patches in self._calibrated(model, chosen):
+        for part in self._calibrated(model, chosen):
             # The statistics themselves, with hundreds of rows of every value, go with the part.
-            parameters.update(self._static_parameters(part, seen))
-            done = [self._quantize_weight(layer, seen, patches.get(str(layer.output.name)), weights) for layer in part]
-            quantized += [layer for layer, item in zip(part, done, strict=True) if item.action == "quantized"]
+            parameters.update(self._static_parameters(part))
+            done = [self._quantize_weight(layer, part, weights) for layer in part.layers]
+            quantized += [layer for layer, item in zip(part.layers, done, strict=True) if item.action == "quantized"]
             findings += done
-            del seen, patches
+            del part
         self._quantize_activations(model, quantized, parameters)
         remove_unused(value for layer in quantized for value in (layer.weight, layer.bias) if value is not None)
         return Result(model, modified=bool(quantized), findings=tuple(findings))
@@ -105,54 +103,18 @@ class InsertQdq(Pass):
         reason = layers.refusal(layer, self.activations, self.weights) if left_out is None else ""
         return Finding(layer.name, "kept", reason, operator) if reason else left_out
 
-    def _calibrated(
-        self, model: ir.Model, chosen: list[Layer]
-    ) -> Iterator[tuple[list[Layer], Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]]:
-        """Yield layers with statistics of values and of patches by layer, so many that the second moments fit."""
+    def _calibrated(self, model: ir.Model, chosen: list[Layer]) -> Iterator[LayerStatistics]:
         if self.calibrator is None:
             if chosen and (not self.activations.dynamic or self.rounding == "gptq"):
                 reason = "static activations and gptq need statistics of the activations"
                 raise CalibrationError("insert_qdq", reason, "Give calibration data, or use dynamic activations")
-            yield chosen, {}, {}
-            return
-        part: list[Layer] = []
-        names: dict[str, int] = {}
-        size = 0
-        for layer in chosen:
-            part.append(layer)
-            name = str(layer.x.name)
-            if name not in names:
-                names[name] = layers.input_axis(layer)
-                size += self._gram_bytes(layer)
-            if size > _GRAM_BYTES:
-                yield part, *self._collect(model, part, names)
-                part, names, size = [], {}, 0
-        yield part, *self._collect(model, part, names)
+            return iter([LayerStatistics(tuple(chosen))])
+        written = [] if self.activations.dynamic else _flowing(chosen)
+        return layer_statistics(self.calibrator, model, chosen, written, grams=self.rounding == "gptq")
 
-    def _gram_bytes(self, layer: Layer) -> int:
-        return 8 * layers.accumulated(layer) ** 2 if self.rounding == "gptq" and multiplies_input(layer) else 0
-
-    def _collect(
-        self, model: ir.Model, part: list[Layer], names: Mapping[str, int]
-    ) -> tuple[Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]:
-        assert self.calibrator is not None
-        gram = {str(layer.x.name) for layer in part if self._gram_bytes(layer)}
-        outputs = {} if self.activations.dynamic else {str(value.name): 1 for value in _flowing(part)}
-        seen = self.calibrator.collect(model, {**names, **outputs}, gram=gram)
-        observed, patches = with_patches(model, part)
-        found = self.calibrator.collect(observed, dict.fromkeys(patches.values(), 1))
-        return seen, {layer: found[name] for layer, name in patches.items()}
-
-    def _quantize_weight(
-        self,
-        layer: Layer,
-        statistics: Mapping[str, ChannelStatistics],
-        patches: ChannelStatistics | None,
-        weights: _Weights,
-    ) -> Finding:
+    def _quantize_weight(self, layer: Layer, statistics: LayerStatistics, weights: SharedWeights) -> Finding:
         node = layers.node_of(layer)
-        seen = statistics.get(str(layer.x.name))
-        multiplied = seen if multiplies_input(layer) else patches
+        seen, multiplied = statistics.of(layer.x), statistics.multiplied(layer)
         axis = scale_axis(layer, self.weights)
         before = layer.weight.const_value
         assert before is not None
@@ -180,13 +142,11 @@ class InsertQdq(Pass):
             return np.zeros(1, np.float32)
         return output_shift(found.exact, found.quantized)
 
-    def _sqnr(
-        self, layer: Layer, found: Products, shift: np.ndarray, statistics: Mapping[str, ChannelStatistics]
-    ) -> float:
+    def _sqnr(self, layer: Layer, found: Products, shift: np.ndarray, statistics: LayerStatistics) -> float:
         """Signal-to-noise ratio in dB of the output on sampled rows, itself quantized where it is written so."""
         result = found.quantized - np.atleast_2d(shift)[:, None, :]
-        written = statistics.get(str(layer.output.name)) if isinstance(layer, Convolution) else None
-        if written is None:
+        written = statistics.of(layer.output) if isinstance(layer, Convolution) else None
+        if written is None or not _has_constant_bias(layer):
             return sqnr_db(found.exact, result)
         bias = constant(layer.bias)
         offset = np.zeros(1, np.float32) if bias is None else bias.numpy().reshape(len(found.exact), 1, -1)
@@ -217,12 +177,13 @@ class InsertQdq(Pass):
         layer.node.resize_inputs(3)
         layer.node.replace_input_with(2, new)
 
-    def _static_parameters(self, part: list[Layer], seen: Mapping[str, ChannelStatistics]) -> Parameters:
+    def _static_parameters(self, part: LayerStatistics) -> Parameters:
         """Scale and zero point of the values that layers read, and of those that flow on in integers."""
         if self.activations.dynamic:
             return {}
-        values = [*(layer.x for layer in part), *_flowing(part)]
-        return {value: self._parameters(seen[str(value.name)], value) for value in dict.fromkeys(values)}
+        values = [*(layer.x for layer in part.layers), *_flowing(part.layers)]
+        found = {value: part.of(value) for value in dict.fromkeys(values)}
+        return {value: self._parameters(seen, value) for value, seen in found.items() if seen is not None}
 
     def _quantize_activations(self, model: ir.Model, chosen: list[Layer], parameters: Parameters) -> None:
         quantized: dict[ir.Value, list[ir.Node]] = {}
@@ -265,26 +226,7 @@ def _has_constant_bias(layer: Layer) -> bool:
     return layer.bias is None or constant(layer.bias) is not None
 
 
-class _Weights:
-    """Dequantized weights, one for each float weight: layers with tied weights read what the first of them made."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[ir.Value, int | None], tuple[Parts, ir.Value]] = {}
-
-    def rounded(self, source: ir.Value, axis: int | None) -> Parts | None:
-        """Return integers, scale and zero point of a weight that was quantized before, else None."""
-        known = self._made.get((source, axis))
-        return None if known is None else known[0]
-
-    def dequantized(self, source: ir.Value, parts: Parts, axis: int | None, node: ir.Node) -> ir.Value:
-        """Return the value to read in place of `source` in `node`; layers come in graph order."""
-        known = self._made.get((source, axis))
-        if known is None:
-            known = self._made[source, axis] = parts, qdq.dequantized_constant(source, *parts, axis, node)
-        return known[1]
-
-
-def _flowing(chosen: list[Layer]) -> list[ir.Value]:
+def _flowing(chosen: Sequence[Layer]) -> list[ir.Value]:
     """Outputs of convolutions, behind their activation, that other nodes read and the user does not."""
     outputs = [layers.activated_output(layer) for layer in chosen if isinstance(layer, Convolution)]
     return [value for value in outputs if value.uses() and not value.is_graph_output()]

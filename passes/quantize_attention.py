@@ -1,4 +1,4 @@
-"""Quantizes what attention's two products read."""
+"""Quantizes query, key and value of attention."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from qcompile.solvers.ranges import OBSERVERS
 class QuantizeAttention(Pass):
     """Attention(q, k, v) -> Attention(DQ(Q(q)), DQ(Q(k)), DQ(Q(v))), and the same for a MatMul of two activations.
 
-    SmoothQuant (Xiao et al. 2023), figure 6: both batched products of attention read 8-bit integers. The probabilities
-    live inside the Attention operator and stay float there. The last operand of a product is quantized per tensor even
-    where the others are quantized per token: its tokens are what the product sums over. Does not fire where the backend
-    has no integer attention, and on what is ignored.
+    SmoothQuant (Xiao et al. 2023), figure 6, quantizes the operands of both batched products of attention. Here the
+    probabilities live inside the Attention operator and stay float: only q times k can run in integers, the product
+    with v runs in float on a rounded v. Of a MatMul of two activations, both operands are 8-bit integers. The last
+    operand of a product is quantized per tensor even where the others are quantized per token: its tokens are what the
+    product sums over. Does not fire where the backend has no integer attention, and on what is ignored.
 
     Attributes:
         activations: static per tensor, or dynamic per tensor or per token.

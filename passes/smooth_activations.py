@@ -27,7 +27,7 @@ PER_CHANNEL = Scheme("int8", "per_channel")
 # scales that removed 30 to 40% of it the output of EfficientNet-Lite0 lost 0.2 dB.
 _JOINED_GAIN = 0.5
 
-Statistics = dict[tuple[str, int], ChannelStatistics]
+Statistics = dict[str, ChannelStatistics]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class SmoothActivations(Pass):
     does it), channels that are tied, as those of query heads with one key-value head, get one factor. Where it cannot,
     the Mul is written in front of linears only if it removes `min_gain` of the error, because it costs time, and never
     in front of convolutions, where it would pass over a whole feature map; other readers of x keep reading x. A value
-    that already comes from such a Mul is left alone; so are convolutions that stay float under dynamic activations.
+    that already comes from such a Mul is left alone; so are layers that stay float, those with an empty weight and
+    convolutions under dynamic activations, and layers of one input channel, which has no other to differ from.
 
     Attributes:
         alpha: how much of the range goes into the weights, by equation 4 of the paper for every layer that folds; or
@@ -90,24 +91,22 @@ class SmoothActivations(Pass):
         for marker in channel_markers.find(model):
             claims.take(channel_scales.solve(marker.x, marker.axis), marker.factors)
             smoothed.add(marker.node.outputs[0])
-        found = [layer for layer in layers.float_layers(model) if layer.x not in smoothed and self._quantizes(layer)]
+        found = [layer for layer in layers.float_layers(model) if layer.x not in smoothed and self._smooths(layer)]
         groups = channel_groups.find(found)
         statistics = self._collect(model, [group for group in groups if group.folds or group.linears])
         findings = [finding for group in reversed(groups) for finding in self._smooth(group, statistics, claims)]
         modified = any(finding.action == "converted" for finding in findings)
         return Result(model, modified=modified, findings=tuple(reversed(findings)))
 
-    def _quantizes(self, layer: layers.Layer) -> bool:
-        return layer.name not in self.ignore and not (isinstance(layer, Convolution) and self.activations.dynamic)
+    def _smooths(self, layer: layers.Layer) -> bool:
+        kept = layer.name in self.ignore or (isinstance(layer, Convolution) and self.activations.dynamic)
+        return not kept and layer.weight.shape is not None and 0 not in layer.weight.shape and _channels(layer) > 1
 
     def _collect(self, model: ir.Model, groups: Iterable[Group]) -> Statistics:
-        """Statistics by value and channel axis: a linear and a convolution may read one value along different axes."""
+        """Statistics by value, along one axis: where a linear reads it too, no scale of a convolution's input folds."""
         assert self.calibrator is not None
-        wanted = [(str(x.name), layers.input_axis(found[0])) for group in groups for x, found in group.readings]
-        parts = dict(wanted), {name: axis for name, axis in wanted if dict(wanted)[name] != axis}
-        return {
-            (name, axes[name]): seen for axes in parts for name, seen in self.calibrator.collect(model, axes).items()
-        }
+        axes = {str(x.name): layers.input_axis(found[0]) for group in groups for x, found in group.readings}
+        return self.calibrator.collect(model, axes)
 
     def _smooth(self, group: Group, statistics: Statistics, claims: Claims) -> list[Finding]:
         """Decide on one group; findings of its values, the last first."""
@@ -136,7 +135,7 @@ class SmoothActivations(Pass):
         """What quantization does to the layers of a group."""
         readings = []
         for x, found in group.readings:
-            seen = statistics[str(x.name), layers.input_axis(found[0])]
+            seen = statistics[str(x.name)]
             kernels = [channel_groups.kernel(layer, claims.weight(layer)) for layer in found]
             readings.append(Reading(seen.rows, seen.minimum, seen.maximum, seen.count, kernels))
         ties = group.answer.groups if isinstance(group.answer, Placement) else np.arange(readings[0].minimum.size)
@@ -146,3 +145,12 @@ class SmoothActivations(Pass):
         weights = [kernel[0, :, :, 0] for kernel in one.kernels]
         schemes = self.activations, self.weights
         return smoothing.Linears(one.rows, one.minimum, one.maximum, weights, *schemes, ties, one.count)
+
+
+def _channels(layer: layers.Layer) -> int:
+    """Input channels of a layer whose weight has a known shape."""
+    assert layer.weight.shape is not None
+    inputs, of_group = layer.weight.shape.numpy()[:2]
+    if isinstance(layer, Convolution) and not layer.transposed:
+        return int(of_group * layer.node.attributes.get_int("group", 1))
+    return int(inputs)

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,22 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from qcompile import backends
+from qcompile.artifact_exchange import put_in_place
 from qcompile.backends import Lowered
-from qcompile.errors import ArtifactError
+from qcompile.errors import ArtifactError, InputError
 from qcompile.frontend import external_data
-from qcompile.manifest import MANIFEST, MEASUREMENTS, REPORT, FileEntry, Manifest, ports, relative_files, versions
+from qcompile.manifest import (
+    MANIFEST,
+    MEASUREMENTS,
+    REPORT,
+    FileEntry,
+    Manifest,
+    check_native,
+    files_to_replace,
+    ports,
+    relative_files,
+    versions,
+)
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from qcompile.session import Feed, Session
@@ -70,7 +82,13 @@ class Artifact:
 
         Raises:
             InputError: an input is missing, unknown, or has another type or shape than the model's.
+            ModelError: an output has a type that numpy does not have, such as bfloat16.
         """
+        if not isinstance(feed, Mapping) or not all(isinstance(name, str) for name in feed):
+            names = ", ".join(port.name for port in self.manifest.inputs)
+            raise InputError(f"feed of type {type(feed).__name__}", "it is not {name: array}", f"Give {names} by name")
+        for port in self.manifest.outputs:
+            check_native(port.name, np.dtype(port.dtype))
         if self._session is None:
             self._session = self.open_session()
         return self._session.run(feed)
@@ -83,17 +101,22 @@ class Artifact:
 def load(path: str | Path) -> Artifact:
     """Open the artifact of a folder after comparing every file that its runtime reads with the manifest.
 
-    Other files, such as a page that the user saved there, may lie in the folder.
+    Other files, such as a page that the user saved there, may lie in the folder. The manifest has no digest of the
+    report, whose measurements differ from run to run: whether somebody edited it cannot be told.
 
     Raises:
         ArtifactError: the folder is not an artifact, or a file of it is missing, changed, outside the folder, or read
             by the model and not in the manifest.
         UnsafeModelError: the ONNX file keeps data outside the folder.
     """
-    folder = Path(path).absolute()
+    folder = _folder(path)
     manifest = Manifest.read(folder)
-    manifest.check_files(folder)
-    for path in sorted(_data_files(folder / manifest.model_file)):
+    try:
+        manifest.check_files(folder)
+        data_files = _data_files(folder / manifest.model_file)
+    except OSError as error:
+        raise ArtifactError(str(folder), f"it cannot be read: {error}", "Give a folder with rights") from error
+    for path in sorted(data_files):
         if path.relative_to(folder).as_posix() not in manifest.files:
             reason = "the model keeps data in it, and the manifest does not list it"
             raise ArtifactError(str(path), reason, "Compile the model again")
@@ -116,11 +139,25 @@ def _data_files(model_path: Path) -> set[Path]:
     return external_data.check_proto(model, model_path.parent)
 
 
-def check_output(output: Path) -> None:
-    """Raise ArtifactError when a folder must not be replaced: call it before the work starts.
+def check_output(output: str | Path) -> None:
+    """Raise ArtifactError when a folder cannot be written or must not be replaced: call it before the work starts.
 
     An artifact may be replaced, damaged or not; files that are not of an artifact are never deleted.
     """
+    output = _folder(output)
+    with _failures_of(output):
+        _check_replaceable(output)
+        above = next(parent for parent in output.parents if parent.exists())
+        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=above).cleanup()  # only trying it tells
+
+
+def _folder(path: str | Path) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArtifactError(f"folder {path!r}", f"it is a {type(path).__name__}", "Give the path of a folder")
+    return Path(path).absolute()
+
+
+def _check_replaceable(output: Path) -> None:
     if not output.exists() and not output.is_symlink():
         return
     mend = "Give a new or empty folder"
@@ -131,7 +168,7 @@ def check_output(output: Path) -> None:
         return
     if MANIFEST not in files:
         raise ArtifactError(str(output), "the folder is not empty and holds no artifact", mend)
-    foreign = sorted(set(files) - set(Manifest.read(output).files) - {MANIFEST, *MEASUREMENTS})
+    foreign = sorted(set(files) - files_to_replace(output) - {MANIFEST, *MEASUREMENTS})
     if foreign:
         raise ArtifactError(str(output / foreign[0]), "the file is not part of the artifact to be replaced", mend)
 
@@ -188,14 +225,13 @@ def write_artifact(
 
     if output is None:
         return _temporary(fill, report)
-    output = Path(output).absolute()
     check_output(output)
+    output = _folder(output)
     with _failures_of(output), _beside(output) as stage:
         folder = stage / "new"
         folder.mkdir()
         manifest = fill(folder)
-        _bring_to_disk(folder)
-        _exchange(folder, output, stage / "old")
+        put_in_place(folder, output, stage / "old")
     return Artifact(output, manifest, report)
 
 
@@ -248,35 +284,3 @@ def _beside(output: Path) -> Iterator[Path]:
         if not output.exists():
             for parent in made:
                 parent.rmdir()
-
-
-def _exchange(new: Path, output: Path, old: Path) -> None:
-    """Put `new` in the place of `output`; on a failure `output` is what it was."""
-    replaces = output.exists()
-    if replaces:
-        output.rename(old)
-    try:
-        new.rename(output)
-    except BaseException:
-        if replaces:
-            old.rename(output)
-        raise
-    _sync(output.parent)
-
-
-def _bring_to_disk(folder: Path) -> None:
-    for name in relative_files(folder):
-        _sync(folder / name)
-    for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        _sync(inner)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -47,7 +47,7 @@ class Calibrator:
     instrument: Instrument = dataclasses.field(repr=False)
     open_session: OpenSession = dataclasses.field(repr=False)
     max_rows: int = 512
-    row_bytes: int = 128 * 2**20
+    row_bytes: int = 64 * 2**20
     seed: int = 0
     progress: Callable[[int, int], None] | None = dataclasses.field(default=None, repr=False, compare=False)
     on_collect: Callable[[ir.Model, Mapping[str, ChannelStatistics]], None] | None = dataclasses.field(

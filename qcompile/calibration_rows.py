@@ -47,13 +47,18 @@ class RowReservoir:
         """Take the rows that a run over `count` positions returned, value name -> float32 [rows, channels]."""
         returned = len(next(iter(rows.values())))
         self.count += count
-        for value, new in rows.items():
-            self._kept[value].append(np.array(new, np.float32))
+        keep = np.arange(self._held + returned)
         if returned == self._max_rows and returned < count * self._density:
-            self._thin(returned / count, self._held, returned)
-        self._held = sum(len(new) for new in next(iter(self._kept.values())))
-        while self._held > self._max_rows:
-            self._thin(self._density / 2, self._held, 0)
+            keep = keep[self._thinned(returned / count, self._held, returned)]
+        while len(keep) > self._max_rows:
+            keep = keep[self._thinned(self._density / 2, len(keep), 0)]
+        for value, new in rows.items():
+            kept = self._kept[value]
+            if len(keep) < self._held + returned:  # one value after the other: the rows of all twice are much memory
+                kept[:] = [np.concatenate([*kept, new], dtype=np.float32)[keep]]
+            else:
+                kept.append(np.array(new, np.float32))
+        self._held = len(keep)
 
     def rows(self, value: str) -> npt.NDArray[np.float32]:
         """Return the kept rows of a value, float32 [rows, channels]."""
@@ -61,11 +66,8 @@ class RowReservoir:
         kept[:] = [np.concatenate(kept)]  # in the place of the parts: all rows twice would be much memory
         return kept[0]
 
-    def _thin(self, density: float, older: int, newer: int) -> None:
-        """Keep the rows that the new density leaves of the `older` ones; the `newer` ones already have it."""
+    def _thinned(self, density: float, older: int, newer: int) -> npt.NDArray[np.int64]:
+        """Return which rows the new density leaves of the `older` ones, and the `newer` ones, which already have it."""
         keep = stratified(older, round(older * density / self._density), float(self._random.random()))
-        keep = np.concatenate([keep, older + np.arange(newer)])
-        for kept in self._kept.values():
-            kept[:] = [np.concatenate(kept)[keep]]
-        self._held = len(keep)
         self._density = density
+        return np.concatenate([keep, older + np.arange(newer)])

@@ -15,7 +15,10 @@ from qcompile.recipe import Recipe, named_recipes
 from qcompile.scheme import Scheme
 
 SATURATING_TARGETS = ("avx2",)
-"""Processors whose products of 8-bit pairs saturate in 16 bits: weights of 7 bits cannot (255 * 63 * 2 < 2**15)."""
+"""Processors whose products of 8-bit pairs saturate in 16 bits: weights of 7 bits cannot (255 * 63 * 2 < 2**15).
+
+Activations have no such bound: one beyond the calibrated range takes all 8 bits, so products of two stay float.
+"""
 
 _LAYERS: tuple[Operator, ...] = ("Linear", "Conv", "ConvTranspose")
 _EMBEDDING_ROWS = Scheme("int8", "per_channel")
@@ -68,9 +71,13 @@ def for_target(recipe: Recipe, targets: Collection[str], target: str | None) -> 
     return recipe.override(weights={"bits": 7}) if quantizers(recipe) else recipe
 
 
-def integer_operators(recipe: Recipe, backend: Backend) -> frozenset[str]:
-    """Return the operators that the backend computes in integers, or stores in 8 bits, as the recipe asks."""
-    return frozenset(row.operator for step in recipe.steps for row in _supported(step.build(), backend))
+def integer_operators(recipe: Recipe, backend: Backend, target: str | None) -> frozenset[str]:
+    """Return the operators that the backend computes in integers, or stores in 8 bits, as the recipe asks.
+
+    Where 8-bit products saturate, those of two activations are not among them.
+    """
+    rows = [row for step in recipe.steps for row in _supported(step.build(), backend)]
+    return frozenset(row.operator for row in rows if row.weights is not None or target not in SATURATING_TARGETS)
 
 
 def check_recipe(recipe: Recipe, backend: Backend) -> None:
@@ -83,7 +90,7 @@ def check_recipe(recipe: Recipe, backend: Backend) -> None:
     able = [built for built in quantizing if _supported(built, backend)]
     if (able or not quantizing) and all(built in able for built in quantizing if not built.may_match_nothing):
         return
-    others = [name for name in named_recipes() if integer_operators(Recipe.from_name(name), backend)]
+    others = [name for name in named_recipes() if integer_operators(Recipe.from_name(name), backend, None)]
     raise UnsupportedError(
         f"recipe {recipe.name}",
         f"{backend.name} computes none of its operators in integers",

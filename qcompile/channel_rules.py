@@ -34,8 +34,12 @@ def _homogeneous(node: ir.Node, walk: Walk) -> None:
 
 
 def _cast(node: ir.Node, walk: Walk) -> None:
-    if not ir.DataType(node.attributes["to"].as_int()).is_floating_point():
+    """Cast to a type that holds every number of the value: what is rounded differs with the scale."""
+    target, source = ir.DataType(node.attributes["to"].as_int()), operand(node, 0).dtype
+    if not target.is_floating_point():
         raise Blocked(f"{describe(node)} makes integers of the scaled value")
+    if source is None or not np.can_cast(source.numpy(), target.numpy()):
+        raise Blocked(f"{describe(node)} rounds the scaled value to {target}")
     _homogeneous(node, walk)
 
 

@@ -32,6 +32,8 @@ def normalized_channels(node: ir.Node, walk: Walk) -> None:
 
 def batch_normalized(node: ir.Node, walk: Walk) -> None:
     """BatchNormalization: weight and bias take the scale of the output; mean and weight make up for the input's."""
+    if node.attributes.get_int("training_mode", 0):
+        raise Blocked(f"{describe(node)} is in training mode and computes mean and variance itself")
     unscaled(node, walk, range(1, len(node.inputs)))
     _vectors(node, walk, (1, 2))
     layout = walk.layout(node.inputs[0])
@@ -97,11 +99,7 @@ def pooled(node: ir.Node, walk: Walk) -> None:
 
 def reduced(node: ir.Node, walk: Walk) -> None:
     """ReduceMean, ReduceSum, ReduceMax, ReduceMin over axes whose elements share one scale."""
-    rank = len(shape_of(operand(node, 0)))
-    axes = graph.constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
-    if axes is None:
-        raise Blocked(f"{describe(node)} reduces axes that are not constant")
-    dropped = tuple(sorted(int(axis) % rank for axis in axes.reshape(-1)))
+    dropped = _reduced_axes(node)
     keeps = "keepdims" not in node.attributes or node.attributes["keepdims"].as_int() == 1
 
     def up(ids: np.ndarray) -> np.ndarray:
@@ -114,3 +112,17 @@ def reduced(node: ir.Node, walk: Walk) -> None:
         return ids if keeps else ids.squeeze(dropped)
 
     follow(node, walk, up, down)
+
+
+def _reduced_axes(node: ir.Node) -> tuple[int, ...]:
+    """Axes that a reduction drops: without any it drops all of them, unless an attribute says otherwise."""
+    rank = len(shape_of(operand(node, 0)))
+    given = node.inputs[1] if len(node.inputs) > 1 else None
+    # Before opset 18, and 13 for ReduceSum, the axes were an attribute.
+    attribute = np.asarray(node.attributes.get_ints("axes", ()), np.int64)
+    axes = attribute if given is None else graph.constant_array(given)
+    if axes is None:
+        raise Blocked(f"{describe(node)} reduces axes that are not constant")
+    if axes.size == 0 and not node.attributes.get_int("noop_with_empty_axes", 0):
+        return tuple(range(rank))
+    return tuple(sorted(int(axis) % rank for axis in axes.reshape(-1)))

@@ -54,13 +54,23 @@ def padded(node: ir.Node, walk: Walk) -> None:
     fill = graph.constant_array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
     if fill is None or fill.any():
         raise Blocked(f"{describe(node)} pads with something else than zero")
-    below, above = shape_of(operand(node, 0)), shape_of(node.outputs[0])
-    changed = [axis for axis, (a, b) in enumerate(zip(below, above, strict=True)) if a is None or a != b]
+    moved = _padded_axes(node)
     for value in (node.inputs[0], node.outputs[0]):
         layout = walk.layout(value)
         if layout is not None:
-            uniform(node, layout.ids, changed)
+            uniform(node, layout.ids, moved)
     follow(node, walk, same, same)
+
+
+def _padded_axes(node: ir.Node) -> list[int]:
+    """Axes whose elements a Pad moves: it may add as many at one end as it takes away at the other."""
+    rank = len(shape_of(operand(node, 0)))
+    pads, axes = graph.constant_array(operand(node, 1)), _optional(node, 3)
+    if pads is None:
+        return list(range(rank))
+    padded_axes = np.arange(rank) if axes is None else axes.reshape(-1) % rank
+    moved: list[int] = padded_axes[pads.reshape(2, -1).any(axis=0)].tolist()
+    return moved
 
 
 def split(node: ir.Node, walk: Walk) -> None:

@@ -138,11 +138,5 @@ def multiply_constant(node: ir.Node, index: int, factor: np.ndarray) -> None:
     def product(array: np.ndarray) -> np.ndarray:
         return np.asarray((array * single).astype(array.dtype))
 
-    if len(value.uses()) > 1 or value.is_graph_output():
-        assert isinstance(node.graph, ir.Graph)
-        name = graph.unique_name(node.graph, f"{value.name}.scaled")
-        copy = initializers.lazy_tensor(tensor, name, shape, product)
-        node.replace_input_with(index, initializers.register_initializer(node, copy))
-    else:
-        value.const_value = initializers.lazy_tensor(tensor, str(value.name), shape, product)
-        value.shape = ir.Shape(shape)
+    name = f"{value.name}.scaled"
+    node.replace_input_with(index, initializers.derive_initializer(value, node, name, shape, product))

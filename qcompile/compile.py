@@ -38,8 +38,8 @@ def compile(
     calibration: Any = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    ignore: Sequence[str] = (),
-    targets: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    targets: str | Sequence[str] = (),
     output: str | Path | None = None,
     target: str | None = None,
     verify: bool = True,
@@ -72,10 +72,10 @@ def compile(
     check_recipe(plan, engine)
     check_data(plan, calibration)
     if output is not None:
-        check_output(Path(output))
+        check_output(output)
     work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress)
     original = work.model.clone()
-    quantized = work.apply(plan, integer_operators(plan, engine))
+    quantized = work.apply(plan, integer_operators(plan, engine, target))
     report = build_report(original, plan, work.log, backend=backend, target=target, ranges=work.ranges.found())
 
     def write(folder: Path) -> Lowered:
@@ -110,8 +110,8 @@ def rewrite(
     calibration: Any = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    ignore: Sequence[str] = (),
-    targets: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    targets: str | Sequence[str] = (),
     target: str | None = None,
     verify: bool = True,
     progress: Progress | None = None,

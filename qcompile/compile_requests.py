@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from qcompile.calibration_data import Calibration, stored
 from qcompile.calibration_sample import counted, is_array, transform_to
-from qcompile.errors import CalibrationError
+from qcompile.errors import CalibrationError, RecipeError
 from qcompile.graph import constant, is_standard, layer_name
-from qcompile.recipe import Recipe, check_patterns, selects
+from qcompile.recipe import Recipe, check_patterns, patterns_of, selects
 from qcompile.session import Feed
 from qcompile.verify import synthetic_samples
 
@@ -25,19 +25,33 @@ Candidate = tuple[str, tuple[str, ...]]
 """The name by which a pass knows a layer, and all names by which a pattern may select it."""
 
 
-def recipe_of(recipe: str | Path | Recipe, ignore: Sequence[str], targets: Sequence[str]) -> Recipe:
+def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets: str | Sequence[str]) -> Recipe:
     """Return a named recipe, that of a YAML file (a Path, or a text that ends like one) or the recipe itself.
 
+    Args:
+        recipe: name, file or recipe.
+        ignore: one pattern or several, besides those of the recipe.
+        targets: the same.
+
     Raises:
-        RecipeError: there is no such recipe, or the file describes none.
+        RecipeError: there is no such recipe, the file describes none, or an argument has another type.
     """
+    if not isinstance(recipe, (str, Path, Recipe)):
+        raise RecipeError(
+            "recipe",
+            f"it is a {type(recipe).__name__}",
+            "Give a name, the path of a YAML file or a Recipe; Recipe.from_data makes one of a dict",
+        )
     if isinstance(recipe, Recipe):
         found = recipe
     elif isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
         found = Recipe.from_yaml(Path(recipe))
     else:
         found = Recipe.from_name(recipe)
-    return found.override(ignore=(*found.ignore, *ignore), targets=(*found.targets, *targets))
+    return found.override(
+        ignore=(*found.ignore, *patterns_of("ignore", ignore)),
+        targets=(*found.targets, *patterns_of("targets", targets)),
+    )
 
 
 def ignored_layers(model: ir.Model, plan: Recipe) -> frozenset[str]:

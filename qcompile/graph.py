@@ -91,9 +91,15 @@ def readers(value: ir.Value) -> tuple[ir.Node, ...]:
 
 
 def sole_reader(value: ir.Value) -> ir.Node | None:
-    """The single node that reads the value, or None when there are several uses or the value is a graph output."""
+    """The single node that reads the value, or None when there are several uses or the value is a graph output.
+
+    None too where that node is in a branch of an If or in the body of a Loop, and the value outside: what it computes
+    cannot be computed in its place, for a branch has to make its own outputs.
+    """
     uses = tuple(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
+        return None
+    return uses[0].node
 
 
 def _linear(node: ir.Node) -> Linear | None:
@@ -138,14 +144,20 @@ def layer_name(node: ir.Node) -> str:
     """Name that the user knows: the module path that torch's exporter recorded, else the name of the node.
 
     torch.onnx.export stores the path of the owning module in `pkg.torch.onnx.name_scopes` as a Python list whose
-    last item is the name of the traced value; the item before it is the module.
+    last item is the name of the traced value; the item before it is the module. Other texts are passed over: metadata
+    are anybody's to write.
     """
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if scopes:
-        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
-        if modules:
-            return str(modules[-1])
-    return node.name or node.outputs[0].name or node.op_type
+    modules = [scope for scope in _name_scopes(node)[:-1] if scope]
+    return str(modules[-1]) if modules else node.name or node.outputs[0].name or node.op_type
+
+
+def _name_scopes(node: ir.Node) -> list[object]:
+    text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
+    try:
+        scopes = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # All that literal_eval says it raises.
+        return []
+    return scopes if isinstance(scopes, list) else []
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -48,17 +48,19 @@ def derive_initializer(
 ) -> ir.Value:
     """Lazy initializer computed from another; it keeps value and name where this node alone reads it.
 
+    What else reads the source, the user among them where it is a graph output, keeps reading it as it was.
+
     Args:
         source: value of the initializer to start from.
         node: node that will read the result.
-        name: name of the new initializer where the source has other readers too; gets a number where it is taken.
+        name: name of the new initializer where the source is read elsewhere too; gets a number where it is taken.
         shape: shape of what `apply` returns.
         apply: from the array of the source to the new array.
     """
     tensor = constant(source)
     assert tensor is not None
     assert source.name is not None
-    if len(source.uses()) > 1:
+    if len(source.uses()) > 1 or source.is_graph_output():
         assert isinstance(node.graph, ir.Graph)
         return register_initializer(node, lazy_tensor(tensor, unique_name(node.graph, name), shape, apply))
     source.const_value = lazy_tensor(tensor, source.name, shape, apply)

@@ -72,18 +72,18 @@ def accumulated(layer: Layer) -> int:
     shape = list(layer.weight.shape.numpy()) if layer.weight.shape is not None else []
     if isinstance(layer, Linear):
         return shape[0]
-    return math.prod(shape) // shape[output_axis(layer)]
+    return math.prod(shape[: output_axis(layer)] + shape[output_axis(layer) + 1 :])
 
 
 def refusal(layer: Layer, activations: Scheme, weights: Scheme) -> str:
     """Why this layer cannot be computed in 8-bit integers; empty when it can."""
-    largest = max(abs(bound) for bound in activations.range) * max(abs(bound) for bound in weights.range)
-    if accumulated(layer) * largest > _INT32_MAX:
-        return f"{accumulated(layer)} products of 8-bit values overflow the int32 accumulator"
     tensor = layer.weight.const_value
     assert tensor is not None
     if tensor.size == 0:
         return "its weight is empty"
+    largest = max(abs(bound) for bound in activations.range) * max(abs(bound) for bound in weights.range)
+    if accumulated(layer) * largest > _INT32_MAX:
+        return f"{accumulated(layer)} products of 8-bit values overflow the int32 accumulator"
     if not np.isfinite(np.sum(tensor.numpy(), dtype=np.float64)):
         return "its weight holds NaN or infinity"
     if isinstance(layer, Linear) and layer.x.shape is not None and len(layer.x.shape) == 1:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import ArtifactError
+from qcompile.errors import ArtifactError, ModelError
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -21,6 +21,14 @@ FORMAT = "qcompile artifact"
 FORMAT_VERSION = 1
 MEASUREMENTS = (REPORT, "report.html")
 """Files that hold measurements, which differ from run to run; the manifest does not list them."""
+
+
+MODEL_FILES = "model."
+"""How the names of the files begin that backends write."""
+
+
+class DamagedManifestError(ArtifactError):
+    """The manifest of an artifact is not whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +109,17 @@ class Manifest:
 
         Raises:
             ArtifactError: there is none, it is of another format, or a path leaves the folder.
+            DamagedManifestError: it is not JSON, or an entry is missing or wrong.
         """
         path, mend = folder / MANIFEST, "Compile the model again"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ArtifactError(str(path), "there is no such file", "Give the folder that compile wrote") from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise ArtifactError(str(path), f"it cannot be read: {error}", mend) from error
+        except (ValueError, RecursionError) as error:
+            raise DamagedManifestError(str(path), f"it cannot be read: {error}", mend) from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ArtifactError(str(path), "it is not a manifest of qcompile", "Give the folder that compile wrote")
         version = data.pop("format_version", None)
@@ -119,13 +130,20 @@ class Manifest:
             data |= {key: tuple(map(_port, data[key])) for key in ("inputs", "outputs")}
             files = {str(name): FileEntry(**entry) for name, entry in data.pop("files").items()}
             manifest = cls(files=files, **data)
+            manifest._check_types()
         except (AttributeError, KeyError, TypeError) as error:
-            raise ArtifactError(str(path), f"an entry is missing or wrong: {error}", mend) from error
+            raise DamagedManifestError(str(path), f"an entry is missing or wrong: {error}", mend) from error
         for name in (*files, manifest.model_file):
             _check_path(name, path)
         if manifest.model_file not in files:
-            raise ArtifactError(str(path), f"its model file {manifest.model_file!r} is not among its files", mend)
+            reason = f"its model file {manifest.model_file!r} is not among its files"
+            raise DamagedManifestError(str(path), reason, mend)
         return manifest
+
+    def _check_types(self) -> None:
+        for name, wanted in (("backend", str), ("model_file", str), ("recipe", Mapping), ("versions", Mapping)):
+            if not isinstance(getattr(self, name), wanted):
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
 
     def check_files(self, folder: Path) -> None:
         """Compare the files of the manifest with those in the folder; what else lies there is the user's own.
@@ -146,6 +164,29 @@ class Manifest:
                 raise ArtifactError(str(path), reason, mend)
             if FileEntry.of(path) != entry:
                 raise ArtifactError(str(path), "its SHA-256 differs from the manifest", mend)
+
+
+def files_to_replace(folder: Path) -> frozenset[str]:
+    """Return the files of an artifact that may be deleted; where its manifest is damaged, those that backends name so.
+
+    Raises:
+        ArtifactError: the folder holds something else.
+    """
+    try:
+        return frozenset(Manifest.read(folder).files)
+    except DamagedManifestError:
+        if not _is_report(folder / REPORT):
+            raise
+    return frozenset(name for name in relative_files(folder) if name.startswith(MODEL_FILES))
+
+
+def _is_report(path: Path) -> bool:
+    """True for what `Report.to_dict` made; other tools have files of this name too."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"layers", "passes", "channel_scales", "findings"} <= set(data)
 
 
 def relative_files(folder: Path) -> list[str]:
@@ -170,9 +211,20 @@ def ports(values: Iterable[ir.Value]) -> tuple[Port, ...]:
     return tuple(map(Port.of, values))
 
 
+def check_native(output: str, dtype: np.dtype[Any]) -> None:
+    """Raise ModelError for an output of a type that numpy does not have: runtimes cannot hand it out."""
+    if dtype.isbuiltin == 2:  # a type that another package, ml_dtypes, added
+        raise ModelError(f"output {output}", f"its type is {dtype}, which numpy does not have", "Cast it to float32")
+
+
 def _port(data: Mapping[str, Any]) -> Port:
-    shape = data["shape"]
-    return Port(data["name"], str(np.dtype(data["dtype"])), None if shape is None else tuple(shape))
+    name, dtype, shape = data["name"], data["dtype"], data["shape"]
+    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, list | None)):
+        raise TypeError(f"{data!r} is no input or output")
+    for size in shape or ():
+        if not (size is None or isinstance(size, str) or (type(size) is int and size >= 0)):
+            raise TypeError(f"{size!r} is no size of {name}")
+    return Port(name, str(np.dtype(dtype)), None if shape is None else tuple(shape))
 
 
 def _check_path(name: str, manifest: Path) -> None:

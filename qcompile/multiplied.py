@@ -26,8 +26,9 @@ def with_patches(model: ir.Model, layers: Sequence[Layer]) -> tuple[ir.Model, di
     A patch is what one output element reads: [batch, in_channels * kernel, *spatial], channels outermost, the padding
     included; a depthwise convolution with one-hot kernels makes it. Of each spatial axis every fourth place is taken.
 
-    A 1x1 convolution multiplies its input, and has none; nor has ConvTranspose, a kernel of unknown shape, or a
-    convolution with more than 2,048 inputs per output, whose patches would take more memory than they are worth.
+    A 1x1 convolution multiplies its input, and has none; nor has ConvTranspose, a kernel of unknown shape, a
+    convolution with more than 2,048 inputs per output, whose patches would take more memory than they are worth, or
+    one with strides whose auto_pad depends on an input size that is not known.
     """
     chosen = [layer for layer in layers if isinstance(layer, Convolution) and _has_patches(layer)]
     if not chosen:
@@ -43,12 +44,38 @@ def multiplies_input(layer: Layer) -> bool:
 
 
 def _has_patches(layer: Convolution) -> bool:
-    return not layer.transposed and _taps(layer) > 1 and accumulated(layer) <= _MOST_INPUTS
+    known = not layer.transposed and _taps(layer) > 1 and _pads(layer.node) is not None
+    return known and accumulated(layer) <= _MOST_INPUTS
 
 
 def _taps(layer: Convolution) -> int:
     shape = layer.weight.shape
     return 0 if shape is None else math.prod(shape.numpy()[2:])
+
+
+def _pads(convolution: ir.Node) -> list[int] | None:
+    """Padding in the order of the attribute `pads`; None where it depends on a size that is not known.
+
+    Written out, because auto_pad would pad for the strides of the patches.
+    """
+    x, weight = convolution.inputs[0], convolution.inputs[1]
+    assert x is not None
+    assert weight is not None
+    assert weight.shape is not None
+    kernel = weight.shape.numpy()[2:]
+    attributes, ones = convolution.attributes, (1,) * len(kernel)
+    mode = attributes.get_string("auto_pad", "NOTSET")
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        return list(attributes.get_ints("pads", (0,) * 2 * len(kernel)) if mode == "NOTSET" else (0,) * 2 * len(kernel))
+    strides, dilations = attributes.get_ints("strides", ones), attributes.get_ints("dilations", ones)
+    totals = []
+    for axis, (taps, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        size = 1 if stride == 1 else x.shape[2 + axis] if x.shape is not None else None  # Any size, without a stride.
+        if not isinstance(size, int):
+            return None
+        totals.append(max(0, (-(-size // stride) - 1) * stride + dilation * (taps - 1) + 1 - size))
+    smaller, larger = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return [*smaller, *larger] if mode == "SAME_UPPER" else [*larger, *smaller]
 
 
 def _patches(model: ir.Model, convolution: ir.Node) -> str:
@@ -63,12 +90,15 @@ def _patches(model: ir.Model, convolution: ir.Node) -> str:
     name = f"{convolution.outputs[0].name}.patches"
     kernels = register_initializer(convolution, ir.tensor(one_hot, name=f"{name}.kernels"))
     strides = [_THINNING * step for step in convolution.attributes.get_ints("strides", (1,) * len(kernel))]
-    kept = [
-        attribute
-        for key, attribute in convolution.attributes.items()
-        if key in ("auto_pad", "pads", "dilations", "kernel_shape")
+    pads = _pads(convolution)
+    assert pads is not None
+    kept = [attribute for key, attribute in convolution.attributes.items() if key in ("dilations", "kernel_shape")]
+    attributes = [
+        *kept,
+        ir.AttrInt64s("pads", pads),
+        ir.AttrInt64s("strides", strides),
+        ir.AttrInt64("group", channels),
     ]
-    attributes = [*kept, ir.AttrInt64s("strides", strides), ir.AttrInt64("group", channels)]
     node = ir.Node("", "Conv", [x, kernels], attributes, name=name)
     node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
     # Names of their own: values whose positions are named alike are taken to have the same positions.

@@ -48,17 +48,16 @@ def lower_opset(model: ir.Model, opset: int) -> str:
 
 
 def _means_the_same(node: ir.Node, current: int, opset: int) -> bool:
-    """Whether the lower opset has the operator with all that this node uses, and with the same defaults."""
+    """Whether the lower opset has the operator with the attributes of this node, and with the same defaults.
+
+    Does not count the inputs: too many of them make the converted model invalid, which onnx's checker tells.
+    """
     try:
         old, new = (onnx.defs.get_schema(node.op_type, version, "") for version in (current, opset))
     except onnx.defs.SchemaError:
         return False
     if old.since_version == new.since_version:
         return True
-    used = [index for index, value in enumerate(node.inputs) if value is not None]
-    variadic = bool(new.inputs) and new.inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
-    if used and used[-1] >= len(new.inputs) and not variadic:
-        return False
     # An attribute that the lower opset lacks has a default that means what the operator did without it.
     defaults = (
         new.attributes[name].default_value == attribute.default_value

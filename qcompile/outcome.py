@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from qcompile.recipe import Recipe
 from qcompile.report.data import ActivationRange, LayerReport, Report
 from qcompile.scheme import Scheme
 from qcompile.session import Feed, Session
-from qcompile.verify import Outputs, difference, is_numeric, without_padding
+from qcompile.verify import Outputs, difference, is_numeric, run_all, without_padding
 
 LATENCY_SECONDS = 1.0
 """How long the float model and the artifact are timed, together."""
@@ -97,7 +98,7 @@ def measure(
         VerificationError: the artifact computes NaN or infinity where the float model does not, or an output of
             another shape.
     """
-    report.findings.extend(lowered.findings)
+    _correct_layers(report, lowered.findings)
     weights = (value.const_value for value in model.graph.initializers.values())
     report.size = {
         "float_bytes": sum(tensor.nbytes for tensor in weights if tensor is not None),
@@ -105,8 +106,11 @@ def measure(
     }
     if not samples:
         return
-    opens = (lambda: engine.open_session(model)), (lambda: engine.open_artifact(path))
-    before, after = _run_in_turns(report, *opens, samples)
+    # Each session holds a copy of the weights, so one is open at a time: float, quantized, float again, so that a
+    # machine that becomes slower or faster meanwhile does so for both alike.
+    gc.collect()  # graphs are cycles: those that the lowering left behind hold quantized weights
+    before, first = _run_and_time(lambda: engine.open_session(model), samples, 0.25)
+    after, quantized = _run_and_time(lambda: engine.open_artifact(path), samples, 0.5)
     _check_shapes(before, after, model.graph, path.name)
     _check_finite(before, after, path.name)
     before, after = (without_padding(side, samples, masks) for side in (before, after))
@@ -114,30 +118,37 @@ def measure(
         "sqnr_db": difference(before, after).sqnr_db,
         "cosine": {name: _cosine(before, after, name) for name in before[0]},
     }
-
-
-def _run_in_turns(
-    report: Report, open_float: Callable[[], Session], open_quantized: Callable[[], Session], samples: Sequence[Feed]
-) -> tuple[Outputs, Outputs]:
-    """Return the outputs of both models, and write their latency on the first sample into the report.
-
-    Each session holds a copy of the weights, so one is open at a time: float, quantized, float again, so that a
-    machine that becomes slower or faster meanwhile does so for both alike.
-    """
-
-    def timed(open_session: Callable[[], Session], share: float) -> tuple[Outputs, list[float]]:
-        return_freed_memory()
-        session = open_session()
-        outputs = [session.run(sample) for sample in samples]
-        return outputs, durations(lambda: session.run(samples[0]), seconds=share * LATENCY_SECONDS)
-
-    gc.collect()  # graphs are cycles: those that the lowering left behind hold quantized weights
-    before, first = timed(open_float, 0.25)
-    after, quantized = timed(open_quantized, 0.5)
-    _, last = timed(open_float, 0.25)
+    del before, after  # logits over a vocabulary are large
+    _, last = _run_and_time(lambda: engine.open_session(model), samples[:1], 0.25)
     medians = {"float_ms": statistics.median(first + last), "quantized_ms": statistics.median(quantized)}
     report.latency = {name: 1000 * seconds for name, seconds in medians.items()}
-    return before, after
+
+
+def _correct_layers(report: Report, findings: Sequence[Finding]) -> None:
+    """Make what the backend computes in float "kept" in the report; findings on anything else are added to it.
+
+    A layer is known by its name alone: where several have one, and one of them stays float, none is called quantized.
+    """
+    reasons: dict[str, list[str]] = {}
+    quantized = {layer.name for layer in report.layers if layer.action == "quantized"}
+    for finding in findings:
+        if finding.action == "kept" and finding.layer in quantized:
+            reasons.setdefault(finding.layer, []).append(finding.reason)
+        else:
+            report.findings.append(finding)
+    for index, layer in enumerate(report.layers):
+        if layer.action == "quantized" and layer.name in reasons:
+            reason = "; ".join(dict.fromkeys(reasons[layer.name]))
+            report.layers[index] = dataclasses.replace(layer, action="kept", reason=reason, sqnr_db=None, scheme="")
+
+
+def _run_and_time(
+    open_session: Callable[[], Session], samples: Sequence[Feed], share: float
+) -> tuple[Outputs, list[float]]:
+    """Return the outputs, and how long runs on the first sample took in a share of LATENCY_SECONDS, in seconds."""
+    return_freed_memory()
+    session = open_session()
+    return run_all(session, samples), durations(lambda: session.run(samples[0]), seconds=share * LATENCY_SECONDS)
 
 
 def _check_shapes(

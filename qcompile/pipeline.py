@@ -8,15 +8,16 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding, Keeps, Pass, Result
-from qcompile.errors import ModelError, NothingMatchedError
+from qcompile.errors import ModelError, NothingMatchedError, VerificationError
 from qcompile.layers import float_layers
+from qcompile.manifest import check_native
 from qcompile.recipe import short
 from qcompile.recipe_settings import BOUND
 from qcompile.report import PassReport
@@ -39,6 +40,11 @@ UNTOUCHED = "untouched"
 """Where the log has the findings on layers that no pass touches."""
 
 _USE_FLOAT32 = "Give the model in float32: module.float() for a torch module, or export the .onnx file in float32"
+
+_REMOVE_FROM_INPUTS = (
+    "Nobody overrides them? Then remove them from the inputs: model = onnx_ir.load(path); "
+    "onnx_ir.passes.common.RemoveInitializersFromInputsPass()(model); and compile that"
+)
 
 
 @dataclasses.dataclass
@@ -116,6 +122,9 @@ class Pipeline:
     def _first_outputs(self, model: ir.Model) -> list[dict[str, np.ndarray]]:
         """Run the model as it came; where the runtime refuses it, say which types of its weights may be the cause."""
         try:
+            for value in model.graph.outputs:
+                if value.dtype is not None:
+                    check_native(str(value.name), value.dtype.numpy())
             return outputs_of(model, self.samples, self.open_session)
         except ModelError as error:
             others = other_types(model)
@@ -146,7 +155,7 @@ class Pipeline:
         found = self._difference(log.outputs, outputs)
         if _keeps(modified[0]) == "exact":
             if found.relative > EXACT_TOLERANCE:
-                self._raise_for_culprit(before, modified, log)
+                self._raise_for_culprit(before, modified, log, found)
             self._note(log, modified[-1], max_error=found.relative)
         else:
             self._note(log, modified[-1], sqnr_db=found.sqnr_db)
@@ -165,12 +174,19 @@ class Pipeline:
         index = max(index for index, entry in enumerate(log.passes) if entry.name == name_of(last))
         log.passes[index] = dataclasses.replace(log.passes[index], **measured)
 
-    def _raise_for_culprit(self, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log) -> None:
-        """Apply the passes again one at a time, and raise for the first that changes the outputs."""
+    def _raise_for_culprit(
+        self, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log, found: Difference
+    ) -> NoReturn:
+        """Apply the passes again one at a time, and raise for the first that changes the outputs, or for them all."""
         for item in modified:
             item(before)
             outputs = outputs_of(before, self.samples, self.open_session)
             check_exact(self._difference(log.outputs, outputs), name_of(item))
+        reason = (
+            f"together they changed output {found.output} by {found.relative:.2g} of its range where they promise "
+            "to keep it; applied one by one again, none did"
+        )
+        raise VerificationError(f"passes {', '.join(map(name_of, modified))}", reason, "Report this with the model")
 
 
 def name_of(item: ir.passes.PassBase) -> str:
@@ -206,9 +222,20 @@ def _nothing_matched(model: ir.Model, item: ir.passes.PassBase) -> NothingMatche
     found = ", ".join(f"{count} {name}" for name, count in operators) or "no nodes"
     sought = item.looks_for if isinstance(item, Pass) else "its pattern"
     reason = f"it matched nothing: it looks for {sought} and found {found}"
+    subject, overridable = f"pass {name_of(item)}", _weights_among_inputs(model)
+    if overridable:
+        are = "1 weight is also an input" if overridable == 1 else f"{overridable} weights are also inputs"
+        reason += f"; {are} of the graph, which may be overridden, so it is no constant"
+        return NothingMatchedError(subject, reason, _REMOVE_FROM_INPUTS)
     others = other_types(model)
     if others:
-        return NothingMatchedError(
-            f"pass {name_of(item)}", f"{reason}; the weights are {' and '.join(others)}", _USE_FLOAT32
-        )
-    return NothingMatchedError(f"pass {name_of(item)}", reason, "Take it out of the recipe, or check the model")
+        return NothingMatchedError(subject, f"{reason}; the weights are {' and '.join(others)}", _USE_FLOAT32)
+    return NothingMatchedError(subject, reason, "Take it out of the recipe, or check the model")
+
+
+def _weights_among_inputs(model: ir.Model) -> int:
+    """How many matrices with a value are inputs too: exporters of before 2019 (IR 3) had to list them there."""
+    return sum(
+        value.is_graph_input() and value.shape is not None and len(value.shape) > 1
+        for value in model.graph.initializers.values()
+    )

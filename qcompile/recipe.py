@@ -34,7 +34,11 @@ class Step:
 
     def __post_init__(self) -> None:
         fields = settings_of(self.pass_name)
-        given = dict(self.settings)
+        try:
+            given = dict(self.settings)
+        except (TypeError, ValueError) as error:
+            reason = f"its settings are {self.settings!r}"
+            raise RecipeError(f"step {self.pass_name}", reason, "Give {setting: value}") from error
         for name in given:
             if name not in fields:
                 raise RecipeError(
@@ -94,9 +98,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise RecipeError("recipe", f"its name is {self.name!r}", "Give it a name, such as name: my-recipe")
-        object.__setattr__(self, "steps", tuple(map(_step, self.steps)))
+        steps: Any = self.steps
+        if isinstance(steps, str) or not isinstance(steps, Iterable):
+            raise RecipeError("steps of the recipe", f"they are {steps!r}", "Write a list of passes")
+        object.__setattr__(self, "steps", tuple(map(_step, steps)))
         for field in ("ignore", "targets"):
-            object.__setattr__(self, field, _patterns(field, getattr(self, field)))
+            object.__setattr__(self, field, patterns_of(field, getattr(self, field)))
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> Recipe:
@@ -107,7 +114,7 @@ class Recipe:
         Raises:
             RecipeError: there is no recipe of this name, no step with this setting, or the value is not valid.
         """
-        if name not in NAMED:
+        if not isinstance(name, str) or name not in NAMED:
             raise RecipeError(f"recipe {name!r}", "there is no such recipe", mend(name, NAMED))
         return cls.from_data({"name": name, "steps": NAMED[name][1]}).override(**overrides)
 
@@ -134,7 +141,7 @@ class Recipe:
         valid = [field.name for field in dataclasses.fields(cls)]
         for key in data:
             if key not in valid:
-                raise RecipeError(f"key {key!r} of the recipe", "there is no such key", mend(str(key), valid))
+                raise RecipeError(f"key {key!r} of the recipe", "there is no such key", mend(key, valid))
         steps = data.get("steps") or []
         if not isinstance(steps, list):
             raise RecipeError("steps of the recipe", f"they are a {type(steps).__name__}", "Write a list of passes")
@@ -148,6 +155,8 @@ class Recipe:
         Raises:
             RecipeError: the file cannot be read, is not YAML, or describes no valid recipe.
         """
+        if not isinstance(source, (str, Path)):
+            raise RecipeError("recipe file", f"it is a {type(source).__name__}", "Give a path, or YAML text")
         text, subject = str(source), "recipe"
         try:
             if isinstance(source, Path) or "\n" not in source:
@@ -156,7 +165,7 @@ class Recipe:
             return cls.from_data(yaml.safe_load(text))
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(subject, f"it cannot be read: {error}", "Give the path of a YAML file") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
             raise RecipeError(subject, f"it is not YAML: {error}", "Correct the place that is named") from error
 
     def to_data(self) -> dict[str, Any]:
@@ -165,10 +174,14 @@ class Recipe:
         return data | {key: list(getattr(self, key)) for key in ("ignore", "targets") if getattr(self, key)}
 
     def to_yaml(self, path: str | Path | None = None) -> str:
-        """Return the recipe as YAML, and write it to `path` when one is given."""
+        """Return the recipe as YAML, and write it to `path` when one is given; raises RecipeError when it cannot."""
         text: str = yaml.safe_dump(self.to_data(), sort_keys=False, allow_unicode=True, width=120)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            try:
+                Path(path).write_text(text, encoding="utf-8")
+            except (OSError, TypeError) as error:
+                advice = "Give a file in a folder that is there"
+                raise RecipeError(f"recipe file {path}", f"it cannot be written: {error}", advice) from error
         return text
 
     def describe(self) -> str:
@@ -220,7 +233,14 @@ def _step(data: Any) -> Step:
     )
 
 
-def _patterns(field: str, value: Any) -> tuple[str, ...]:
+def patterns_of(field: str, value: Any) -> tuple[str, ...]:
+    """Return what is given as `ignore` or `targets`, one text or several, as a tuple of patterns.
+
+    Raises:
+        RecipeError: it is something else, or a regular expression is not valid.
+    """
+    if not isinstance(value, Iterable):
+        raise RecipeError(field, f"it is {value!r}", "Give names of layers, or re: and a pattern; () for none")
     patterns = (value,) if isinstance(value, str) else tuple(value)
     for pattern in patterns:
         if not isinstance(pattern, str):

@@ -19,9 +19,9 @@ BOUND = ("calibrator", "ignore", "operators", "runs")
 """Fields that the compiler fills in, not the recipe."""
 
 
-def mend(word: str, valid: Collection[str]) -> str:
-    """Return the advice for a misspelt word: the nearest valid one."""
-    nearest = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.0)
+def mend(word: object, valid: Collection[str]) -> str:
+    """Return the advice for a misspelt word: the nearest valid one. YAML gives numbers where it should be a text."""
+    nearest = difflib.get_close_matches(str(word), list(valid), n=1, cutoff=0.0)
     return f"The nearest is {nearest[0]!r}" if nearest else "Leave it out: nothing is valid here"
 
 
@@ -119,5 +119,5 @@ def _dataclass(annotation: type[Any], value: Any, subject: str) -> Any:
     converted = {key: convert(hints[key], item, f"{subject}.{key}") for key, item in data.items()}
     try:
         return annotation(**converted)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RecipeError(subject, str(error), "Give another value") from error

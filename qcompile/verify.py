@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import ModelError, VerificationError
 from qcompile.memory import return_freed_memory
-from qcompile.session import Feed, OpenSession
+from qcompile.session import Feed, OpenSession, Session
 from qcompile.solvers.sqnr import decibels, powers
 
 EXACT_TOLERANCE = 1e-4
@@ -88,11 +88,14 @@ def outputs_of(model: ir.Model, samples: Sequence[Feed], open_session: OpenSessi
     Raises:
         ModelError: the runtime refuses the model.
     """
-    session = open_session(model)
-    outputs = [session.run(sample) for sample in samples]
-    del session
+    outputs = run_all(open_session(model), samples)
     return_freed_memory()
     return outputs
+
+
+def run_all(session: Session, samples: Sequence[Feed]) -> list[dict[str, np.ndarray]]:
+    """Return the outputs on each sample, as copies: a runtime's own arrays may keep all memory of its session alive."""
+    return [{name: np.array(array) for name, array in session.run(sample).items()} for sample in samples]
 
 
 def usable_masks(masks: Iterable[PaddingMask], samples: Sequence[Feed]) -> tuple[PaddingMask, ...]:

@@ -6,8 +6,9 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
+import onnx_ir as ir
 
-from qcompile import layers
+from qcompile import layers, qdq
 from qcompile.graph import Convolution
 from qcompile.layers import Layer
 from qcompile.multiplied import as_matrices, from_matrices, grouped_rows
@@ -89,3 +90,22 @@ def integer_bias(
     if not np.all(np.isfinite(steps)) or np.abs(steps).max(initial=0) > np.iinfo(np.int32).max:
         return None
     return steps.astype(np.int32), scale, np.zeros(scale.shape, np.int32)
+
+
+class SharedWeights:
+    """Dequantized weights, one for each float weight: layers with tied weights read what the first of them made."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[ir.Value, int | None], tuple[Parts, ir.Value]] = {}
+
+    def rounded(self, source: ir.Value, axis: int | None) -> Parts | None:
+        """Return integers, scale and zero point of a weight that was quantized before, else None."""
+        known = self._made.get((source, axis))
+        return None if known is None else known[0]
+
+    def dequantized(self, source: ir.Value, parts: Parts, axis: int | None, node: ir.Node) -> ir.Value:
+        """Return the value to read in place of `source` in `node`; layers come in graph order."""
+        known = self._made.get((source, axis))
+        if known is None:
+            known = self._made[source, axis] = parts, qdq.dequantized_constant(source, *parts, axis, node)
+        return known[1]

@@ -124,6 +124,18 @@ PATHS = {
         """a = MatMul(x, w0) n = Constant<value_ints = [1]>() v = ReduceMean(a, n) y = MatMul(v, w1)""",
         ("v", -1, 6, ["MatMul"]),
     ),
+    "a reduction over no axes that keeps its input": (
+        f"{X}, float[8, 6] w0, float[6, 4] w1",
+        """a = MatMul(x, w0) n = Constant<value = int64[0] {}>() v = ReduceMean<noop_with_empty_axes = 1>(a, n)
+        y = MatMul(v, w1)""",
+        ("v", -1, 6, ["MatMul"]),
+    ),
+    "padding of the axes that are named": (
+        f"{X}, float[8, 6] w0, float[6, 4] w1",
+        """a = MatMul(x, w0) n = Constant<value_ints = [1, -1]>() s = Constant<value_ints = [-2]>()
+        v = Pad(a, n, , s) y = MatMul(v, w1)""",
+        ("v", -1, 6, ["MatMul"]),
+    ),
 }
 
 
@@ -131,6 +143,12 @@ PATHS = {
 def test_the_scale_of_a_value_is_taken_up_by_constants(name):
     inputs, body, expectation = PATHS[name]
     check(parse(inputs, body), *expectation)
+
+
+def test_a_cast_to_a_type_that_holds_every_number_passes_the_scale_on():
+    body = """a = MatMul(x, w0) b = Cast<to = 1>(a) v = Cast<to = 11>(b)
+    d = Constant<value = double[4, 1] {1, 2, 3, 4}>() y = MatMul(v, d)"""
+    check(parse(f"{X}, float[8, 4] w0", body, "double[?, ?, ?] y"), "v", -1, 4, ["MatMul"])
 
 
 def test_a_constant_with_other_readers_is_copied_and_keeps_its_value_there():

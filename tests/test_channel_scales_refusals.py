@@ -3,7 +3,7 @@
 import pytest
 
 from qcompile import channel_scales
-from qcompile.channel_scales import Refusal
+from qcompile.channel_scales import Placement, Refusal
 from tests.scaled_models import NORM, X, parse, value_of
 
 REFUSALS = {
@@ -77,6 +77,39 @@ REFUSALS = {
         y = Pad(v, n, one)""",
         "zero",
     ),
+    "a pad that shifts the channels": (
+        NORM,
+        "v = MatMul(x, w0) n = Constant<value_ints = [0, 0, 1, 0, 0, -1]>() y = Pad(v, n)",
+        "mixes channels",
+    ),
+    "a pad of one named axis": (
+        NORM,
+        """v = MatMul(x, w0) n = Constant<value_ints = [1, -1]>() a = Constant<value_ints = [-1]>()
+        y = Pad(v, n, , a)""",
+        "mixes channels",
+    ),
+    "computed pads": (f"{NORM}, int64[6] n", "v = MatMul(x, w0) y = Pad(v, n)", "mixes channels"),
+    "a reduction over no axes, which is one over all": (
+        NORM,
+        "v = MatMul(x, w0) n = Constant<value = int64[0] {}>() y = ReduceMean(v, n)",
+        "mixes channels",
+    ),
+    "a reduction without axes": (NORM, "v = MatMul(x, w0) y = ReduceMean(v)", "mixes channels"),
+    "pooling along the scaled axis": (
+        NORM,
+        "a = MatMul(x, w0) v = MaxPool<kernel_shape = [3], pads = [1, 1]>(a) y = MatMul(v, w1)",
+        "mixes channels",
+    ),
+    "a cast to fewer bits": (
+        NORM,
+        "v = MatMul(x, w0) h = Cast<to = 10>(v) f = Cast<to = 1>(h) y = MatMul(f, w1)",
+        "rounds the scaled value to FLOAT16",
+    ),
+    "a cast to bfloat16": (
+        NORM,
+        "v = MatMul(x, w0) h = Cast<to = 16>(v) y = Cast<to = 1>(h)",
+        "rounds the scaled value to BFLOAT16",
+    ),
     "one channel read twice": (
         NORM,
         "a = MatMul(x, w0) i = Constant<value_ints = [0, 0, 1]>() v = Gather<axis = 2>(a, i) y = Relu(v)",
@@ -97,6 +130,16 @@ def test_a_refusal_names_what_forbids_the_scale(name):
     answer = channel_scales.solve(value_of(model, "v"), -1)
     assert isinstance(answer, Refusal)
     assert reason in answer.reason
+
+
+def test_batch_normalization_in_training_mode_is_refused():
+    inputs = "float[batch, 6, n] x, float[8, 6, 1] wk, float[8] wg, float[8] wb, float[8] wm, float[8] wv"
+    body = "v = Conv(x, wk) y, m, s = BatchNormalization<training_mode = {}>(v, wg, wb, wm, wv)"
+    inference = parse(inputs, body.format(0).replace("y, m, s", "y"))
+    assert isinstance(channel_scales.solve(value_of(inference, "v"), 1), Placement)
+    answer = channel_scales.solve(value_of(parse(inputs, body.format(1)), "v"), 1)
+    assert isinstance(answer, Refusal)
+    assert "training mode" in answer.reason
 
 
 def test_an_unknown_shape_is_refused():

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
+import qcompile
 from qcompile.backends import get
 from qcompile.backends.onnxruntime import OnnxRuntimeBackend
 from qcompile.backends.onnxruntime.session import OnnxRuntimeSession
+from qcompile.contract import Finding
 from qcompile.errors import VerificationError
 from qcompile.outcome import measure
-from qcompile.report.data import Report
+from qcompile.report.data import LayerReport, Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 FLOAT = f"{HEADER} g (float[b, 4] x) => (float[b, 4] y) {{ y = Relu(x) }}"
@@ -93,3 +96,37 @@ def test_one_session_is_open_at_a_time_because_each_holds_the_weights(tmp_path):
     assert len(engine.opened) == 3
     assert report.latency.keys() == {"float_ms", "quantized_ms"}
     assert all(0 < milliseconds < 1000 for milliseconds in report.latency.values())
+
+
+def test_what_the_backend_computes_in_float_is_not_called_quantized(tmp_path):
+    engine = get("onnxruntime")
+    report = Report(
+        layers=[
+            LayerReport("a", "Linear", "quantized", "", 30.0, (4, 4), "uint8 x int8"),
+            LayerReport("b", "Linear", "quantized", "", 40.0, (4, 4), "uint8 x int8"),
+            LayerReport("c", "Linear", "ignored", "the recipe leaves it out"),
+        ]
+    )
+    findings = (
+        Finding("b", "kept", "no kernel"),
+        Finding("b", "kept", "no kernel"),
+        Finding("c", "kept", "no kernel"),
+        Finding("z", "kept", "no layer"),
+    )
+    lowered = dataclasses.replace(engine.lower(ir.from_onnx_text(FLOAT), tmp_path, target=None), findings=findings)
+    measure(report, engine, ir.from_onnx_text(FLOAT), tmp_path / lowered.model_file, lowered, [], ())
+    assert report.layers[0].action == "quantized"
+    assert report.layers[1] == LayerReport("b", "Linear", "kept", "no kernel", None, (4, 4), "")
+    assert report.layers[2].reason == "the recipe leaves it out"
+    assert [finding.layer for finding in report.findings] == ["c", "z"]
+    assert "1 quantized, 1 kept, 1 ignored of 3" in report.summary()
+
+
+def test_a_convolution_without_an_integer_kernel_is_kept():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    report = qcompile.compile(model, "w8a8-static", calibration=[{"input": x}] * 2).report
+    last = report.layers[-1]
+    assert (last.action, last.sqnr_db, last.scheme) == ("kept", None, "")
+    assert "this one is read in float" in last.reason

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common
 
+import qcompile
 from qcompile.backends import get
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Keeps, Pass, Result
@@ -109,3 +110,36 @@ def test_a_pass_is_called_as_in_a_recipe_with_what_differs_from_its_defaults():
     bound = InsertQdq(observer="mse", ignore=frozenset({"a"}), operators=frozenset({"Linear"}))
     assert name_of(bound) == "insert_qdq(observer=mse)"
     assert name_of(common.InlinePass()) == "InlinePass"
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlyOnce(Rename):
+    """Changes the first model that it sees, and no copy of it."""
+
+    seen: list[ir.Model] = dataclasses.field(default_factory=list, repr=False)
+
+    def call(self, model: ir.Model) -> Result:
+        self.seen.append(model)
+        return super().call(model) if len(self.seen) == 1 else Result(model, modified=False)
+
+
+def test_a_change_that_no_single_pass_repeats_is_refused_with_the_whole_group():
+    with pytest.raises(VerificationError, match=r"passes only_once.*, rename.*: together they changed output y by"):
+        run(OnlyOnce("Relu", "Sigmoid"), Rename("Neg", "Neg"))
+
+
+WEIGHT_AMONG_INPUTS = """
+<ir_version: 4, opset_import: ["" : 17]>
+g (float[n, 4] x, float[4, 4] w) => (float[n, 4] y) { y = MatMul(x, w) }
+"""
+
+
+def test_weights_that_are_inputs_too_are_named():
+    model = ir.from_onnx_text(WEIGHT_AMONG_INPUTS)
+    model.graph.inputs[1].const_value = ir.tensor(np.eye(4, dtype=np.float32), name="w")
+    model.graph.register_initializer(model.graph.inputs[1])
+    cause = r"1 weight is also an input of the graph, which may be overridden.*RemoveInitializersFromInputsPass"
+    with pytest.raises(NothingMatchedError, match=cause):
+        qcompile.compile(model, "w8a8-dynamic")
+    common.RemoveInitializersFromInputsPass()(model)
+    assert qcompile.compile(model, "w8a8-dynamic").report.layers[0].action == "quantized"

@@ -196,7 +196,7 @@ def test_a_module_of_another_type_is_refused_with_the_mend(dtype):
 
 def test_what_the_runtime_has_no_kernel_for_is_named():
     module = torch.nn.Linear(8, 8, dtype=torch.bfloat16).eval()
-    with pytest.raises(ModelError, match=r"its weights are bfloat16, and ONNX Runtime.*module\.float\(\)"):
+    with pytest.raises(ModelError, match=r"its weights are bfloat16, and .*module\.float\(\)"):
         qcompile.compile(module, "float", example_inputs=torch.ones(2, 8, dtype=torch.bfloat16))
 
 

@@ -8,9 +8,18 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.backends import get
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import ModelError, VerificationError
-from qcompile.verify import check_exact, check_valid, difference, synthetic_samples, usable_masks, without_padding
+from qcompile.verify import (
+    check_exact,
+    check_valid,
+    difference,
+    outputs_of,
+    synthetic_samples,
+    usable_masks,
+    without_padding,
+)
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 
@@ -117,3 +126,10 @@ def test_large_outputs_are_compared_to_the_end_and_not_copied():
     assert found.relative == pytest.approx(0.1)
     assert found.sqnr_db == pytest.approx(20)
     assert peak < before.nbytes
+
+
+def test_outputs_do_not_keep_the_memory_of_the_session():
+    text = '<ir_version: 10, opset_import: ["" : 23]> g (float[n] x) => (float[n] y) { y = Relu(x) }'
+    model = ir.from_onnx_text(text)
+    (outputs,) = outputs_of(model, [{"x": np.ones(8, np.float32)}], get("onnxruntime").open_session)
+    assert outputs["y"].flags.owndata

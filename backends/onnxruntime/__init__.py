@@ -7,16 +7,18 @@ import itertools
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends import Capability, Lowered
 from qcompile.backends.onnxruntime import lowering
-from qcompile.backends.onnxruntime.session import OnnxRuntimeSession, Optimization, open_file
+from qcompile.backends.onnxruntime.session import OnnxRuntimeSession, Optimization, can_share, open_file
 from qcompile.scheme import Dtype, Granularity, Scheme
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 SINGLE_FILE_BYTES = 512 * 2**20
+_EXTERNAL_BYTES = 1024
 
 _WEIGHT_GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
 _DTYPES: tuple[Dtype, ...] = ("uint8", "int8")
@@ -72,20 +74,34 @@ class OnnxRuntimeBackend:
     ) -> OnnxRuntimeSession:
         """Load an IR model as it is, but for the forms that ONNX Runtime refuses; the model is not changed.
 
-        The weights go through a file, which ONNX Runtime maps, so that they are not copied in memory several times.
-        Raises ModelError when ONNX Runtime refuses the model.
+        The weights go through a file, which ONNX Runtime maps, so that they are not copied in memory several times;
+        those that lie in memory as they are, like embeddings, it reads there. Raises ModelError when ONNX Runtime
+        refuses the model.
         """
         with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
-            write(lowering.legalize(model), Path(folder), external=True)
-            return open_file(Path(folder) / MODEL_FILE, threads=threads, optimization=optimization)
+            model = lowering.legalize(model)
+            write(model, Path(folder), external=True)
+            path, weights = Path(folder) / MODEL_FILE, _weights_in_memory(model)
+            return open_file(path, threads=threads, optimization=optimization, weights=weights)
 
 
 def write(model: ir.Model, folder: Path, *, external: bool) -> None:
     """Save the model into the folder, with its weights in a second file when asked for."""
     if external:
-        ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=1024)
+        ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=_EXTERNAL_BYTES)
     else:
         ir.save(ir.external_data.load_to_model(model), folder / MODEL_FILE)
+
+
+def _weights_in_memory(model: ir.Model) -> dict[str, np.ndarray]:
+    """Return the weights that exist as arrays; not those that are computed, or read from a file, when asked for."""
+    found = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        flows_through = value.is_graph_input() or value.is_graph_output()
+        if isinstance(tensor, ir.Tensor) and tensor.nbytes > _EXTERNAL_BYTES and not flows_through:
+            found[str(value.name)] = tensor.numpy()
+    return {name: array for name, array in found.items() if can_share(array)}
 
 
 def _weight_bytes(model: ir.Model) -> int:

@@ -7,6 +7,7 @@ from onnx_ir.passes import common
 
 from qcompile.backends.onnxruntime.activations import quantize_activations_to_uint8
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
+from qcompile.backends.onnxruntime.attention_masks import legalize_attention_masks
 from qcompile.backends.onnxruntime.float_convolutions import protect_float_convolutions
 from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
@@ -19,8 +20,14 @@ IR_VERSION = 10
 
 
 def legalize(model: ir.Model) -> ir.Model:
-    """Return a copy of the model that ONNX Runtime accepts and computes as it is. Weights are not copied."""
+    """Return a copy of the model that ONNX Runtime accepts and computes as it is. Weights are not copied.
+
+    Quantized activations become uint8 here too: ONNX Runtime 1.31 rewrites int8 ones itself, after it has moved
+    Q/DQ pairs behind operators of known shapes, and then refuses the mixture of types that it made.
+    """
     model = _accepted(model)
+    quantize_activations_to_uint8(model)
+    legalize_attention_masks(model)
     protect_float_convolutions(model)
     return model
 
@@ -49,6 +56,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     drop_saturated_clips(model)
     findings = restore_float_weights(model)
     remove_head_transposes(model)
+    legalize_attention_masks(model)
     keep_residual_additions(model)
     protect_float_convolutions(model)
     common.RemoveUnusedNodesPass()(model)

@@ -1,4 +1,4 @@
-"""Relu and Clip that a quantization behind them makes superfluous."""
+"""Relu and Clip in front of a quantization: superfluous, or done in integers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
+from qcompile.backends.onnxruntime import dequantize
 
 
 def drop_saturated_clips(model: ir.Model) -> None:
     """QuantizeLinear(Clip(x, low, high))  ->  QuantizeLinear(x), and the same for Relu, where the integers are equal.
 
     Quantization is monotone, so that they are equal when the bounds quantize to the smallest and the largest integer.
+    Otherwise, behind a Conv, the integers are clipped: Clip(QuantizeLinear(x), q(low), q(high)), again the same ones.
     ONNX Runtime's integer Conv wants the QuantizeLinear right behind it. Does not apply to bounds, scales or zero
-    points that are computed, to a bound inside of the quantized range, or to a clipped value with another reader.
+    points that are computed, or to a clipped value with another reader.
     """
     for quantize in list(model.graph):
         clip = (
@@ -26,10 +28,35 @@ def drop_saturated_clips(model: ir.Model) -> None:
         if clip is None or not graph.is_standard(clip, "Relu", "Clip"):
             continue
         bounds = _bounds(clip)
-        if bounds is None or graph.sole_reader(clip.outputs[0]) is None or not _saturates_at(quantize, *bounds):
+        integers = None if bounds is None else _quantized(quantize, *bounds)
+        if integers is None or graph.sole_reader(clip.outputs[0]) is None:
+            continue
+        limits = np.iinfo(integers.dtype)
+        saturates = integers[0] == limits.min and integers[1] == limits.max
+        if not saturates and not _alone_behind_convolution(clip):
             continue
         quantize.replace_input_with(0, clip.inputs[0])
         model.graph.remove(clip, safe=True)
+        if not saturates:
+            _clip_integers(model, quantize, integers)
+
+
+def _alone_behind_convolution(clip: ir.Node) -> bool:
+    value = clip.inputs[0]
+    return value is not None and graph.is_standard(value.producer(), "Conv") and graph.sole_reader(value) is clip
+
+
+def _clip_integers(model: ir.Model, quantize: ir.Node, integers: np.ndarray) -> None:
+    value = quantize.outputs[0]
+    ends = [
+        dequantize.register(model, f"{value.name}.{end}", q) for end, q in zip(("low", "high"), integers, strict=True)
+    ]
+    clip = ir.node("Clip", [value, *ends])
+    clip.outputs[0].name = f"{value.name}.clipped"
+    clip.outputs[0].type, clip.outputs[0].shape = value.type, value.shape
+    value.replace_all_uses_with(clip.outputs[0], replace_graph_outputs=True)
+    clip.replace_input_with(0, value)
+    model.graph.insert_after(quantize, clip)
 
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
@@ -45,14 +72,14 @@ def _bounds(node: ir.Node) -> tuple[float, float] | None:
     return bounds[0], bounds[1]
 
 
-def _saturates_at(quantize: ir.Node, low: float, high: float) -> bool:
-    """True when the bounds quantize to the ends of the integer type, by one constant scale."""
+def _quantized(quantize: ir.Node, low: float, high: float) -> np.ndarray | None:
+    """Integers of the two bounds, of the quantized type, by one constant scale."""
     scale = graph.constant_array(quantize.inputs[1])
     zero_point = graph.constant_array(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
     if scale is None or zero_point is None or scale.size != 1 or zero_point.dtype.kind not in "iu":
-        return False
+        return None
     limits = np.iinfo(zero_point.dtype)
     # QuantizeLinear divides in float32, rounds half to even, then adds the zero point.
     steps = np.rint(np.array([low, high], np.float32) / scale.reshape(()).astype(np.float32))
-    ends = steps + float(zero_point.item())
-    return bool(ends[0] <= limits.min and ends[1] >= limits.max)
+    ends = np.clip(steps + float(zero_point.item()), limits.min, limits.max)
+    return ends.astype(zero_point.dtype)

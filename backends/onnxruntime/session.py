@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,9 +41,11 @@ class OnnxRuntimeSession:
 
     Attributes:
         inference: the loaded model.
+        shared: weights that it reads where they are; they live as long as it does.
     """
 
     inference: onnxruntime.InferenceSession
+    shared: tuple[onnxruntime.OrtValue, ...] = dataclasses.field(default=(), repr=False)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Run the model: input name -> array, to output name -> array.
@@ -60,20 +63,37 @@ class OnnxRuntimeSession:
         return dict(zip(names, results, strict=True))
 
 
-def open_file(path: Path, *, threads: int | None, optimization: Optimization) -> OnnxRuntimeSession:
-    """Load a model file; raises ModelError when ONNX Runtime refuses it."""
+def open_file(
+    path: Path, *, threads: int | None, optimization: Optimization, weights: Mapping[str, np.ndarray] | None = None
+) -> OnnxRuntimeSession:
+    """Load a model file; raises ModelError when ONNX Runtime refuses it.
+
+    Args:
+        path: the file.
+        threads: number of threads within an operator; None: one per core.
+        optimization: of the graph, by ONNX Runtime.
+        weights: initializers of the file that are in memory already, by name: of a type that `can_share` takes. They
+            are not loaded again; what a kernel packs for itself, it copies all the same.
+    """
     import onnxruntime
 
     return_freed_memory()
+    options = session_options(threads, optimization)
+    shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
+    for name, value in shared.items():
+        options.add_initializer(name, value)
     try:
-        inference = onnxruntime.InferenceSession(
-            path, session_options(threads, optimization), providers=["CPUExecutionProvider"]
-        )
+        inference = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
         mend = "Check the model with onnx.checker; if it is valid, this is a gap of the runtime or of its lowering"
         reason = f"ONNX Runtime {onnxruntime.__version__} refuses it: {error}"
         raise ModelError(f"model {path.name}", reason, mend) from error
-    return OnnxRuntimeSession(inference)
+    return OnnxRuntimeSession(inference, tuple(shared.values()))
+
+
+def can_share(array: np.ndarray) -> bool:
+    """Tell whether ONNX Runtime can read the array where it is."""
+    return array.flags.c_contiguous and array.dtype.name in _NUMPY_TYPES.values()
 
 
 def session_options(threads: int | None, optimization: Optimization) -> onnxruntime.SessionOptions:

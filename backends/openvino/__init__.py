@@ -27,6 +27,7 @@ CAPABILITIES = (
     *(Capability("Conv", weight, x) for weight in _WEIGHTS for x in _STATIC),
     # An activation with a zero point leaves OpenVINO's deconvolution in float (measured, 2026.4).
     *(Capability("ConvTranspose", weight, Scheme("int8", "per_tensor")) for weight in _WEIGHTS),
+    # Query times key: the probabilities, and so their product with the value, are float.
     *(Capability("Attention", None, x) for x in _STATIC),
     # One scale for each row of the table; the rows are dequantized after they were gathered.
     Capability("Embedding", Scheme("int8", "per_channel"), None),

@@ -35,6 +35,8 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     Returns what stayed float, and why, as read back from the compiled model.
     """
     model = model.clone()
+    for node in model.graph:
+        node.name = node.name or node.outputs[0].name  # as `graph.layer_name` calls it, in the report too
     common.NameFixPass()(model)
     separate_joined_linears(model)
     vectors = keep_vectors_in_float(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import TYPE_CHECKING
@@ -19,32 +20,78 @@ if TYPE_CHECKING:
     import openvino as ov
 
 KERNELS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution")
+LAYOUTS = ("Transpose", "Reshape", "Reorder", "Convert")
 BYTE_TYPES = ("i8", "u8")
+NO_KERNEL = "OpenVINO chose no integer kernel for it"
+VALUES_IN_FLOAT = "only query times key runs in integers: OpenVINO multiplies the probabilities with the value in float"
 
 
-def integer_kernels(compiled: ov.CompiledModel) -> list[tuple[str, ...]]:
-    """Linears and convolutions that OpenVINO computes in 8 bits, each as the names of the nodes that it merged.
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A linear or a convolution in the compiled model.
 
-    Either both operands enter the kernel in 8 bits, or the weight does and the kernel quantizes the activations
-    itself, at run time.
+    Attributes:
+        names: of the nodes that OpenVINO merged to it, and of the constants that it reads as weight. OpenVINO names
+            what it computes last after the output of the model.
+        integer: computed in 8 bits: either both operands enter it in 8 bits, or the weight does and the kernel
+            quantizes the activations itself, at run time.
+    """
+
+    names: tuple[str, ...]
+    integer: bool
+
+
+def kernels(compiled: ov.CompiledModel) -> list[Kernel]:
+    """Read the linears and convolutions of the compiled model, in its order.
+
+    Subgraphs are not among them: a product of two activations that OpenVINO compiled with its neighbours.
     """
     group_size = int(compiled.get_property(GROUP_SIZE))
-    kernels = []
+    found = []
     for node in compiled.get_runtime_model().get_ordered_ops():
-        info = node.get_rt_info()
-        if info["layerType"].astype(str) not in KERNELS or node.get_input_size() < 2:
+        if _layer_type(node) not in KERNELS or node.get_input_size() < 2:
             continue
         activation, weight = (node.input(index).get_element_type().to_string() for index in (0, 1))
         if activation in BYTE_TYPES:
             integer = weight in BYTE_TYPES
         else:
             in_features = node.input(1).get_partial_shape()[-1]
-            integer = weight == "i8" and quantizes_at_run_time(in_features.get_length(), group_size)
-        if integer:
-            # "linear", or what the plugin made of it: "linear/DequantizationMultiply".
-            names = info["originalLayersNames"].astype(str).split(",")
-            kernels.append(tuple(name.split("/Dequantization")[0] for name in names))
-    return kernels
+            integer = (
+                weight == "i8" and in_features.is_static and quantizes_at_run_time(in_features.get_length(), group_size)
+            )
+        found.append(Kernel((*_merged(node), *_constants(node.input_value(1))), integer))
+    return found
+
+
+def _float_quantizers(compiled: ov.CompiledModel) -> frozenset[str]:
+    """Names of the quantizers whose result OpenVINO stores in float: nothing that reads it computes in integers."""
+    nodes = compiled.get_runtime_model().get_ordered_ops()
+    rounding = [node for node in nodes if _layer_type(node) == "FakeQuantize"]
+    stored = [node for node in rounding if node.output(0).get_element_type().to_string() not in BYTE_TYPES]
+    return frozenset(name for node in stored for name in _merged(node))
+
+
+def _layer_type(node: ov.Node) -> str:
+    return str(node.get_rt_info()["layerType"].astype(str))
+
+
+def _merged(node: ov.Node) -> tuple[str, ...]:
+    """Names of the nodes that became one: "linear", or what the plugin made of it: "linear/DequantizationMultiply"."""
+    names = node.get_rt_info()["originalLayersNames"].astype(str).split(",")
+    return tuple(name.split("/Dequantization")[0] for name in names)
+
+
+def _constants(output: ov.Output) -> tuple[str, ...]:
+    """Name of the constant behind operators that only lay it out anew; nothing for an activation."""
+    node = output.get_node()
+    while _layer_type(node) in LAYOUTS:
+        node = node.input_value(0).get_node()
+    return (node.get_friendly_name(),) if _layer_type(node) == "Const" else ()
+
+
+def integer_kernels(compiled: ov.CompiledModel) -> list[tuple[str, ...]]:
+    """Linears and convolutions that OpenVINO computes in 8 bits, each as the names of the nodes that it merged."""
+    return [kernel.names for kernel in kernels(compiled) if kernel.integer]
 
 
 def integer_layers(compiled: ov.CompiledModel) -> frozenset[str]:
@@ -75,27 +122,62 @@ def quantizes_at_run_time(in_features: int, group_size: int) -> bool:
 
 
 def kept_in_float(model: ir.Model, compiled: ov.CompiledModel, group_size: int) -> tuple[Finding, ...]:
-    """Findings for the layers that the portable graph quantizes and the compiled model computes in float."""
-    integers = integer_layers(compiled)
+    """Findings for the layers that the portable graph quantizes and the compiled model computes in float.
+
+    A layer that is found under none of its names may have been merged with its neighbours; nothing is said of it.
+    Of attention, the product with the value is float in every case, as the probabilities are not quantized.
+    """
+    found, float_quantizers = kernels(compiled), _float_quantizers(compiled)
     findings = []
     for node in model.graph:
-        add = graph.sole_reader(node.outputs[0]) if len(node.outputs) == 1 else None
-        if node.name in integers or (add is not None and add.name in integers):
+        if _quantized_attention(node):
+            quantizers = [value.producer().inputs[0].producer().name for value in node.inputs[:2]]  # type: ignore[union-attr]
+            if float_quantizers.isdisjoint(quantizers):
+                findings.append(Finding(graph.layer_name(node), "quantized", VALUES_IN_FLOAT))
+            else:
+                findings.append(Finding(graph.layer_name(node), "kept", NO_KERNEL))
+            continue
+        names = _names(node)
+        matching = [kernel.integer for kernel in found if not names.isdisjoint(kernel.names)]
+        if not matching or any(matching):
             continue
         if _statically_quantized(node):
-            findings.append(Finding(graph.layer_name(node), "kept", "OpenVINO chose no integer kernel for it"))
+            findings.append(Finding(graph.layer_name(node), "kept", NO_KERNEL))
         elif group_size and quantized_weight(node) is not None:
             reason = f"OpenVINO on this CPU does not quantize its activations in groups of {group_size} at run time"
             findings.append(Finding(graph.layer_name(node), "kept", reason))
     return tuple(findings)
 
 
+def _names(node: ir.Node) -> frozenset[str]:
+    """Under which names the compiled model may hold a layer: its own, those of its bias, and of its weight."""
+    nodes = [node]
+    add = graph.sole_reader(node.outputs[0]) if len(node.outputs) == 1 else None
+    if add is not None and graph.is_standard(add, "Add") and any(graph.constant(value) for value in add.inputs):
+        nodes.append(add)
+    names = [each.name for each in nodes] + [value.name for each in nodes for value in each.outputs]
+    dequantize = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if dequantize is not None and dequantize.inputs[0] is not None and graph.constant(dequantize.inputs[0]) is not None:
+        names.append(dequantize.inputs[0].name)
+    return frozenset(name for name in names if name)
+
+
+def _quantized_attention(node: ir.Node) -> bool:
+    """True for Attention whose query and key were quantized by static scales."""
+    return graph.is_standard(node, "Attention") and all(map(_dequantized_activation, node.inputs[:2]))
+
+
 def _statically_quantized(node: ir.Node) -> bool:
     """True for MatMul, Conv and ConvTranspose of two dequantized values, the first quantized in the graph."""
-    if not graph.is_standard(node, "MatMul", "Conv", "ConvTranspose"):
+    if not graph.is_standard(node, "MatMul", "Conv", "ConvTranspose") or not _dequantized_activation(node.inputs[0]):
         return False
-    producers = [value.producer() for value in node.inputs[:2] if value is not None]
-    if not all(graph.is_standard(producer, "DequantizeLinear") for producer in producers):
+    weight = node.inputs[1]
+    return weight is not None and graph.is_standard(weight.producer(), "DequantizeLinear")
+
+
+def _dequantized_activation(value: ir.Value | None) -> bool:
+    dequantize = value.producer() if value is not None else None
+    if dequantize is None or not graph.is_standard(dequantize, "DequantizeLinear"):
         return False
-    quantized = producers[0].inputs[0] if producers[0] is not None else None
+    quantized = dequantize.inputs[0]
     return quantized is not None and graph.is_standard(quantized.producer(), "QuantizeLinear")

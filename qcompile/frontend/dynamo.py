@@ -16,6 +16,7 @@ import torch._guards
 import torch.fx
 
 from qcompile.errors import ModelError, RecipeError
+from qcompile.frontend import dynamo_writes
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -26,7 +27,8 @@ def qcompile_backend(
     """Compile the graph that torch captured, and return what runs in its place.
 
     Every part of a module that torch captures by itself is compiled by itself. Calibration samples name the arguments
-    of the compiled function as the user wrote them. Gradients do not flow through the result.
+    of the compiled function as the user wrote them. Gradients do not flow through the result. A graph that writes into
+    its inputs, or into buffers of the module, is refused: an artifact only returns outputs.
 
     Args:
         gm: graph with the parameters and the user's tensors as placeholders.
@@ -35,14 +37,16 @@ def qcompile_backend(
 
     Raises:
         RecipeError: an option that qcompile.compile does not take.
-        ModelError: the graph has no tensor inputs, or cannot be exported.
+        ModelError: the graph has no tensor inputs, writes into a given tensor, or cannot be exported.
     """
     import qcompile
 
     settings = _checked(options or {}, inspect.signature(qcompile.compile).parameters)
+    # What traces inside starts a trace of its own; left in the context of this one, it breaks the guards of the caller.
+    with torch._guards.tracing(None):
+        _refuse_writes(gm, example_inputs)
     module, positions = _closed_module(gm, example_inputs)
     examples = {name: example_inputs[position].detach() for name, position in positions.items()}
-    # The export inside starts a trace of its own; left in the context of this one, it breaks the guards of the caller.
     with torch._guards.tracing(None):
         artifact = qcompile.compile(module, example_inputs=examples, **settings)
 
@@ -64,6 +68,33 @@ def _checked(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parame
     return dict(options)
 
 
+def _refuse_writes(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+    """Raise ModelError where the graph changes a tensor that exists before it runs."""
+    found = dynamo_writes.find_write(gm, example_inputs)
+    if found is None:
+        return
+    node, target = found
+    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
+    code = [line for line in lines if line.strip("^~ ") and not line.startswith("File ")]
+    raise ModelError(
+        f"node {node.name}" + (f" ({code[-1]})" if code else ""),
+        f"it writes into {_written_name(gm, target)}, and what is compiled only returns outputs",
+        "Compute a new tensor and return it, or keep this part out of the compiled code with torch.compiler.disable",
+    )
+
+
+def _written_name(gm: torch.fx.GraphModule, node: torch.fx.Node) -> str:
+    """L['self']._buffers['n'] -> self.n; of an input, its name."""
+    source = _source(node)
+    if re.search(r"\._(?:buffers|parameters)\[", source):
+        return re.sub(r"\._(?:buffers|parameters|modules)\['([^']+)'\]", r".\1", _unwrapped(source))
+    return f"the input {_user_name(source or str(node.target), {}, _parameters(gm))}"
+
+
+def _unwrapped(source: str) -> str:
+    return re.sub(r"^[LG]\['(\w+)'\]", r"\1", source)
+
+
 def _closed_module(
     gm: torch.fx.GraphModule, example_inputs: Sequence[Any]
 ) -> tuple[torch.fx.GraphModule, dict[str, int]]:
@@ -79,6 +110,7 @@ def _closed_module(
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     sources = [node for node in gm.graph.nodes if node.op == "placeholder"]
     positions: dict[str, int] = {}
+    parameters = _parameters(gm)
     tensors: dict[str, torch.fx.Node] = {}
     sizes: list[tuple[torch.fx.Node, str]] = []
     for position, (node, original, value) in enumerate(zip(placeholders, sources, example_inputs, strict=True)):
@@ -88,8 +120,8 @@ def _closed_module(
         elif _is_lifted(value, source):
             _put_back(graph, node, root, value)
         else:
-            name = _user_name(source or node.target, taken=positions)
-            node.target = node.name = name
+            name = _user_name(source or node.target, positions, parameters)
+            node.target = name  # the name of the argument; node.name would meet values that have that name already
             positions[name], tensors[source] = position, node
     if not positions:
         raise ModelError("the captured graph", "has no tensor inputs", "Compile a function of at least one tensor")
@@ -112,10 +144,36 @@ def _is_lifted(value: torch.Tensor, source: str) -> bool:
     return isinstance(value, torch.nn.Parameter) or "._buffers[" in source or "._parameters[" in source
 
 
-def _user_name(source: str, taken: Mapping[str, int]) -> str:
-    """L['input_ids'] -> input_ids; of deeper expressions the letters and digits, numbered where they repeat."""
-    match = re.fullmatch(r"L\['(\w+)'\]", source)
-    name = match.group(1) if match else re.sub(r"\W+", "_", source.removeprefix("L")).strip("_")
+def _parameters(gm: torch.fx.GraphModule) -> tuple[str, ...]:
+    """Names of the positional arguments that torch captured as args[0], args[1], ...
+
+    torch captures its own modules, nn.Linear and nn.Sequential, through a wrapper fn(*args, **kwargs), and keeps their
+    class. Empty where the graph was not captured so.
+    """
+    for node in gm.graph.nodes:
+        for path, kind in (node.meta.get("nn_module_stack") or {}).values():
+            if path == "L['fn']" and isinstance(kind, type):
+                _, *parameters = inspect.signature(getattr(kind, "forward")).parameters.values()  # noqa: B009
+                return tuple(item.name for item in parameters if item.kind is not item.VAR_POSITIONAL)
+    return ()
+
+
+def _user_name(source: str, taken: Mapping[str, int], parameters: Sequence[str] = ()) -> str:
+    """L['input_ids'] -> input_ids; of deeper expressions the letters and digits, numbered where they repeat.
+
+    Args:
+        source: expression of the captured frame.
+        taken: names that are given already.
+        parameters: what args[0], args[1], ... of the captured frame are called; see `_parameters`.
+    """
+    argument = re.fullmatch(r"L\['args'\]\[(\d+)\]", source)
+    named = re.fullmatch(r"L(?:\['kwargs'\])?\['(\w+)'\]" if parameters else r"L\['(\w+)'\]", source)
+    if argument and int(argument[1]) < len(parameters):
+        name = parameters[int(argument[1])]
+    elif named:
+        name = named[1]
+    else:
+        name = re.sub(r"\W+", "_", source.removeprefix("L")).strip("_")
     return name if name not in taken else f"{name}_{len(taken)}"
 
 

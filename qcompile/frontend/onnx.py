@@ -73,7 +73,9 @@ def copy_model(model: ir.Model) -> ir.Model:
     copy = model.clone()
     _hold(copy)
     _shorten_standard_domain(copy)
-    _check(copy, model.graph.name or "the onnx_ir.Model")
+    subject = model.graph.name or "the onnx_ir.Model"
+    _complete_outputs(copy, subject)
+    _check(copy, subject)
     return copy
 
 
@@ -103,6 +105,7 @@ def _read(proto: onnx.ModelProto, subject: str, folder: Path | None) -> ir.Model
         # The format listed every initializer among the inputs; a later one means that the user may replace it.
         common_passes.RemoveInitializersFromInputsPass()(model)
         model.ir_version = _INITIALIZERS_ASIDE
+    _complete_outputs(model, subject)
     _check(model, subject)
     return model
 
@@ -122,6 +125,27 @@ def _forget_negative_sizes(model: ir.Model) -> None:
             shape = value.shape
             if shape is not None and any(isinstance(dim, int) and dim < 0 for dim in shape):
                 value.shape = ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in shape])
+
+
+def _complete_outputs(model: ir.Model, subject: str) -> None:
+    """Infer the types and shapes that outputs lack: runtimes do without, the standard asks for them.
+
+    Raises:
+        ModelError: an input lacks its type or shape, or they cannot be inferred for an output.
+    """
+    graph = model.graph
+    if not all(map(_is_complete, graph.outputs)):
+        common_passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for value in values:
+            if not _is_complete(value):
+                reason = f"is not valid ONNX ({kind} {value.name!r} has no type or no shape)"
+                raise ModelError(subject, reason, "Write both into the model; sizes that vary may have names")
+
+
+def _is_complete(value: ir.Value) -> bool:
+    """Whether the value has a type, and a shape if it is a tensor."""
+    return value.type is not None and (value.shape is not None or not isinstance(value.type, ir.TensorType))
 
 
 def _set_folder(model: ir.Model, folder: Path) -> None:

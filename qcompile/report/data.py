@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 
 from qcompile.contract import Action, Finding, Keeps
+from qcompile.errors import ArtifactError
+
+_MEASURED = frozenset({"seconds", "max_error", "sqnr_db", "before", "after"})
+"""Fields of the entries of a report that are numbers, or tuples of them, and may be infinite or NaN."""
 
 CULPRIT_DB = 20.0
 """A quantized layer whose signal-to-quantization-noise ratio is lower (an error above a tenth) is a culprit."""
@@ -156,7 +160,7 @@ class Report:
         items = {"layers": LayerReport, "passes": PassReport, "activation_ranges": ActivationRange, "findings": Finding}
         fields = dict(data)
         for name, item in items.items():
-            fields[name] = [item(**{key: _restored(value) for key, value in entry.items()}) for entry in data[name]]
+            fields[name] = [item(**{key: _field(key, value) for key, value in entry.items()}) for entry in data[name]]
         for name in ("latency", "accuracy"):
             fields[name] = _numbers(fields[name])
         return cls(**fields)
@@ -190,10 +194,16 @@ class Report:
 
         Raises:
             MissingDependencyError: jinja2 (extra `report`) is not installed.
+            ArtifactError: the file cannot be written.
         """
         from qcompile.report.page import render
 
-        Path(path).write_text(render(self), encoding="utf-8")
+        page = render(self)
+        try:
+            Path(path).write_text(page, encoding="utf-8")
+        except (OSError, TypeError) as error:
+            mend = "Give a file in a folder that is there"
+            raise ArtifactError(f"page {path}", f"it cannot be written: {error}", mend) from error
 
 
 def _jsonable(value: Any) -> Any:
@@ -204,6 +214,12 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _jsonable(value.item())
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _field(name: str, value: Any) -> Any:
+    if name in _MEASURED:
+        return _restored(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _restored(value: Any) -> Any:

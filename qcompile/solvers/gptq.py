@@ -97,7 +97,8 @@ def grouped_gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float
         int8 [groups, inputs, outputs].
     """
     energy = np.trace(gram, axis1=1, axis2=2).astype(np.float64) / gram.shape[1]
-    usable = np.isfinite(energy) & (energy > 0)
+    # Second moments below the normal numbers of float32, as behind a saturated softmax, are noise.
+    usable = np.isfinite(energy) & (energy > np.finfo(np.float32).tiny)
     moments = np.where(usable[:, None, None], gram, 0).astype(np.float64)
     damp = np.where(usable, damp_percent * energy, 1.0)
     damped = moments + damp[:, None, None] * np.eye(gram.shape[1])

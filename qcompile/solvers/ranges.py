@@ -28,6 +28,8 @@ _BODY = 4096
 _BINS = 2048
 _LEVELS = 128
 _STEP = 8
+_UNSEEN = 0.1
+"""Weight of each extreme in units of a sample: those few elements beyond all samples thin out towards it."""
 
 
 def minmax(minimum: Array, maximum: Array, samples: Array, scheme: Scheme) -> Range:  # noqa: ARG001
@@ -65,8 +67,10 @@ def mse(minimum: Array, maximum: Array, samples: Array, scheme: Scheme) -> Range
     """Return the range whose quantization has the least mean squared error on the samples.
 
     Both ends shrink together first, over 48 geometric steps down to 1/300 of the whole range and 16 finer ones around
-    the best; for an asymmetric scheme each end then moves by itself in the same way. The whole range is among the
-    candidates, so that the result is never worse. Works on a `summary` of the samples.
+    the best; for an asymmetric scheme each end then moves by itself in the same way. Works on a `summary` of the
+    samples, and on every element of `minimum` and `maximum`, a tenth of a sample each: samples are few, and what none
+    of them saw would saturate at no cost. The whole range is among the candidates, so that the result is never worse
+    on these.
 
     The criterion of Nagel et al., "A White Paper on Neural Network Quantization" (2021), section 3.1.
     """
@@ -74,6 +78,9 @@ def mse(minimum: Array, maximum: Array, samples: Array, scheme: Scheme) -> Range
     elements, weights = summary(samples)
     if elements.size == 0 or low == high:
         return low, high
+    extremes = _finite(np.concatenate([np.ravel(minimum), np.ravel(maximum)]))
+    elements = np.concatenate([elements, extremes])
+    weights = np.concatenate([weights, np.full(extremes.size, _UNSEEN, np.float32)])
 
     def errors(bottoms: Array, tops: Array) -> Array:
         return squared_errors(elements, weights, bottoms, tops, scheme)

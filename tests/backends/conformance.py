@@ -25,10 +25,12 @@ from tests.backends.portable import (
     decoder_case,
     dynamic_per_tensor,
     dynamic_per_token,
+    fixed_shapes,
     linear_case,
     parse,
     reference,
     static_shared,
+    two_layers,
 )
 
 FLOAT32_ROUNDING = 1e-5
@@ -70,7 +72,10 @@ class BackendConformance:
                 magnitude = float(np.abs(expected[name]).max())
                 excess = np.abs(result - expected[name]) - case.step - FLOAT32_ROUNDING * magnitude
                 assert excess.max() <= 0, f"{name} is off by {excess.max():.3g} more than one quantization step"
-        assert self.integer_kernels(folder / lowered.model_file) == (case.integer if integer is None else integer)
+        kernels = self.integer_kernels(folder / lowered.model_file)
+        assert kernels == (case.integer if integer is None else integer)
+        kept = [finding for finding in lowered.findings if finding.action == "kept"]
+        assert len(kept) == case.integer - kernels, f"of {case.integer} layers {kernels} are integer; told: {kept}"
         return lowered
 
     def test_float_model(self, backend: Any, tmp_path: Path) -> None:
@@ -112,6 +117,32 @@ class BackendConformance:
         for row in range(2):
             single = session.run({"x": case.feed["x"][row : row + 1]})["y"]
             np.testing.assert_allclose(single, whole[row : row + 1], rtol=0, atol=float(case.step))
+
+    @pytest.mark.parametrize("dtype", ["uint8", "int8"])
+    @pytest.mark.parametrize("sym", [True, False])
+    @pytest.mark.parametrize("fixed", [True, False])
+    def test_two_linears(self, backend: Any, tmp_path: Path, dtype: str, sym: bool, fixed: bool) -> None:
+        case = two_layers("MatMul", dtype, sym=sym)
+        self.check(backend, fixed_shapes(case) if fixed else case, tmp_path)
+
+    @pytest.mark.parametrize("dtype", ["uint8", "int8"])
+    @pytest.mark.parametrize("sym", [True, False])
+    @pytest.mark.parametrize("fixed", [True, False])
+    def test_two_convolutions(self, backend: Any, tmp_path: Path, dtype: str, sym: bool, fixed: bool) -> None:
+        requantized = "yq = QuantizeLinear (m, s_r, z)\n y = DequantizeLinear (yq, s_r, z)"
+        case = two_layers("Conv", dtype, sym=sym, behind=requantized)
+        case = dataclasses.replace(case, step=case.step + 0.1)
+        self.check(backend, fixed_shapes(case) if fixed else case, tmp_path)
+
+    @pytest.mark.parametrize("dtype", ["uint8", "int8"])
+    def test_pooling_behind_a_quantized_value(self, backend: Any, tmp_path: Path, dtype: str) -> None:
+        """ONNX Runtime moves Q/DQ pairs behind operators of known shapes, and must not mix their types."""
+        behind = """mq = QuantizeLinear (m, s_r, z)
+            md = DequantizeLinear (mq, s_r, z)
+            p = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (md)
+            y = Sigmoid (p)"""
+        case = two_layers("Conv", dtype, sym=True, behind=behind)
+        self.check(backend, fixed_shapes(dataclasses.replace(case, step=case.step + 0.1)), tmp_path)
 
     def test_values_outside_of_the_range_saturate(self, backend: Any, tmp_path: Path) -> None:
         case = linear_case("int8", sym=False)

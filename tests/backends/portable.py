@@ -168,6 +168,47 @@ def conv_case(
     return Case(parse(text, **values), {"x": x}, step=step, integer=1)
 
 
+def fixed_shapes(case: Case) -> Case:
+    """The case with the sizes of its feed in the place of every symbolic size."""
+    model = case.model.clone()
+    arrays = {**case.feed, **reference(model, case.feed)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape(arrays[value.name or ""].shape)
+    return dataclasses.replace(case, model=model)
+
+
+LAYERS = {"Conv": "Conv <pads = [1, 1, 1, 1]>", "MatMul": "MatMul"}
+
+
+def two_layers(kind: str, dtype: str, *, sym: bool, behind: str = "") -> Case:
+    """Two linears or convolutions of 16 channels with Relu in between; `behind` is done with the second."""
+    rng = np.random.default_rng(8)
+    convolution = kind == "Conv"
+    axis, sizes, shape = (0, "16,H,W", (16, 16, 3, 3)) if convolution else (1, "S,16", (16, 16))
+    first, second = (weight(rng, shape, axis) for _ in range(2))
+    model = parse(
+        f"""(float[N,{sizes}] x) => (float[N,{sizes}] y)
+        {{
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            f = DequantizeLinear <axis = {axis}> (w, ws, wz)
+            h = {LAYERS[kind]} (d, f)
+            r = Relu (h)
+            rq = QuantizeLinear (r, s_r, z)
+            rd = DequantizeLinear (rq, s_r, z)
+            g = DequantizeLinear <axis = {axis}> (v, vs, vz)
+            {f"m = {LAYERS[kind]} (rd, g)" if behind else f"y = {LAYERS[kind]} (rd, g)"}
+            {behind}
+        }}""",
+        **first,
+        **{name.replace("w", "v", 1): array for name, array in second.items()},
+        **activation(dtype, sym=sym),
+        s_r=np.float32(0.1),
+    )
+    x = rng.standard_normal((1, 16, 10, 10) if convolution else (2, 8, 16)).astype(np.float32)
+    return Case(model, {"x": x}, step=0.1 * np.abs(dequantized(second, axis)).max(), integer=2)
+
+
 def three_readers(quantize: str, functions: str = "", **initializers: np.ndarray) -> Case:
     """Three linears that read one quantized value `d`, of an x with rows of different magnitudes, one of them zero.
 

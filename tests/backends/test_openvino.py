@@ -19,9 +19,11 @@ from tests.backends.portable import (
     decoder_case,
     dynamic_per_tensor,
     dynamic_per_token,
+    fixed_shapes,
     linear_case,
     parse,
     reference,
+    two_layers,
 )
 
 openvino = pytest.importorskip("openvino")
@@ -50,6 +52,17 @@ class TestOpenVino(BackendConformance):
         assert "no integer kernel" in finding.reason
         case.model.graph.initializers["z"].const_value = ir.tensor(np.int8(0), name="z")
         assert self.check(backend, case, tmp_path).findings == ()
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("sym", [True, False])
+def test_the_last_layer_is_found_under_the_name_of_the_output(kind: str, dtype: str, sym: bool, tmp_path: Path) -> None:
+    """It has no bias, and OpenVINO names what it makes of it after the output of the model."""
+    case = fixed_shapes(two_layers(kind, dtype, sym=sym))
+    for index, node in enumerate(case.model.graph):
+        node.name = f"layer.{index}"
+    assert BACKEND.lower(case.model, tmp_path, target=None).findings == ()
 
 
 def static_attention(quantized: str) -> Case:
@@ -84,6 +97,26 @@ def test_scores_of_quantized_heads_are_computed_in_integers(quantized: str, inte
         for port in node.inputs()
     ]
     assert types.count("i8") == integer
+    assert [finding.action for finding in lowered.findings] == (["quantized"] if integer else [])
+
+
+def test_attention_over_a_cache_is_float_and_said_to_be(tmp_path: Path) -> None:
+    heads = "float[N,2,S,8]"
+    model = parse(
+        f"""({heads} q, {heads} k, {heads} v, float[N,2,P,8] past_k, float[N,2,P,8] past_v)
+            => ({heads} y, float[N,2,T,8] new_k, float[N,2,T,8] new_v)
+        {{
+            qq = QuantizeLinear (q, s, z)
+            qd = DequantizeLinear (qq, s, z)
+            kq = QuantizeLinear (k, s, z)
+            kd = DequantizeLinear (kq, s, z)
+            y, new_k, new_v = Attention <is_causal = 1> (qd, kd, v, , past_k, past_v)
+        }}""",
+        s=np.float32(0.03),
+        z=np.int8(0),
+    )
+    (finding,) = BACKEND.lower(model, tmp_path, target=None).findings
+    assert (finding.layer, finding.action) == ("y", "kept")
 
 
 @pytest.mark.parametrize("make", [dynamic_per_tensor, dynamic_per_token])

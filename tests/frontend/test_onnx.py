@@ -75,6 +75,31 @@ def test_a_graph_that_reads_what_nobody_makes_is_refused(proto: onnx.ModelProto)
         trace(proto)
 
 
+@pytest.mark.parametrize("field", ["type", "shape"])
+def test_an_output_without_type_or_shape_gets_what_can_be_inferred(proto: onnx.ModelProto, field: str) -> None:
+    expected = ir.to_proto(ir.from_proto(proto)).graph.output[0]
+    output = proto.graph.output[0]
+    (output if field == "type" else output.type.tensor_type).ClearField(field)
+    for given in (proto, ir.from_proto(proto)):
+        assert ir.to_proto(trace(given)).graph.output[0] == expected
+
+
+def test_an_output_without_a_shape_that_can_be_inferred_is_named(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].domain = "custom"
+    proto.opset_import.add(domain="custom", version=1)
+    assert trace(proto).graph[0].domain == "custom"
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    for given in (proto, ir.from_proto(proto)):
+        with pytest.raises(ModelError, match="output 'y' has no type or no shape"):
+            trace(given)
+
+
+def test_an_input_without_a_shape_is_named(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match="input 'x' has no type or no shape"):
+        trace(proto)
+
+
 def test_an_object_that_is_no_model_is_refused() -> None:
     with pytest.raises(ModelError, match="int"):
         trace(3)

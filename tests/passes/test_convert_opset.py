@@ -64,6 +64,20 @@ def test_what_cannot_be_converted_stays() -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
+def test_an_input_that_the_lower_opset_has_not_stays() -> None:
+    body = "y = Attention<q_num_heads = 1, kv_num_heads = 1>(x, x, x, , , , lengths)"
+    text = (
+        NEWER.format(opset=24, body=body)
+        .replace("float[B, 4]", "float[B, 3, 4]")
+        .replace("4] x", "4] x, int64[B] lengths")
+    )
+    model = ir.from_onnx_text(text)
+    result = ConvertOpset()(model)
+    assert not result.modified
+    assert model.opset_imports[""] == 24
+    assert "Attention" in result.findings[0].reason
+
+
 def test_what_the_library_skips_is_not_half_converted() -> None:
     # Before opset 21 the scale of GroupNormalization had one value per group; without shapes it cannot be expanded.
     model = ir.from_onnx_text("""

@@ -7,22 +7,22 @@ import pytest
 from qcompile.passes.fold_convolution_affine import FoldConvolutionAffine
 
 TEXT = """
-<ir_version: 10, opset_import: ["" : 23]>
-g (float[2, 2, 5, 5] x) => (float[2, N, H, W] y{extra})
+<ir_version: 10, opset_import: ["" : {opset}]>
+g (float[2, 2, 5, 5] x, bool[1] pick) => (float[2, N, H, W] y{extra})
 <float[3, 2, 3, 3] w = {{{numbers}}}, float[2, 3, 3, 3] v = {{{numbers}}},
  float[3] b = {{0.5, -1, 2}}, float[3] g = {{2, -1, 0.5}},
  float[3] m = {{1, 0, -2}},
  float[3] s = {{1, 4, 0.25}}, float k = {{1.5}}, float zero = {{0}},
  float[3, 1, 1] c = {{3, -2, 0.5}}, float[1, 3, 1, 1] d = {{1, 2, 3}},
- float[3] row = {{1, 2, 3}}, float[2, 1, 1, 1] batch = {{1, 2}}> {{ {body} }}
+ float[3] row = {{1, 2, 3}}, float[2, 1, 1, 1] batch = {{1, 2}}, float huge = {{1e20}}> {{ {body} }}
 """
 CONV, TRANSPOSE = "t = Conv <pads = [1, 1, 1, 1]> (x, w, b)", "t = ConvTranspose(x, v, b)"
 
 
-def text(body: str, extra: str = "") -> str:
+def text(body: str, extra: str = "", opset: int = 23) -> str:
     """The model with random weights."""
     numbers = ", ".join(f"{number:.4f}" for number in np.random.default_rng(0).normal(size=54))
-    return TEXT.format(body=body, extra=extra, numbers=numbers)
+    return TEXT.format(body=body, extra=extra, numbers=numbers, opset=opset)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,43 @@ def test_weight_of_two_convolutions_changes_for_one_of_them(rewrite) -> None:
 def test_chain_ends_where_the_user_reads(rewrite) -> None:
     result = rewrite(text(f"{CONV} u = Mul(t, k) y = Add(u, c)", ", float[2, N, H, W] u"), FoldConvolutionAffine())
     assert result.operators == ["Conv", "Add"]
+
+
+@pytest.mark.parametrize("extra", [", float[3, 2, 3, 3] w", ", float[3] b", ", float k"])
+def test_constants_that_the_user_reads_stay(rewrite, extra: str) -> None:
+    assert rewrite(text(f"{CONV} y = Mul(t, k)", extra), FoldConvolutionAffine()).operators == ["Conv"]
+
+
+def test_node_in_a_branch_stays(rewrite) -> None:
+    body = f"""{CONV} y = If (pick) <
+        then_branch = then () => (float[2, 3, 5, 5] r) {{ r = Mul(t, k) }},
+        else_branch = other () => (float[2, 3, 3, 3] o) {{ o = Conv(x, w) }}
+    >"""
+    assert not rewrite(text(body), FoldConvolutionAffine()).modified
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "change"),
+    [
+        ("t = Conv(x, w)", "w", np.abs),
+        ("t = Conv(x, w)", "w", lambda array: -np.abs(array)),
+        ("t = ConvTranspose(x, v)", "v", np.abs),
+        (CONV, "w", np.zeros_like),
+    ],
+    ids=["weight above", "weight below", "transposed weight", "bias"],
+)
+def test_chain_ends_where_a_constant_would_not_be_finite(layer: str, name: str, change) -> None:
+    model = ir.from_onnx_text(text(f"{layer} u = Mul(t, huge) o = Mul(u, huge) y = Mul(o, k)"))
+    constants = model.graph.initializers
+    constants[name].const_value = ir.tensor(change(constants[name].const_value.numpy()), name=name)
+    assert len(FoldConvolutionAffine()(model).findings) == 1
+    assert [node.op_type for node in model.graph][1:] == ["Mul", "Mul"]
+    assert all(np.all(np.isfinite(value.const_value.numpy())) for value in constants.values())
+
+
+def test_training_mode_of_old_opsets_stays() -> None:
+    body = f"{CONV} y, p, r, e, f = BatchNormalization(t, g, b, m, s)"
+    assert not FoldConvolutionAffine()(ir.from_onnx_text(text(body, opset=13))).modified
 
 
 @pytest.mark.parametrize(

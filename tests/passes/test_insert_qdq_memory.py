@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from qcompile import calibration_layers
 from qcompile.backends import get
 from qcompile.calibration import Calibrator, ChannelStatistics
-from qcompile.passes import insert_qdq
+from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.observe_channels import ObserveChannels
 
 TEXT = """<ir_version: 10, opset_import: ["" : 23]> g (float[n, 8] x) => (float[n, 8] y) {
@@ -37,7 +38,7 @@ class Watching(Calibrator):
 
 
 def test_statistics_go_with_their_part(monkeypatch):
-    monkeypatch.setattr(insert_qdq, "_GRAM_BYTES", 1)
+    monkeypatch.setattr(calibration_layers, "_GRAM_BYTES", 1)
     generator = np.random.default_rng(0)
     model = ir.from_onnx_text(TEXT)
     for node, name in zip([node for node in model.graph if node.op_type == "MatMul"], "vwu", strict=True):
@@ -48,7 +49,7 @@ def test_statistics_go_with_their_part(monkeypatch):
     ShapeInferencePass(strict_mode=False)(model)
     samples = [{"x": generator.normal(size=(5, 8)).astype(np.float32)} for _ in range(4)]
     calibrator = Watching(samples, ObserveChannels, get("onnxruntime").open_session)
-    insert_qdq.InsertQdq(rounding="gptq", calibrator=calibrator)(model)
+    InsertQdq(rounding="gptq", calibrator=calibrator)(model)
     assert len(calibrator.seen) == 3
     assert calibrator.alive == [0, 0, 0]
     assert [node.op_type for node in model.graph].count("QuantizeLinear") == 3

@@ -50,6 +50,13 @@ def test_empty_weight():
     assert refused(model, InsertQdq(PER_TOKEN)) == "kept: its weight is empty"
 
 
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_empty_kernel(operator):
+    kernel = np.zeros((0, 4, 3, 3) if operator == "Conv" else (4, 0, 3, 3), np.float32)
+    model = parse(f"g (float[n, 4, 9, 9] x) => (float[n, 0, ?, ?] y) {{ y = {operator}(x, k) }}", k=kernel)
+    assert refused(model, InsertQdq(PER_TENSOR_DYNAMIC)) == "kept: its weight is empty"
+
+
 def test_convolution_under_dynamic_activations():
     assert "dynamic quantization is for linears" in refused(convolution(), InsertQdq(PER_TOKEN))
 

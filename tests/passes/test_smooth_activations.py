@@ -19,13 +19,13 @@ PER_TENSOR = Scheme("int8", "per_tensor")
 
 
 def parse(body, *, outputs="float[?, ?, ?] y", inputs="float[batch, sequence, 16] x"):
-    """Model with random constants w.. [16, 8], s.. [16, 16], b.. [16] and a norm gain g with outliers."""
+    """Model with random constants, named by the first letter of their shape, and a norm gain g with outliers."""
     text = f'<ir_version: 10, opset_import: ["": 23]> main ({inputs}) => ({outputs}) {{ {body} }}'
     proto = onnx.parser.parse_model(text)
     generator = np.random.default_rng(0)
     gain = generator.uniform(0.5, 1.5, CHANNELS)
     gain[list(OUTLIERS)] *= list(OUTLIERS.values())
-    shapes = {"w": (CHANNELS, 8), "s": (CHANNELS, CHANNELS), "b": (CHANNELS,)}
+    shapes = {"w": (CHANNELS, 8), "s": (CHANNELS, CHANNELS), "b": (CHANNELS,), "e": (CHANNELS, 0), "k": (4, 20, 1)}
     made = {name for node in proto.graph.node for name in node.output} | {"x", ""}
     for name in sorted({name for node in proto.graph.node for name in node.input} - made):
         array = gain if name == "g" else generator.normal(size=shapes[name[0]])
@@ -153,6 +153,23 @@ def test_ignored_layers_keep_reading_the_value():
     assert second.x.name == "n"
     FoldScales()(model)
     assert operators(model) == ["RMSNormalization", "MatMul", "MatMul", "Add"]
+
+
+def test_a_layer_with_an_empty_weight_is_left_out():
+    model = parse("n = RMSNormalization(x, g) a = MatMul(n, w1) b = MatMul(n, e1) y = Concat<axis = 2>(a, b)")
+    result = smooth(model)
+    assert [(finding.layer, finding.action) for finding in result.findings] == [("a", "converted")]
+    assert linears(model)[1].x.name == "n"
+
+
+def test_a_value_that_a_convolution_reads_too_is_smoothed_for_the_linear_alone():
+    model = parse(
+        "n = RMSNormalization(x, g) a = MatMul(n, s1) c = Conv(n, k1) y = Concat<axis = 1>(a, c)",
+        inputs="float[batch, 20, 16] x",
+    )
+    result = smooth(model)
+    assert [(finding.layer, finding.action) for finding in result.findings] == [("a", "converted"), ("c", "kept")]
+    assert next(node for node in model.graph if node.op_type == "Conv").inputs[0].name == "n"
 
 
 def test_a_dead_channel_is_left_as_it_is():

@@ -202,6 +202,15 @@ def test_auto_scales_a_sum_only_where_that_removes_half_of_the_error():
     assert alone[-1][1] == "converted"
 
 
+@pytest.mark.parametrize("alpha", ["auto", 0.5])
+def test_one_channel_is_not_scaled(alpha):
+    model = parse("a = Conv(x, o1) c = Relu(a) y = Conv(c, f1)", o=(1, 8, 1, 1), f=(8, 1, 3, 3))
+    before = state(model)
+    findings, _ = smooth(model, alpha=alpha)
+    assert state(model) == before
+    assert [(layer, action) for layer, action, _ in findings] == [("a", "kept")]
+
+
 def test_convolutions_stay_as_they_are_with_dynamic_activations():
     model = parse("c = Conv(x, kp, bp) y = Conv(c, k1)")
     result = SmoothActivations(

@@ -22,3 +22,8 @@ def test_axes_of_one_are_dropped(rewrite, body: str) -> None:
 @pytest.mark.parametrize(("body", "y"), [("y = Mul(x, c)", "1, 2"), ("y = Mul(x, s)", "2"), ("y = Add(x, v)", "2")])
 def test_refusals(body: str, y: str) -> None:
     assert not SqueezeScalars()(ir.from_onnx_text(TEXT.format(body=body, x="2", y=y))).modified
+
+
+def test_a_constant_that_the_user_reads_keeps_its_axes(rewrite) -> None:
+    text = TEXT.format(body="y = Mul(x, c)", x="B, 2", y="B, 2").replace(" y)", " y, float[1, 1] c)")
+    assert rewrite(text, SqueezeScalars()).model.graph.initializers["c"].shape == ir.Shape([1, 1])

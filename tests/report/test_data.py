@@ -86,3 +86,11 @@ def test_the_peak_ratio_says_how_much_flatter_the_channels_became():
     assert ActivationRange("fc", (1.0, 1.0, 8.0), (1.0, 1.0, 2.0)).peak_ratio == 4.0
     assert ActivationRange("fc", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)).peak_ratio == 1.0
     assert ActivationRange("fc", (), ()).peak_ratio == 1.0
+
+
+@pytest.mark.parametrize("name", ["inf", "-inf", "nan"])
+def test_a_layer_that_is_called_like_a_number_keeps_its_name(name):
+    report = Report(
+        layers=[LayerReport(name, "Linear", "quantized", name, math.inf)], findings=[Finding(name, "kept", name)]
+    )
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report

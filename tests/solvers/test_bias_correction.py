@@ -27,8 +27,9 @@ def test_shift_of_all_rows_is_returned_where_it_carries_over() -> None:
     np.testing.assert_array_equal(output_shift(exact, quantized), np.array([1.5, 0], np.float32))
 
 
-def test_shift_that_does_not_carry_over_is_left_alone() -> None:
-    exact, quantized = np.zeros((4, 1), np.float32), np.array([[3], [3], [-1], [-1]], np.float32)
+@pytest.mark.parametrize("errors", [(3, 3, -1, -1), (1, -1, 2, 2)], ids=["makes it worse", "makes it no better"])
+def test_shift_that_does_not_carry_over_is_left_alone(errors: tuple[int, ...]) -> None:
+    exact, quantized = np.zeros((4, 1), np.float32), np.array(errors, np.float32)[:, None]
     np.testing.assert_array_equal(output_shift(exact, quantized), [0])
 
 

@@ -93,6 +93,14 @@ def test_grouped_rounds_to_nearest_without_usable_moments(moment: float) -> None
     np.testing.assert_array_equal(rounded, np.rint(steps))
 
 
+def test_grouped_rounds_to_nearest_behind_a_channel_that_is_nearly_dead() -> None:
+    rows = (np.random.default_rng(9).random((2, 64, 9)) * np.array([1e-22, 1.0]).reshape(2, 1, 1)).astype(np.float32)
+    steps = np.full((2, 9, 1), 10.4)
+    rounded = grouped_gptq(steps, rows.transpose(0, 2, 1) @ rows / np.float32(64), PER_CHANNEL)
+    np.testing.assert_array_equal(rounded[0], np.rint(steps[0]))
+    assert np.any(rounded[1] != np.rint(steps[1]))
+
+
 @pytest.mark.parametrize("scheme", [PER_CHANNEL, PER_TENSOR])
 def test_outputs_are_rounded_each_by_itself_however_many_there_are(scheme):
     rows = correlated_rows(8, 0)

@@ -80,6 +80,15 @@ def test_mse_is_never_worse_than_minmax(rows, scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("distribution", ["normal", "laplace"])
+def test_mse_of_few_samples_is_no_worse_than_minmax_on_all_the_data(scheme, distribution):
+    data = getattr(np.random.default_rng(6), distribution)(size=(8192, 3)).astype(np.float32)
+    ends = data.min(axis=0), data.max(axis=0)
+    sampled = ranges.mse(*ends, data[::16], scheme)
+    assert true_error(data, sampled, scheme) <= true_error(data, ranges.minmax(*ends, data[::16], scheme), scheme)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("outlier", [50.0, -50.0, 100.0])
 def test_mse_beats_minmax_on_a_planted_outlier_by_the_error_of_all_samples(scheme, outlier):
     rows = planted(outlier=outlier)

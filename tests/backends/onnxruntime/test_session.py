@@ -3,12 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 from qcompile.backends.onnxruntime import BACKEND, MODEL_FILE
 from qcompile.errors import InputError, ModelError
 from tests.backends.portable import dynamic_per_token, linear_case, parse, reference
+
+HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 
 
 @pytest.mark.parametrize("optimization", ["disabled", "basic", "extended", "all"])
@@ -61,3 +64,21 @@ def test_what_is_not_an_array() -> None:
     model = parse("(float[N] x) => (float[N] y) { y = Neg (x) }")
     with pytest.raises(InputError, match="it is a list"):
         BACKEND.open_session(model, threads=1).run({"x": [1.0]})  # type: ignore[dict-item]
+
+
+def test_weights_in_memory_are_read_where_they_are() -> None:
+    table = np.arange(2048, dtype=np.float32).reshape(512, 4)
+    text = "(int64[N] ids) => (float[N,4] y) { y = Gather <axis = 0> (w, ids) }"
+    model = ir.from_onnx_text(f"{HEADER} g {text}", initializers=[ir.tensor(table, name="w")])
+    session = BACKEND.open_session(model, threads=1)
+    table[3] = 7
+    assert session.run({"ids": np.array([3, 4])})["y"].tolist() == [[7] * 4, [16, 17, 18, 19]]
+
+
+def test_weights_that_are_computed_or_laid_out_otherwise_are_loaded() -> None:
+    table = np.arange(2048, dtype=np.float32).reshape(4, 512)
+    lazy = ir.LazyTensor(lambda: ir.tensor(table.T.copy()), ir.DataType.FLOAT, ir.Shape([512, 4]), name="v")
+    text = "(int64[N] ids) => (float[N,4] y) { a = Gather (w, ids) b = Gather (v, ids) y = Add (a, b) }"
+    model = ir.from_onnx_text(f"{HEADER} g {text}", initializers=[ir.Tensor(table.T, name="w"), lazy])
+    found = BACKEND.open_session(model, threads=1).run({"ids": np.array([3, 4])})["y"]
+    np.testing.assert_array_equal(found, 2 * table.T[[3, 4]])

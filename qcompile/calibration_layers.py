@@ -1,0 +1,83 @@
+"""Statistics of what layers read, multiply and write, collected for so many layers at a time as memory allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from qcompile import layers
+from qcompile.calibration import Calibrator, ChannelStatistics
+from qcompile.graph import Convolution
+from qcompile.layers import Layer
+from qcompile.multiplied import multiplies_input, with_patches
+
+_GRAM_BYTES = 160 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """Statistics for some layers.
+
+    Attributes:
+        layers: the layers.
+        values: statistics of values, by name; empty without calibration data.
+        patches: statistics of what convolutions multiply, by the name of their output.
+    """
+
+    layers: tuple[Layer, ...]
+    values: Mapping[str, ChannelStatistics] = dataclasses.field(default_factory=dict, repr=False)
+    patches: Mapping[str, ChannelStatistics] = dataclasses.field(default_factory=dict, repr=False)
+
+    def of(self, value: ir.Value) -> ChannelStatistics | None:
+        """Statistics of a value that one of the layers reads or writes; None where nothing was collected."""
+        return self.values.get(str(value.name))
+
+    def multiplied(self, layer: Layer) -> ChannelStatistics | None:
+        """Statistics of the rows that the layer multiplies; None where there are none, see `with_patches`."""
+        return self.of(layer.x) if multiplies_input(layer) else self.patches.get(str(layer.output.name))
+
+
+def layer_statistics(
+    calibrator: Calibrator, model: ir.Model, chosen: Sequence[Layer], written: Collection[ir.Value], *, grams: bool
+) -> Iterator[LayerStatistics]:
+    """Yield the layers, in order, with their statistics: so many at a time that their second moments fit in 160 MiB.
+
+    Args:
+        calibrator: source of the statistics.
+        model: the model as it is now; the caller may change the layers that were yielded.
+        chosen: the layers.
+        written: outputs of convolutions, or of activations behind them, to collect too.
+        grams: collect second moments of what linears and 1x1 convolutions multiply.
+    """
+    part: list[Layer] = []
+    read: dict[str, int] = {}
+    size = 0
+    for layer in chosen:
+        part.append(layer)
+        name = str(layer.x.name)
+        if name not in read:
+            read[name] = layers.input_axis(layer)
+            size += 8 * layers.accumulated(layer) ** 2 if grams and multiplies_input(layer) else 0
+        if size > _GRAM_BYTES:
+            yield _collect(calibrator, model, part, read, written, grams)
+            part, read, size = [], {}, 0
+    yield _collect(calibrator, model, part, read, written, grams)
+
+
+def _collect(
+    calibrator: Calibrator,
+    model: ir.Model,
+    part: Sequence[Layer],
+    read: Mapping[str, int],
+    written: Collection[ir.Value],
+    grams: bool,
+) -> LayerStatistics:
+    second_moments = {str(layer.x.name) for layer in part if grams and multiplies_input(layer)}
+    ends = {layers.activated_output(layer) for layer in part if isinstance(layer, Convolution)}
+    outputs = {str(value.name): 1 for value in written if value in ends}
+    values = calibrator.collect(model, {**read, **outputs}, gram=second_moments)
+    observed, patches = with_patches(model, part)
+    found = calibrator.collect(observed, dict.fromkeys(patches.values(), 1))
+    return LayerStatistics(tuple(part), values, {layer: found[name] for layer, name in patches.items()})

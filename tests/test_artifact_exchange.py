@@ -1,0 +1,107 @@
+"""Replacing an artifact: in one step, also a damaged one, and refused early where it cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from qcompile import artifact_exchange
+from qcompile.artifact import check_output, load
+from qcompile.artifact_exchange import exchanged
+from qcompile.errors import ArtifactError
+from qcompile.report import Report
+from tests.artifacts import REPORT, files, write
+
+
+def two_folders(folder: Path) -> tuple[Path, Path]:
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / name).write_text("")
+    return folder / "a", folder / "b"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two folders in one step")
+def test_there_is_no_moment_without_an_artifact(tmp_path, monkeypatch):
+    if not exchanged(*two_folders(tmp_path)):
+        pytest.skip("the file system does not exchange")
+    write(tmp_path / "out")
+
+    def renamed(path: Path, _: Path) -> Path:
+        raise AssertionError(f"{path} was renamed")
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    write(tmp_path / "out", report=Report(model="the second"))
+    assert load(tmp_path / "out").report.model == "the second"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "out"]
+
+
+def test_where_there_is_no_exchange_it_is_replaced_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact_exchange, "exchanged", lambda _first, _second: False)
+    write(tmp_path / "out")
+    write(tmp_path / "out", report=Report(model="the second"))
+    assert load(tmp_path / "out").report.model == "the second"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two folders in one step")
+def test_what_is_not_there_is_not_exchanged(tmp_path):
+    first, second = two_folders(tmp_path)
+    if not exchanged(first, second):
+        pytest.skip("the file system does not exchange")
+    assert os.listdir(first) == ["b"]
+    with pytest.raises(FileNotFoundError):
+        exchanged(first, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("damaged", ["{", "", '{"format": "qcompile artifact", "format_version": 1, "files": 3}'])
+def test_an_artifact_with_a_damaged_manifest_is_replaced(damaged, tmp_path):
+    write(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text(damaged)
+    write(tmp_path / "out")
+    assert load(tmp_path / "out").report == REPORT
+
+
+def test_where_the_manifest_is_damaged_files_of_others_are_kept(tmp_path):
+    write(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    before = files(tmp_path)
+    with pytest.raises(ArtifactError, match=r"thesis\.tex"):
+        write(tmp_path / "out")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("report", [None, "{", json.dumps({"layers": 3})])
+def test_a_folder_with_any_broken_manifest_is_no_artifact(report, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    (tmp_path / "out" / "model.onnx").write_text("of the user")
+    if report is not None:
+        (tmp_path / "out" / "report.json").write_text(report)
+    before = files(tmp_path)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: it cannot be read"):
+        write(tmp_path / "out")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("below", ["out", "deep/out"])
+def test_a_folder_below_a_file_is_refused_before_the_work(below, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="it cannot be written"):
+        check_output(tmp_path / "file" / below)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_rights_is_refused_before_the_work(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(ArtifactError, match="it cannot be written"):
+        check_output(tmp_path / "closed" / "out")
+
+
+def test_looking_leaves_nothing_behind(tmp_path):
+    check_output(tmp_path / "deep" / "out")
+    assert os.listdir(tmp_path) == []
