@@ -6,11 +6,9 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 import qcompile
 from benchmarks import peers
+from benchmarks.encoder import CALIBRATION_SAMPLES, embeddings, error, export
 from benchmarks.results import Benchmark, Goal, Row
 from benchmarks.sessions import OPEN, Run, open_onnxruntime, open_openvino, size_in_mb
 from qcompile.latency import interleaved_medians
@@ -18,7 +16,7 @@ from qcompile.models import minilm, sentence_similarity, texts
 from qcompile.session import Feed
 
 RECIPES = ("w8a8-static", "w8a8-dynamic", "smoothquant-o3")
-CALIBRATION_SAMPLES, HELD_OUT, BATCHES, SECONDS = 64, 128, (1, 8), 40
+BATCHES, SECONDS = (1, 8), 40
 
 Candidates = dict[tuple[str, str], tuple[Path, Run]]
 
@@ -31,18 +29,6 @@ def run(folder: Path) -> Benchmark:
     latency = [_latency(encoder, candidates, batch) for batch in BATCHES]
     rows = [_row(encoder, candidates, key, latency) for key in sorted(candidates)]
     return Benchmark("all-MiniLM-L6-v2, sequence 128, error on held-out text", rows, _goals(rows))
-
-
-def export(encoder: minilm.SentenceEncoder, path: Path, opset: int) -> Path:
-    """Write the float model as onnxruntime's and NNCF's users would."""
-    example = {name: torch.from_numpy(array) for name, array in encoder.example().items()}
-    shapes = encoder.dynamic_shapes()
-    program = torch.onnx.export(
-        encoder.module, kwargs=example, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False
-    )
-    assert program is not None
-    program.save(path)
-    return path
 
 
 def _peers(encoder: minilm.SentenceEncoder, calibration: Sequence[Feed], folder: Path) -> Candidates:
@@ -80,18 +66,6 @@ def _latency(encoder: minilm.SentenceEncoder, candidates: Candidates, batch: int
     runs = {name: functools.partial(run, feed) for name, run in named.items()}
     times = interleaved_medians(runs, seconds=SECONDS)
     return {key: times["\n".join(key)] for key in candidates}
-
-
-def embeddings(encoder: minilm.SentenceEncoder, run: Run, passages: Sequence[str], length: int = 128) -> np.ndarray:
-    """Embeddings of texts, shape [texts, 384], one text at a time."""
-    feeds = encoder.batches(passages, length=length)
-    return np.concatenate([minilm.embed(run(feed)[0], np.asarray(feed["attention_mask"])) for feed in feeds])
-
-
-def error(encoder: minilm.SentenceEncoder, run: Run, reference: Run) -> float:
-    """1 - mean cosine to the reference's embeddings on text that nothing was calibrated on."""
-    held_out = texts.held_out_texts(HELD_OUT)
-    return float(1 - (embeddings(encoder, run, held_out) * embeddings(encoder, reference, held_out)).sum(axis=1).mean())
 
 
 def _row(

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 import qcompile
-from benchmarks import minilm as bench
+from benchmarks.encoder import CALIBRATION_SAMPLES, error, export
 from benchmarks.recipes import without_smoothing
 from benchmarks.results import Benchmark, Goal, Row
 from benchmarks.sessions import OPEN, Run
@@ -24,8 +24,8 @@ RECIPES = (WITH, Recipe.from_name("smoothquant-o3"), WITHOUT)
 def run(folder: Path) -> Benchmark:
     """Compile the model with and without planted outliers and compare the errors."""
     encoder = minilm.load()
-    calibration = list(encoder.batches(texts.calibration_texts(bench.CALIBRATION_SAMPLES)))
-    model = ir.load(bench.export(encoder, folder / "float.onnx", 23))
+    calibration = list(encoder.batches(texts.calibration_texts(CALIBRATION_SAMPLES)))
+    model = ir.load(export(encoder, folder / "float.onnx", 23))
     plant_outliers(model, seed=0)
     ir.save(model, folder / "planted.onnx", external_data="planted.onnx.data")
     rows = [_row(encoder, calibration, folder, backend, recipe) for backend in OPEN for recipe in RECIPES]
@@ -37,7 +37,7 @@ def _row(
 ) -> Row:
     reference = OPEN[backend](folder / "float.onnx")
     errors = [
-        bench.error(encoder, _compiled(folder / name, recipe, backend, calibration), reference)
+        error(encoder, _compiled(folder / name, recipe, backend, calibration), reference)
         for name in ("float.onnx", "planted.onnx")
     ]
     return {"runtime": backend, "recipe": recipe.name, "as trained": errors[0], "planted": errors[1]}
