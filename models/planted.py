@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from qcompile.errors import ModelError
 from qcompile.graph import constant_array, is_standard, readers
+from qcompile.initializers import new_initializer
 
 
 def plant_outliers(
@@ -85,7 +86,7 @@ def _plant(model: ir.Model, norm: ir.Node, factors: np.ndarray) -> None:
 
 def _divided(model: ir.Model, norm: ir.Node, factors: np.ndarray) -> ir.Value:
     """Insert value * (1 / factors) behind the norm."""
-    inverse = _initializer(model, f"{norm.outputs[0].name}_unplanted", (1 / factors).astype(np.float32))
+    inverse = new_initializer(model.graph, f"{norm.outputs[0].name}_unplanted", (1 / factors).astype(np.float32))
     mul = ir.node("Mul", [norm.outputs[0], inverse])
     mul.outputs[0].shape, mul.outputs[0].type = norm.outputs[0].shape, norm.outputs[0].type
     model.graph.insert_after(norm, mul)
@@ -98,15 +99,7 @@ def _replace_constant(model: ir.Model, node: ir.Node, index: int, factors: np.nd
     array = constant_array(old)
     if old is None or array is None:
         return
-    node.replace_input_with(index, _initializer(model, f"{old.name}_planted", (array * factors).astype(array.dtype)))
+    planted = new_initializer(model.graph, f"{old.name}_planted", (array * factors).astype(array.dtype))
+    node.replace_input_with(index, planted)
     if not old.uses() and old.name is not None:
         del model.graph.initializers[old.name]
-
-
-def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    unique = name
-    while unique in model.graph.initializers:
-        unique += "_"
-    value = ir.val(unique, const_value=ir.tensor(array, name=unique))
-    model.graph.register_initializer(value)
-    return value

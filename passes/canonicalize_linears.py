@@ -51,7 +51,7 @@ def _drop_axes(node: ir.Node) -> str:
     node.replace_input_with(
         1,
         derive_initializer(
-            weight, node, f"{node.outputs[0].name}_weight", shape[-2:], lambda array: array.reshape(shape[-2:])
+            weight, f"{node.outputs[0].name}_weight", shape[-2:], lambda array: array.reshape(shape[-2:])
         ),
     )
     return "weight with axes of 1"
@@ -79,7 +79,6 @@ def _flatten_bias(node: ir.Node) -> str:
         return ""
     flat = derive_initializer(
         bias,
-        node,
         f"{node.outputs[0].name}_bias",
         (outputs,),
         lambda array: np.broadcast_to(array.reshape(-1), (outputs,)),

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from qcompile.channel_affine import Affine, affine_of
 from qcompile.contract import Finding, Pass, Result
-from qcompile.graph import Convolution, constant, constant_array, convolutions, sole_reader, unique_name
-from qcompile.initializers import derive_initializer, register_initializer, remove_unused
+from qcompile.graph import Convolution, constant, constant_array, convolutions, sole_reader
+from qcompile.initializers import derive_initializer, new_initializer, remove_unused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +105,10 @@ def _write(layer: Convolution, affine: Affine, axis: int) -> None:
         return np.asarray(array * factor, array.dtype)
 
     name = str(layer.output.name)
-    new = derive_initializer(layer.weight, layer.node, f"{name}.weight", shape, scaled)
+    new = derive_initializer(layer.weight, f"{name}.weight", shape, scaled)
     layer.node.replace_input_with(1, new)
-    bias = ir.tensor(affine.shift.astype(weight.dtype.numpy()), name=unique_name(graph, f"{name}.bias"))
+    bias = new_initializer(graph, f"{name}.bias", affine.shift.astype(weight.dtype.numpy()))
     layer.node.resize_inputs(3)
-    layer.node.replace_input_with(2, register_initializer(layer.node, bias))
+    layer.node.replace_input_with(2, bias)
     if layer.bias is not None:
         remove_unused([layer.bias])

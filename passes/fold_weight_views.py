@@ -56,7 +56,7 @@ class FoldWeightViews(Pass):
             findings.append(Finding(layer_name(node), "folded", f"{node.op_type} of {source.name}"))
             key = (source, view, node.graph)
             if key not in made:
-                made[key] = register_initializer(node, _lazy(node, tensor, view))
+                made[key] = register_initializer(node.graph, _lazy(node, tensor, view))
             node.outputs[0].replace_all_uses_with(made[key])
             node.graph.remove(node, safe=True)
         return Result(model, modified=bool(findings), findings=tuple(findings))

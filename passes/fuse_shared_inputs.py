@@ -9,10 +9,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import qdq
 from qcompile.contract import Finding, Pass, Result
 from qcompile.graph import Linear, constant
-from qcompile.initializers import register_initializer, remove_unused
+from qcompile.initializers import new_initializer, register_initializer, remove_unused
 from qcompile.layers import float_linears
 
 
@@ -71,15 +70,15 @@ def _join(members: Sequence[Linear], width: int) -> list[Finding]:
     graph = first.matmul.graph
     assert isinstance(graph, ir.Graph)
     name = "+".join(member.name for member in members)
-    product = ir.node("MatMul", [first.x, _joined(first.matmul, [m.weight for m in members], 1)], name=name)
+    product = ir.node("MatMul", [first.x, _joined(graph, [m.weight for m in members], 1)], name=name)
     nodes, result = [product], product.outputs[0]
     _typed(result, f"{name}.matmul", first, width)
     if first.bias is not None:
         biases = [member.bias for member in members if member.bias is not None]
-        nodes.append(ir.node("Add", [result, _joined(first.matmul, biases, 0)], name=f"{name}.bias"))
+        nodes.append(ir.node("Add", [result, _joined(graph, biases, 0)], name=f"{name}.bias"))
         result = nodes[-1].outputs[0]
         _typed(result, f"{name}.add", first, width)
-    widths = qdq.initializer(graph, f"{name}.widths", np.array([constant_shape(m)[1] for m in members], np.int64))
+    widths = new_initializer(graph, f"{name}.widths", np.array([constant_shape(m)[1] for m in members], np.int64))
     split = ir.node("Split", [result, widths], {"axis": -1}, num_outputs=len(members), name=f"{name}.split")
     old = [node for member in members for node in (member.matmul, member.add) if node is not None]
     ir.convenience.replace_nodes_and_values(
@@ -89,7 +88,7 @@ def _join(members: Sequence[Linear], width: int) -> list[Finding]:
     return [Finding(member.name, "fused", f"into {name}") for member in members]
 
 
-def _joined(node: ir.Node, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+def _joined(graph: ir.Graph, parts: Sequence[ir.Value], axis: int) -> ir.Value:
     """Lazy initializer of the parts side by side; the parts go."""
     tensors = [tensor for part in parts if (tensor := constant(part)) is not None]
     shape = [int(size) for size in tensors[0].shape.numpy()]
@@ -100,7 +99,7 @@ def _joined(node: ir.Node, parts: Sequence[ir.Value], axis: int) -> ir.Value:
         ir.Shape(shape),
         name="+".join(str(part.name) for part in parts),
     )
-    return register_initializer(node, tensor)
+    return register_initializer(graph, tensor)
 
 
 def _typed(value: ir.Value, name: str, like: Linear, width: int) -> None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qcompile.contract import Finding, Pass, Result
 from qcompile.graph import all_nodes, constant, is_standard, layer_name, unique_name
-from qcompile.initializers import derive_initializer, register_initializer, remove_unused
+from qcompile.initializers import derive_initializer, new_initializer, remove_unused
 from qcompile.rewriting import copy_names
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -47,10 +47,10 @@ class _Derived:
     """Weights and biases in the form that a linear wants, each made once: Gemms that share one go on sharing it."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[ir.Value, ir.Graph, tuple[int, ...], bool, float], ir.Value] = {}
+        self._made: dict[tuple[ir.Value, tuple[int, ...], bool, float], ir.Value] = {}
 
     def initializer(
-        self, source: ir.Value, node: ir.Node, name: str, shape: tuple[int, ...], *, transposed: bool, factor: float
+        self, source: ir.Value, name: str, shape: tuple[int, ...], *, transposed: bool, factor: float
     ) -> ir.Value:
         """Source, turned if `transposed`, broadcast to the shape and multiplied by the factor."""
 
@@ -59,10 +59,9 @@ class _Derived:
             whole = turned if turned.shape == shape else np.broadcast_to(turned.reshape(-1), shape)
             return whole if factor == 1.0 else (whole * factor).astype(array.dtype)
 
-        assert isinstance(node.graph, ir.Graph)
-        key = (source, node.graph, shape, transposed, factor)
+        key = (source, shape, transposed, factor)
         if key not in self._made:
-            self._made[key] = derive_initializer(source, node, name, shape, apply)
+            self._made[key] = derive_initializer(source, name, shape, apply)
         return self._made[key]
 
     def remove_sources(self) -> None:
@@ -86,7 +85,8 @@ def _lower(node: ir.Node, derived: _Derived) -> None:
     addend = node.inputs[2] if len(node.inputs) > 2 else None
     beta = node.attributes.get_float("beta", 1.0)
     if addend is not None and beta != 0:
-        output.name = f"{node.outputs[0].name}_product"
+        assert isinstance(weight.graph, ir.Graph)  # of an initializer: the graph around the node, or the same
+        output.name = unique_name(weight.graph, f"{node.outputs[0].name}_product")
         output = tape.op("Add", [output, _addend(node, addend, weight, beta, tape, derived)])
     _name_nodes(node, matmul, tape.nodes)
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], tape.nodes, node.outputs, [output])
@@ -111,7 +111,7 @@ def _weight(node: ir.Node, weight: ir.Value, derived: _Derived) -> ir.Value:
     rows, columns = tensor.shape.numpy()
     shape = (columns, rows) if transposed else (rows, columns)
     name = f"{node.outputs[0].name}_weight"
-    return derived.initializer(weight, node, name, shape, transposed=transposed, factor=alpha)
+    return derived.initializer(weight, name, shape, transposed=transposed, factor=alpha)
 
 
 def _addend(
@@ -123,10 +123,9 @@ def _addend(
         if beta == 1.0:
             return addend
         assert weight.dtype is not None
-        assert isinstance(node.graph, ir.Graph)
-        name = unique_name(node.graph, f"{node.outputs[0].name}_beta")
-        factor = ir.tensor(np.asarray(beta, weight.dtype.numpy()), name=name)
-        return tape.op("Mul", [addend, register_initializer(node, factor)])
+        assert isinstance(weight.graph, ir.Graph)
+        factor = np.asarray(beta, weight.dtype.numpy())
+        return tape.op("Mul", [addend, new_initializer(weight.graph, f"{node.outputs[0].name}_beta", factor)])
     assert weight.shape is not None
     outputs = int(weight.shape.numpy()[1])
     shape = tuple(tensor.shape.numpy())
@@ -135,4 +134,4 @@ def _addend(
     if beta == 1.0 and new_shape == shape:
         return addend
     name = f"{node.outputs[0].name}_bias"
-    return derived.initializer(addend, node, name, new_shape, transposed=False, factor=beta)
+    return derived.initializer(addend, name, new_shape, transposed=False, factor=beta)

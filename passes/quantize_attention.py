@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile import qdq
-from qcompile.calibration import Calibrator, ChannelStatistics
+from qcompile.calibration import Calibrator
+from qcompile.calibration_ranges import Observer, StaticRanges
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError
 from qcompile.graph import constant, is_standard, layer_name
 from qcompile.layers import left_out
 from qcompile.scheme import ASYMMETRIC_UINT8, Scheme
-from qcompile.solvers.affine import scale_and_zero_point
-from qcompile.solvers.ranges import OBSERVERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +39,7 @@ class QuantizeAttention(Pass):
     """
 
     activations: Scheme = ASYMMETRIC_UINT8
-    observer: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    observer: Observer = "minmax"
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Attention"})
     calibrator: Calibrator | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -60,42 +57,30 @@ class QuantizeAttention(Pass):
         found = [node for node in model.graph if _float_operands(node)]
         refusals = {node: left_out(layer_name(node), "Attention", self.ignore, self.operators) for node in found}
         chosen = [node for node in found if refusals[node] is None]
-        statistics = self._statistics(model, chosen)
-        made: dict[tuple[ir.Value, bool], ir.Value] = {}
+        parameters = self._parameters(model, chosen)
+        last = dataclasses.replace(self.activations, granularity="per_tensor")
+        made: dict[tuple[ir.Value, Scheme], ir.Value] = {}
         for node in chosen:
             operands = _float_operands(node)
             for value in operands:
-                per_token = self.activations.granularity == "per_token" and value is not operands[-1]
-                if (value, per_token) not in made:
-                    made[value, per_token] = self._quantize(model, value, node, statistics, per_token)
-                qdq.replace_input(node, value, made[value, per_token])
+                scheme = last if value is operands[-1] else self.activations
+                if (value, scheme) not in made:
+                    made[value, scheme] = qdq.quantized(value, node, model, scheme, parameters.get(value))[0]
+                qdq.replace_input(node, value, made[value, scheme])
         findings = [refusals[node] or Finding(layer_name(node), "quantized", "", "Attention") for node in found]
         return Result(model, modified=bool(chosen), findings=tuple(findings))
 
-    def _statistics(self, model: ir.Model, chosen: list[ir.Node]) -> Mapping[str, ChannelStatistics]:
+    def _parameters(self, model: ir.Model, chosen: list[ir.Node]) -> dict[ir.Value, qdq.Parameters]:
+        """Scale and zero point of each operand under static activations."""
         if self.activations.dynamic or not chosen:
             return {}
         if self.calibrator is None:
             reason = "static activations need statistics"
             raise CalibrationError("quantize_attention", reason, "Give calibration data, or use dynamic activations")
-        return self.calibrator.collect(model, {str(v.name): -1 for node in chosen for v in _float_operands(node)})
-
-    def _quantize(
-        self,
-        model: ir.Model,
-        value: ir.Value,
-        before: ir.Node,
-        statistics: Mapping[str, ChannelStatistics],
-        per_token: bool,
-    ) -> ir.Value:
-        if not self.activations.dynamic:
-            seen = statistics[str(value.name)]
-            ends = OBSERVERS[self.observer](seen.minimum, seen.maximum, seen.rows, self.activations)
-            scale, zero_point = scale_and_zero_point(np.float32(ends[0]), np.float32(ends[1]), self.activations)
-            return qdq.quantize_dequantize(value, scale, zero_point, before)[0]
-        if per_token:
-            return qdq.dynamic_per_token(value, before, model)[0]
-        return qdq.dynamic_per_tensor(value, before)[0]
+        operands = dict.fromkeys(value for node in chosen for value in _float_operands(node))
+        found = self.calibrator.collect(model, {str(value.name): -1 for value in operands})
+        ranges = StaticRanges(self.activations, self.observer)
+        return {value: ranges.parameters(value, found[str(value.name)]) for value in operands}
 
 
 def _float_operands(node: ir.Node) -> tuple[ir.Value, ...]:

@@ -8,10 +8,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import qdq
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.graph import Names, constant, is_standard, layer_name, readers
-from qcompile.initializers import remove_unused
+from qcompile.initializers import new_initializer, remove_unused
 from qcompile.layers import left_out
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight
@@ -74,8 +73,8 @@ class QuantizeEmbeddings(Pass):
         quantized, scale, zero_point = quantize_weight(weight, _SCHEME, 0)
         graph = nodes[0].graph
         assert isinstance(graph, ir.Graph)
-        integers = qdq.initializer(graph, f"{table.name}.quantized", quantized)
-        scales = qdq.initializer(graph, f"{table.name}.scale", scale[:, None])
+        integers = new_initializer(graph, f"{table.name}.quantized", quantized)
+        scales = new_initializer(graph, f"{table.name}.scale", scale[:, None])
         for node in nodes:
             _replace(graph, node, integers, scales)
         remove_unused([table])

@@ -33,7 +33,7 @@ class SqueezeScalars(Pass):
                 if value is None or other is None or not _can_squeeze(value, other):
                     continue
                 name = f"{node.outputs[0].name}_scalar"
-                scalar = derive_initializer(value, node, name, (), lambda array: array.reshape(()))
+                scalar = derive_initializer(value, name, (), lambda array: array.reshape(()))
                 node.replace_input_with(node.inputs.index(value), scalar)
                 squeezed += 1
         return Result(model, modified=bool(squeezed))

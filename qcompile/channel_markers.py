@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
+from qcompile.initializers import new_initializer
 from qcompile.layers import Layer, node_of
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer)
@@ -90,9 +91,7 @@ def insert(x: ir.Value, factors: np.ndarray, layers: Sequence[Layer]) -> ir.Node
     trailing = len(x.shape) - 2 if isinstance(layers[0], graph.Convolution) and x.shape is not None else 0
     name = graph.unique_name(owner, f"{x.name}.smoothed")
     array = factors.astype(np.float32).reshape(-1, *(1,) * trailing)
-    tensor = ir.Tensor(array, name=graph.unique_name(owner, f"{name}.factors"))
-    constant = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    owner.register_initializer(constant)
+    constant = new_initializer(owner, f"{name}.factors", array)
     node = ir.node("Mul", [x, constant], name=name)
     node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = name, x.shape, x.type
     owner.insert_before(first, node)

@@ -139,4 +139,4 @@ def multiply_constant(node: ir.Node, index: int, factor: np.ndarray) -> None:
         return np.asarray((array * single).astype(array.dtype))
 
     name = f"{value.name}.scaled"
-    node.replace_input_with(index, initializers.derive_initializer(value, node, name, shape, product))
+    node.replace_input_with(index, initializers.derive_initializer(value, name, shape, product))

@@ -32,10 +32,14 @@ def lazy_tensor(
     )
 
 
-def register_initializer(node: ir.Node, tensor: ir.TensorProtocol) -> ir.Value:
-    """Add an initializer to the graph of the node, and return its value; bodies of functions cannot have any."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
+def new_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Add an initializer with this array to the graph, and return its value; a name that is taken gets a number."""
+    unique = unique_name(graph, name)
+    return register_initializer(graph, ir.tensor(np.asarray(array, order="C"), name=unique))
+
+
+def register_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Add an initializer of the name of the tensor, which nothing has yet, to the graph, and return its value."""
     value = ir.Value(
         name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
@@ -44,15 +48,16 @@ def register_initializer(node: ir.Node, tensor: ir.TensorProtocol) -> ir.Value:
 
 
 def derive_initializer(
-    source: ir.Value, node: ir.Node, name: str, shape: tuple[int, ...], apply: Callable[[np.ndarray], np.ndarray]
+    source: ir.Value, name: str, shape: tuple[int, ...], apply: Callable[[np.ndarray], np.ndarray]
 ) -> ir.Value:
-    """Lazy initializer computed from another; it keeps value and name where this node alone reads it.
+    """Lazy initializer computed from another; it keeps value and name where the source has one reader.
 
-    What else reads the source, the user among them where it is a graph output, keeps reading it as it was.
+    What else reads the source, the user among them where it is a graph output, keeps reading it as it was. The new one
+    is in the graph of the source, also for a node in a branch of an If or in the body of a Loop: a name that is new in
+    the branch may be one of the graph around it, which a branch must not use again.
 
     Args:
         source: value of the initializer to start from.
-        node: node that will read the result.
         name: name of the new initializer where the source is read elsewhere too; gets a number where it is taken.
         shape: shape of what `apply` returns.
         apply: from the array of the source to the new array.
@@ -61,8 +66,9 @@ def derive_initializer(
     assert tensor is not None
     assert source.name is not None
     if len(source.uses()) > 1 or source.is_graph_output():
-        assert isinstance(node.graph, ir.Graph)
-        return register_initializer(node, lazy_tensor(tensor, unique_name(node.graph, name), shape, apply))
+        graph = source.graph
+        assert isinstance(graph, ir.Graph)
+        return register_initializer(graph, lazy_tensor(tensor, unique_name(graph, name), shape, apply))
     source.const_value = lazy_tensor(tensor, source.name, shape, apply)
     source.shape = ir.Shape(shape)
     return source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx_ir as ir
@@ -117,6 +117,12 @@ def activated_output(layer: Convolution) -> ir.Value:
         if reader is None or not is_standard(reader, "Relu", "Clip") or reader.inputs[0] is not value:
             return value
         value = reader.outputs[0]
+
+
+def flowing_outputs(chosen: Iterable[Layer]) -> list[ir.Value]:
+    """Outputs of convolutions, behind their activation function, that other nodes read and the user does not."""
+    outputs = [activated_output(layer) for layer in chosen if isinstance(layer, Convolution)]
+    return [value for value in outputs if value.uses() and not value.is_graph_output()]
 
 
 def of_convolution(value: ir.Value) -> bool:

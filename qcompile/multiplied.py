@@ -88,7 +88,7 @@ def _patches(model: ir.Model, convolution: ir.Node) -> str:
     channels = weight.shape.numpy()[1] * convolution.attributes.get_int("group", 1)
     one_hot = np.tile(np.eye(taps, dtype=np.float32), (channels, 1)).reshape(channels * taps, 1, *kernel)
     name = f"{convolution.outputs[0].name}.patches"
-    kernels = register_initializer(convolution, ir.tensor(one_hot, name=f"{name}.kernels"))
+    kernels = register_initializer(model.graph, ir.tensor(one_hot, name=f"{name}.kernels"))
     strides = [_THINNING * step for step in convolution.attributes.get_ints("strides", (1,) * len(kernel))]
     pads = _pads(convolution)
     assert pads is not None

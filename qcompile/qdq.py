@@ -7,13 +7,18 @@ that one where it has the operators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import UnsupportedError
 from qcompile.graph import Names, is_standard, layer_name
+from qcompile.initializers import register_initializer
+from qcompile.scheme import Scheme
+
+Parameters = tuple[np.ndarray, np.ndarray]
+"""Scale and zero point."""
 
 DOMAIN = "qcompile"
 PER_TOKEN = "QuantizeDequantizePerToken"
@@ -57,16 +62,59 @@ def per_token_function(opset: int) -> ir.Function:
     return function
 
 
-def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Register a new initializer; a name that is taken gets a number."""
-    return _initializer(graph, Names(graph).new(name), array)
+def quantized(
+    value: ir.Value,
+    before: ir.Node,
+    model: ir.Model,
+    scheme: Scheme,
+    parameters: Parameters | None,
+) -> tuple[ir.Value, list[ir.Node]]:
+    """Write the quantization of an activation in front of a node, in the words of its scheme; return x' and the nodes.
+
+    Args:
+        value: float32 activation x.
+        before: node of the main graph that reads it, or comes before the nodes that do.
+        model: gets the function that a scale per token needs.
+        scheme: of the activation. Dynamic per tensor is uint8 and asymmetric: ONNX has no other operator for it.
+        parameters: of a static scheme; None for a dynamic one.
+
+    Raises:
+        UnsupportedError: the scheme has a scale per token and the model is below opset 18.
+    """
+    if not scheme.dynamic:
+        assert parameters is not None
+        return quantize_dequantize(value, *parameters, before)
+    if scheme.granularity == "per_token":
+        return dynamic_per_token(value, before, model)
+    return dynamic_per_tensor(value, before)
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+def quantize_for(
+    model: ir.Model,
+    read: Mapping[ir.Value, Sequence[ir.Node]],
+    scheme: Scheme,
+    parameters: Mapping[ir.Value, Parameters],
+) -> None:
+    """Let nodes read activations as they are quantized: each activation once, for all of its nodes.
+
+    Nodes in the body of an If or Loop keep the float value: the quantization may come after the node with the body.
+
+    Args:
+        model: the model.
+        read: the activations, and of each the nodes that are to read it quantized.
+        scheme: of the activations.
+        parameters: of each activation under a static scheme.
+    """
+    order = {node: index for index, node in enumerate(model.graph)}
+    for value, nodes in read.items():
+        inside = [node for node in nodes if node in order]
+        if not inside:
+            continue
+        first = min(inside, key=order.__getitem__)
+        new, made = quantized(value, first, model, scheme, parameters.get(value))
+        for node in inside:
+            if node not in made:
+                replace_input(node, value, new)
 
 
 def quantize_dequantize(
@@ -164,6 +212,10 @@ def replace_input(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
     for index, value in enumerate(node.inputs):
         if value is old:
             node.replace_input_with(index, new)
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    return register_initializer(graph, ir.tensor(np.asarray(array, order="C"), name=name))
 
 
 def _graph(node: ir.Node) -> ir.Graph:

@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import layers, qdq
-from qcompile.graph import Convolution
 from qcompile.layers import Layer
 from qcompile.multiplied import as_matrices, from_matrices, grouped_rows
 from qcompile.scheme import Scheme
@@ -73,23 +72,6 @@ def products(
     after = as_matrices(dequantize(*parts, axis=scale_axis(layer, scheme)), layer)
     exact = grouped_rows(rows, layer) @ as_matrices(weight, layer)
     return Products(exact, grouped_rows(quantized_rows, layer) @ after)
-
-
-def integer_bias(
-    layer: Convolution, bias: np.ndarray, input_scale: np.ndarray, weight_scale: np.ndarray
-) -> Parts | None:
-    """Return the bias [outputs] as int32 with scale s_x * s_w; None where it would clip.
-
-    None as well for a ConvTranspose with a scale per channel: in a grouped one these are fewer than the biases.
-    """
-    if layer.transposed and np.ndim(weight_scale):
-        return None
-    scale = (input_scale * weight_scale).astype(np.float32)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
-    if not np.all(np.isfinite(steps)) or np.abs(steps).max(initial=0) > np.iinfo(np.int32).max:
-        return None
-    return steps.astype(np.int32), scale, np.zeros(scale.shape, np.int32)
 
 
 class SharedWeights:

@@ -61,6 +61,7 @@ ROOMS = {
         "qcompile.rewriting",
         "qcompile.opset_conversion",
         "qcompile.initializers",
+        "qcompile.layer_bias",
         "qcompile.layers",
         "qcompile.multiplied",
         "qcompile.qdq",

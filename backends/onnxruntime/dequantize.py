@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
+from qcompile.initializers import register_initializer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def as_float_constant(model: ir.Model, value: ir.Value | None) -> ir.Value | Non
         shape=ir.Shape(quantized.shape.numpy()),
         name=name,
     )
-    return _register(model, name, lazy)
+    return register_initializer(model.graph, lazy)
 
 
 def evaluate(parts: Dequantized) -> np.ndarray:
@@ -111,7 +112,7 @@ def register(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
         existing = model.graph.initializers.get(candidate)
         if existing is not None and _same(existing, array):
             return existing
-    return _register(model, unused, ir.tensor(array, name=unused))
+    return register_initializer(model.graph, ir.tensor(array, name=unused))
 
 
 def _same(value: ir.Value, array: np.ndarray) -> bool:
@@ -119,11 +120,3 @@ def _same(value: ir.Value, array: np.ndarray) -> bool:
     if tensor is None or tuple(tensor.shape) != array.shape or tensor.dtype.numpy() != array.dtype:
         return False
     return bool(np.array_equal(tensor.numpy(), array))
-
-
-def _register(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(
-        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.errors import UnsupportedError
+from qcompile.initializers import new_initializer
 
 
 def fold_misread_blocks(model: ir.Model) -> None:
@@ -32,10 +33,8 @@ def fold_misread_blocks(model: ir.Model) -> None:
             )
         output = node.outputs[0]
         assert output.name is not None
-        assert node.graph is not None
-        name = f"{output.name}_float"
-        folded = ir.val(name, const_value=ir.tensor(_dequantize(node, *arrays), name=name))
-        node.graph.initializers[name] = folded
+        assert isinstance(node.graph, ir.Graph)
+        folded = new_initializer(node.graph, f"{output.name}_float", _dequantize(node, *arrays))
         replacement = ir.node("Identity", [folded], name=f"{output.name}/float")
         node.graph.insert_after(node, replacement)
         ir.convenience.replace_all_uses_with(output, replacement.outputs[0], replace_graph_outputs=True)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
+from qcompile.initializers import register_initializer
 
 KEY, VALUE = 1, 2
 PRESENT_KEY, PRESENT_VALUE = 1, 2
@@ -85,7 +86,5 @@ def _insert(before: ir.Node, op_type: str, *inputs: ir.Value, name: str, **attri
 
 
 def _constant(node: ir.Node, name: str, numbers: Sequence[int] | np.ndarray) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(np.asarray(numbers, np.int64), name=name))
     assert isinstance(node.graph, ir.Graph)
-    node.graph.register_initializer(value)
-    return value
+    return register_initializer(node.graph, ir.tensor(np.asarray(numbers, np.int64), name=name))

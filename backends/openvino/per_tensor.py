@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends.openvino.quantized import QuantizedWeight, quantized_weight
+from qcompile.initializers import register_initializer
 
 
 def scale_outputs_at_run_time(model: ir.Model) -> None:
@@ -45,7 +46,8 @@ def _integers(
     """Write the integers as float behind a Q/DQ pair, and the zero point as float, in front of the node."""
     for name, array in (("one", np.ones((), np.float32)), ("zero", np.zeros((), np.uint8))):
         if name not in constants:
-            constants[name] = _initializer(model, names.new(f"qcompile.{name}"), array)
+            tensor = ir.tensor(array, name=names.new(f"qcompile.{name}"))
+            constants[name] = register_initializer(model.graph, tensor)
     one, zero = constants["one"], constants["zero"]
     tape = ir.tape.Tape()
     plain = tape.op("Cast", [dequantize.inputs[0]], {"to": ir.DataType.FLOAT})
@@ -67,7 +69,8 @@ def _scale_output(
 ) -> None:
     integers, point = operands
     output = matmul.outputs[0]
-    sums = _initializer(model, names.new(f"{output.name}.sums"), weight.column_sums().astype(np.float32))
+    column_sums = ir.tensor(weight.column_sums().astype(np.float32), name=names.new(f"{output.name}.sums"))
+    sums = register_initializer(model.graph, column_sums)
     tape = ir.tape.Tape()
     shifted = tape.op("Sub", [output, tape.op("Mul", [point, sums])])
     scaled = tape.op("Mul", [shifted, dequantize.inputs[1]])
@@ -85,9 +88,3 @@ def _name(tape: ir.tape.Tape, node: ir.Node, names: graph.Names) -> None:
     for made in tape.nodes:
         made.name = names.new(f"{node.name}/{made.op_type}")
         made.outputs[0].name = names.new(f"{node.outputs[0].name}/{made.op_type}")
-
-
-def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
-    model.graph.register_initializer(value)
-    return value

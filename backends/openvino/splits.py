@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends.openvino.quantized import quantized_weight
+from qcompile.initializers import lazy_tensor, register_initializer
 
 
 def separate_joined_linears(model: ir.Model) -> None:
@@ -102,14 +102,7 @@ def _columns(value: ir.Value, columns: slice, name: str) -> ir.Value:
     assert tensor is not None
     if len(tensor.shape) == 0:
         return value
-    shape = [*tensor.shape.numpy()[:-1], columns.stop - columns.start]
-    piece = ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(tensor.numpy()[..., columns]), dtype=tensor.dtype),
-        tensor.dtype,
-        ir.Shape(shape),
-        name=f"{name}/{value.name}",
-    )
-    new = ir.val(f"{name}/{value.name}", const_value=piece)
-    assert value.graph is not None
-    value.graph.register_initializer(new)
-    return new
+    shape = (*tensor.shape.numpy()[:-1], columns.stop - columns.start)
+    piece = lazy_tensor(tensor, f"{name}/{value.name}", shape, lambda array: array[..., columns])
+    assert isinstance(value.graph, ir.Graph)
+    return register_initializer(value.graph, piece)

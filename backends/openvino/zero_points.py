@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends.openvino.quantized import QuantizedWeight, quantized_weight
+from qcompile.initializers import register_initializer
 
 
 def fold_zero_points(model: ir.Model) -> None:
@@ -18,6 +19,7 @@ def fold_zero_points(model: ir.Model) -> None:
     of the integer kernel itself. Does nothing where the dequantized activation is read by anything but linears with
     8-bit weights, or is an output of the model.
     """
+    names = graph.Names(model.graph)
     for dequantize in list(model.graph):
         parameters = _static_activation(dequantize)
         linears = [(node, quantized_weight(node)) for node in graph.readers(dequantize.outputs[0])]
@@ -28,11 +30,12 @@ def fold_zero_points(model: ir.Model) -> None:
         if len(weights) < len(linears):
             continue
         for node, weight in weights:
-            _add_to_bias(model, node, _shift(weight, scale, zero_point))
+            _add_to_bias(model, node, _shift(weight, scale, zero_point), names)
         point = dequantize.inputs[2]
         assert point is not None
-        zero = np.zeros_like(graph.constant_array(point))
-        dequantize.replace_input_with(2, _initializer(model, f"{point.name}_folded_{dequantize.outputs[0].name}", zero))
+        name = names.new(f"{point.name}_folded_{dequantize.outputs[0].name}")
+        zero = ir.tensor(np.zeros_like(graph.constant_array(point)), name=name)
+        dequantize.replace_input_with(2, register_initializer(model.graph, zero))
 
 
 def _static_activation(node: ir.Node) -> tuple[float, int] | None:
@@ -51,17 +54,17 @@ def _shift(weight: QuantizedWeight, scale: float, zero_point: int) -> np.ndarray
     return (-scale * zero_point * weight.column_sums()).astype(np.float32)
 
 
-def _add_to_bias(model: ir.Model, matmul: ir.Node, shift: np.ndarray) -> None:
+def _add_to_bias(model: ir.Model, matmul: ir.Node, shift: np.ndarray, names: graph.Names) -> None:
     output = matmul.outputs[0]
     add = graph.sole_reader(output)
     index = _bias_index(add, output, len(shift))
     if add is not None and index is not None:
         bias = add.inputs[index]
         assert bias is not None
-        total = graph.constant_array(bias) + shift
-        add.replace_input_with(index, _initializer(model, f"{bias.name}_folded_{output.name}", total))
+        total = ir.tensor(graph.constant_array(bias) + shift, name=names.new(f"{bias.name}_folded_{output.name}"))
+        add.replace_input_with(index, register_initializer(model.graph, total))
         return
-    value = _initializer(model, f"{output.name}_folded", shift)
+    value = register_initializer(model.graph, ir.tensor(shift, name=names.new(f"{output.name}_folded")))
     add = ir.node("Add", [output, value], name=f"{matmul.name}/zero_point")
     add.outputs[0].name = f"{output.name}_shifted"
     add.outputs[0].type, add.outputs[0].shape = output.type, output.shape
@@ -78,9 +81,3 @@ def _bias_index(add: ir.Node | None, output: ir.Value, channels: int) -> int | N
     index = 1 if add.inputs[0] is output else 0
     bias = graph.constant_array(add.inputs[index])
     return index if bias is not None and bias.shape == (channels,) else None
-
-
-def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
-    model.graph.register_initializer(value)
-    return value

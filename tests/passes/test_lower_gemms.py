@@ -95,7 +95,26 @@ def test_a_tied_weight_stays_one_initializer(rewrite) -> None:
 def test_names_that_the_user_has_taken() -> None:
     model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
     g (float[3, 2] x, float[2] c) => (float[3, 2] y) <float[2, 2] w = {1, 2, 3, 4}>
-    { y_weight = MatMul(x, w) y_beta = Add(y_weight, c) y = Gemm<transB = 1, beta = 0.5>(y_beta, w, c) }""")
+    { y_weight = MatMul(x, w) y_product = Add(y_weight, c) y_beta = Add(y_product, c)
+      y = Gemm<transB = 1, beta = 0.5>(y_beta, w, c) }""")
     LowerGemms()(model)
     onnx.checker.check_model(ir.to_proto(model))
     assert {"y_weight_1", "y_beta_1"} <= set(model.graph.initializers)
+    assert "y_product_1" in {value.name for node in model.graph for value in node.outputs}
+
+
+def test_names_that_the_graph_around_a_branch_has_taken(rewrite) -> None:
+    model = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[3, 2] x, float[3, 2] z, float[2] c) => (float[3, 2] y) <float[2, 2] w = {1, 2, 3, 4}, bool yes = {1}> {
+        t_weight = Add(x, c) t_product = MatMul(t_weight, w) t_beta = Add(t_product, z)
+        y = If(yes) <
+            then_branch = then () => (float[3, 2] t) { t = Gemm<transB = 1, beta = 0.5>(t_beta, w, c) },
+            else_branch = other () => (float[3, 2] e) { e = Gemm<transB = 1>(t_beta, w) }
+        >
+    }"""
+    result = rewrite(model, LowerGemms())
+    parts = (result.model.graph, *result.model.graph.subgraphs())
+    names = [value.name for part in parts for value in part.initializers.values()]
+    names += [value.name for node in result.model.graph.all_nodes() for value in node.outputs]
+    assert len(names) == len(set(names))
+    assert [len(part.initializers) for part in parts[1:]] == [0, 0]  # both branches read one transposed weight
