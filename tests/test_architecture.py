@@ -59,6 +59,7 @@ ROOMS = {
         "qcompile.graph*",
         "qcompile.channel_*",
         "qcompile.rewriting",
+        "qcompile.rotary_caches",
         "qcompile.opset_conversion",
         "qcompile.initializers",
         "qcompile.layer_bias",

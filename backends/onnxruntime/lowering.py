@@ -12,9 +12,9 @@ from qcompile.backends.onnxruntime.float_convolutions import protect_float_convo
 from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
 from qcompile.backends.onnxruntime.norms import keep_residual_additions
-from qcompile.backends.onnxruntime.rotary_embedding import legalize_rotary_embedding
 from qcompile.backends.onnxruntime.saturation import drop_saturated_clips
 from qcompile.contract import Finding
+from qcompile.rotary_caches import expand_caches
 
 IR_VERSION = 10
 
@@ -34,7 +34,7 @@ def legalize(model: ir.Model) -> ir.Model:
 
 def _accepted(model: ir.Model) -> ir.Model:
     model = model.clone()
-    legalize_rotary_embedding(model)
+    expand_caches(model)
     model.ir_version = min(model.ir_version, IR_VERSION)
     return model
 
