@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchContext, RewriteRule, pattern
 
+from qcompile.attention_parts import added_mask, is_mask, masked, scale, scaled
 from qcompile.contract import Pass, Result
-from qcompile.graph import constant_array
-from qcompile.rewriting import apply_rules, scalar
+from qcompile.rewriting import apply_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +36,6 @@ class FuseAttention(Pass):
         return apply_rules(model, [RewriteRule(_decomposed, _fused, _is_attention, name="Attention")])
 
 
-def _scaled(op: Any, value: Any, scale: Any, name: str) -> Any:
-    """Value * scale, value / scale or value; `name` is bound to which of them it is."""
-    alternatives = [op.Mul(value, scale), op.Div(value, scale), value]
-    return pattern.OrValue(alternatives, tag_var=name, tag_values=["Mul", "Div", "None"])
-
-
 def _transposed(op: Any, key: Any) -> Any:
     """Key with its last two axes swapped; also by way of three axes, as torch's exporter does it below opset 23."""
     flat = op.Reshape(key, pattern.ANY_VALUE, _allow_other_attributes=True, _outputs=["flat_key"])
@@ -67,17 +59,10 @@ def _decomposed(
     key_scale: Any,
     score_scale: Any,
 ) -> Any:
-    query = _scaled(op, query, query_scale, "query_scaling")
-    key = _scaled(op, _transposed(op, key), key_scale, "key_scaling")
-    score = _scaled(op, op.MatMul(query, key), score_scale, "score_scaling")
-    masked = [
-        op.Add(score, mask),
-        op.Add(mask, score),
-        op.Where(mask, score, filled),
-        op.Where(mask, filled, score),
-        score,
-    ]
-    score = pattern.OrValue(masked, tag_var="masking", tag_values=["add", "add", "keep", "fill", "none"])
+    query = scaled(op, query, query_scale, "query_scaling")
+    key = scaled(op, _transposed(op, key), key_scale, "key_scaling")
+    score = scaled(op, op.MatMul(query, key), score_scale, "score_scaling")
+    score = masked(op, score, mask, filled)
     weights = op.Softmax(score, _allow_other_attributes=True, _outputs=["weights"])
     guarded = pattern.OrValue([op.Where(op.IsNaN(weights), 0.0, weights), weights])
     return op.MatMul(guarded, value)
@@ -98,7 +83,7 @@ def _is_attention(
     heads = {queries[1], values[1], keys[2 if key_layout == "heads second" else 1]}
     batches = {shape[0] for shape in (queries, keys, values) if isinstance(shape[0], int)}
     same_heads = len(heads) == 1 and isinstance(queries[1], int)
-    return same_heads and len(batches) <= 1 and _scale(queries[-1], bound) is not None and _is_mask(bound)
+    return same_heads and len(batches) <= 1 and scale(queries[-1], bound) is not None and is_mask(bound)
 
 
 def _swaps_last_axes(keys: tuple[Any, ...], flat: ir.Value, turned: ir.Value) -> bool:
@@ -116,52 +101,11 @@ def _swaps_last_axes(keys: tuple[Any, ...], flat: ir.Value, turned: ir.Value) ->
     return tuple(flat.shape[1:]) == (count, size) and tuple(turned.shape[1:]) == (heads, size, count)
 
 
-def _is_mask(bound: dict[str, Any]) -> bool:
-    """Whether the mask broadcasts to [batch, heads, queries, keys] as Attention takes it."""
-    if bound["masking"] == "none":
-        return True
-    mask = bound["mask"]
-    if mask.shape is None or not 2 <= len(mask.shape) <= 4 or mask.shape[-1] == 1:
-        return False
-    fill = scalar(bound["filled"])
-    return bound["masking"] == "add" or (fill is not None and fill <= -1e4)
-
-
-def _scale(head_size: Any, bound: dict[str, Any]) -> float | None:
-    """Product of the scales on query, key and score; None where one of them is computed."""
-    product = 1.0
-    for name in ("query", "key", "score"):
-        scaling = bound[f"{name}_scaling"]
-        if scaling == "None":
-            continue
-        factor = scalar(bound[f"{name}_scale"])
-        if factor is None or factor == 0:
-            return None
-        product *= factor if scaling == "Mul" else 1.0 / factor
-    # q and k scaled by the fourth root in float32 multiply to this up to rounding; the exact value is meant.
-    usual = 1.0 / math.sqrt(head_size) if isinstance(head_size, int) else product
-    return usual if math.isclose(product, usual, rel_tol=1e-6) else product
-
-
 def _fused(op: Any, query: ir.Value, key: ir.Value, value: ir.Value, key_layout: str, **bound: Any) -> Any:
     if key_layout == "heads second":
         key = op.Transpose(key, perm=[0, 2, 1, 3])
     assert query.shape is not None
     inputs = [query, key, value]
     if bound["masking"] != "none":
-        inputs.append(_added_mask(op, query, bound))
-    return op.Attention(*inputs, scale=_scale(query.shape[-1], bound))
-
-
-def _added_mask(op: Any, query: ir.Value, bound: dict[str, Any]) -> ir.Value:
-    """The mask as a number that is added to the scores."""
-    mask: ir.Value = bound["mask"]
-    if bound["masking"] == "add":
-        return mask
-    assert query.dtype is not None
-    fill = constant_array(bound["filled"])
-    assert fill is not None
-    zero = op.initializer(ir.tensor(np.zeros((), query.dtype.numpy()), name=f"{mask.name}_zero"))
-    low = op.initializer(ir.tensor(fill.reshape(()), name=f"{mask.name}_fill"))
-    added: ir.Value = op.Where(mask, zero, low) if bound["masking"] == "keep" else op.Where(mask, low, zero)
-    return added
+        inputs.append(added_mask(op, query, bound))
+    return op.Attention(*inputs, scale=scale(query.shape[-1], bound))

@@ -57,6 +57,7 @@ ROOMS = {
     "calibration": ["qcompile.calibration*"],
     "graph": [
         "qcompile.graph*",
+        "qcompile.attention_parts",
         "qcompile.channel_*",
         "qcompile.rewriting",
         "qcompile.rotary_caches",
