@@ -16,6 +16,7 @@ from qcompile.rewriting import (
     attributes,
     channels,
     merge_results,
+    new_constant,
     normalizes_last_axis,
     over_last_axis,
     per_channel,
@@ -79,7 +80,7 @@ _ONE = ir.AttrInt64("keepdims", 1)
 
 def _fused(op: Any, x: ir.Value, epsilon: ir.Value, mean: ir.Value, **_: Any) -> Any:
     assert x.dtype is not None
-    ones = op.initializer(ir.tensor(np.ones(channels(x), x.dtype.numpy()), name=f"{mean.name}_weight"))
+    ones = new_constant(op, np.ones(channels(x), x.dtype.numpy()), mean, "weight")
     return op.LayerNormalization(x, ones, axis=-1, epsilon=scalar(epsilon), stash_type=x.dtype.value)
 
 
@@ -95,5 +96,5 @@ def _biased(op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value, normalized: 
     if bias.shape is None or bias.shape.numpy() != (channels(x),):
         flat = per_channel(bias, channels(x))
         assert flat is not None
-        bias = op.initializer(ir.tensor(flat, name=f"{normalized.name}_bias"))
+        bias = new_constant(op, flat, normalized, "bias")
     return op.LayerNormalization(x, weight, bias, **attributes(normalized))

@@ -16,6 +16,7 @@ from qcompile.rewriting import (
     attributes,
     channels,
     merge_results,
+    new_constant,
     normalizes_last_axis,
     scalar,
 )
@@ -77,7 +78,7 @@ def _is_norm(_: MatchContext, x: ir.Value, axes: ir.Value, epsilon: ir.Value, me
 
 def _fused(op: Any, x: ir.Value, epsilon: ir.Value, mean: ir.Value, **_: Any) -> Any:
     assert x.dtype is not None
-    ones = op.initializer(ir.tensor(np.ones(channels(x), x.dtype.numpy()), name=f"{mean.name}_weight"))
+    ones = new_constant(op, np.ones(channels(x), x.dtype.numpy()), mean, "weight")
     return op.RMSNormalization(x, ones, axis=-1, epsilon=scalar(epsilon), stash_type=x.dtype.value)
 
 
@@ -98,5 +99,5 @@ def _returns_to_dtype(_: MatchContext, x: ir.Value, ones: ir.Value, to: ir.Attr,
 
 def _uncast(op: Any, x: ir.Value, normalized: ir.Value, **_: Any) -> Any:
     assert x.dtype is not None
-    ones = op.initializer(ir.tensor(np.ones(channels(x), x.dtype.numpy()), name=f"{normalized.name}_weight"))
+    ones = new_constant(op, np.ones(channels(x), x.dtype.numpy()), normalized, "weight")
     return op.RMSNormalization(x, ones, **attributes(normalized))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
 from qcompile.graph import constant_array
-from qcompile.rewriting import scalar
+from qcompile.rewriting import new_constant, scalar
 
 
 def scaled(op: Any, value: Any, scale: Any, name: str) -> Any:
@@ -69,7 +69,7 @@ def added_mask(op: Any, query: ir.Value, bound: dict[str, Any]) -> ir.Value:
     assert query.dtype is not None
     fill = constant_array(bound["filled"])
     assert fill is not None
-    zero = op.initializer(ir.tensor(np.zeros((), query.dtype.numpy()), name=f"{mask.name}_zero"))
-    low = op.initializer(ir.tensor(fill.reshape(()), name=f"{mask.name}_fill"))
+    zero = new_constant(op, np.zeros((), query.dtype.numpy()), mask, "zero")
+    low = new_constant(op, fill.reshape(()), mask, "fill")
     added: ir.Value = op.Where(mask, zero, low) if bound["masking"] == "keep" else op.Where(mask, low, zero)
     return added

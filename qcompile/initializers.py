@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import constant, unique_name
+from qcompile.graph import constant, numbered, unique_name
 
 
 def lazy_tensor(
@@ -36,6 +37,19 @@ def new_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Add an initializer with this array to the graph, and return its value; a name that is taken gets a number."""
     unique = unique_name(graph, name)
     return register_initializer(graph, ir.tensor(np.asarray(array, order="C"), name=unique))
+
+
+def known_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value | None:
+    """Return the constant of this name, or of this name with a number, that has this content; None without one."""
+    unused = unique_name(graph, name)
+    for candidate in itertools.takewhile(lambda each: each != unused, numbered(name)):
+        existing = graph.initializers.get(candidate)
+        tensor = constant(existing)
+        if tensor is None or tuple(tensor.shape) != array.shape or tensor.dtype.numpy() != array.dtype:
+            continue
+        if np.array_equal(tensor.numpy(), array):
+            return existing
+    return None
 
 
 def register_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnxscript.rewriter import RULE_NAME_TAG, MatchContext, RewriteRule, RewriteRuleSet
 
 from qcompile.contract import Finding, Result
-from qcompile.graph import all_nodes, constant_array, layer_name
+from qcompile.graph import all_nodes, constant_array, layer_name, unique_name
+from qcompile.initializers import known_initializer
 
 
 def apply_rules(model: ir.Model, rules: Sequence[RewriteRule], *, commute: bool = False) -> Result:
@@ -37,6 +38,20 @@ def apply_rules(model: ir.Model, rules: Sequence[RewriteRule], *, commute: bool 
             node.name = inherited
             findings.append(Finding(layer_name(node), "fused", rule))
     return Result(model, modified=bool(count), findings=tuple(findings))
+
+
+def new_constant(op: Any, array: np.ndarray, like: ir.Value, suffix: str) -> ir.Value:
+    """Constant of a replacement, named after a value of the graph; one of that name and content is read again.
+
+    onnxscript 0.7 puts a new initializer in the place of another of its name, whose readers then have no value.
+    """
+    graph, name = like.graph, f"{like.name}_{suffix}"
+    assert graph is not None
+    known = known_initializer(graph, name, array)
+    if known is not None:
+        return known
+    value: ir.Value = op.initializer(ir.tensor(array, name=unique_name(graph, name)))
+    return value
 
 
 def copy_names(source: ir.Node, target: ir.Node) -> None:
@@ -92,7 +107,7 @@ def absorb_weight(norm: str) -> RewriteRule:
         if bool((old == 1).all()) and factor.shape is not None and len(factor.shape) == 1:
             product = factor
         else:
-            product = op.initializer(ir.tensor(old * new, name=f"{normalized.name}_weight"))
+            product = new_constant(op, old * new, normalized, "weight")
         return getattr(op, norm)(x, product, **attributes(normalized))
 
     return RewriteRule(multiplied, absorbed, can_absorb, name=norm)

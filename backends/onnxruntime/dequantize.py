@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
-from qcompile.initializers import register_initializer
+from qcompile.initializers import known_initializer, new_initializer, register_initializer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,16 +106,5 @@ def register(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
 
     A name that the user's model has taken for something else gets a number.
     """
-    unused = graph.unique_name(model.graph, name)
-    for candidate in itertools.takewhile(lambda each: each != unused, graph.numbered(name)):
-        existing = model.graph.initializers.get(candidate)
-        if existing is not None and _same(existing, array):
-            return existing
-    return register_initializer(model.graph, ir.tensor(array, name=unused))
-
-
-def _same(value: ir.Value, array: np.ndarray) -> bool:
-    tensor = value.const_value
-    if tensor is None or tuple(tensor.shape) != array.shape or tensor.dtype.numpy() != array.dtype:
-        return False
-    return bool(np.array_equal(tensor.numpy(), array))
+    known = known_initializer(model.graph, name, array)
+    return known if known is not None else new_initializer(model.graph, name, array)

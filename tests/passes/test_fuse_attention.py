@@ -54,6 +54,24 @@ def test_a_filled_mask_becomes_an_added_one(rewrite) -> None:
     assert rewrite(text(body), FuseAttention()).operators[-2:] == ["Where", "Attention"]
 
 
+def test_layers_that_read_one_mask(rewrite) -> None:
+    """With one value for what is masked they share what they add; another value, and the user, keep theirs."""
+    ones = "i = Shape(keep) o = ConstantOfShape<value = float[1] {1}>(i) j = Trilu<upper = 0>(o) c = Cast<to = 9>(j) "
+    layers = [
+        f"t{i} = Transpose<perm = [0, 1, 3, 2]>(k) a{i} = MatMul({q}, t{i}) s{i} = Where(c, a{i}, {fill}) "
+        f"p{i} = Softmax<axis = -1>(s{i}) {y} = MatMul(p{i}, v) "
+        for i, q, fill, y in ((0, "q", "low", "b"), (1, "b", "low", "d"), (2, "d", "c_fill", "y"))
+    ]
+    model = text(ones + "".join(layers)).replace("<float h", "<float c_fill = {-20000}, float c_zero = {1}, float h")
+    fused = rewrite(model, FuseAttention()).model
+    wheres = [node for node in fused.graph if node.op_type == "Where"]
+    assert [[value.name for value in node.inputs] for node in wheres] == [
+        ["c", "c_zero_1", "c_fill_1"],
+        ["c", "c_zero_1", "c_fill_1"],
+        ["c", "c_zero_1", "c_fill"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("body", "opset", "heads", "extra"),
     [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
-from qcompile.backends.onnxruntime.rotary_embedding import legalize_rotary_embedding
+from qcompile.rotary_caches import expand_caches
 from tests.backends.onnxruntime.rewrites import check, refuses
 from tests.backends.portable import attention_case, decoder_case, parse
 
@@ -50,7 +50,7 @@ def test_mask() -> None:
 def test_rotary_embedding_moves_with_the_heads() -> None:
     case = decoder_case()
     expected = {"RotaryEmbedding": 2, "Attention": 1, "Reshape": 1, "Shape": 2, "Concat": 2, "Expand": 2}
-    check(case.model, case.feed, expected, legalize_rotary_embedding, remove_head_transposes)
+    check(case.model, case.feed, expected, expand_caches, remove_head_transposes)
 
 
 def test_flat_shape_from_other_sizes() -> None:
