@@ -120,7 +120,10 @@ def rewrite(
 
     It is for any runtime, so nothing stays float because one of them has no integer kernel for it. The processor that
     it is for matters all the same: `target` is one of those of ONNX Runtime. Other arguments as in `compile`. Runtimes
-    take liberties with it that `compile` guards against: ONNX Runtime quantizes a float convolution between two pairs.
+    take liberties with it that `compile` guards against: ONNX Runtime quantizes a float convolution between two pairs,
+    and refuses int8 activations (`smoothquant-o3`) that it has moved behind a Reshape or Transpose of known shape, for
+    which `Recipe.from_name("smoothquant-o3", activations={"dtype": "uint8"})` has the same numbers. It is not the
+    default because a zero point of 128 makes OpenVINO compute a ConvTranspose in float, in twice the time.
     """
     plan = for_target(recipe_of(recipe, ignore, targets), backends.get("onnxruntime").targets, target)
     check_data(plan, calibration)
