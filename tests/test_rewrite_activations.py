@@ -58,6 +58,6 @@ def test_uint8_activations_are_the_same_numbers_and_load(rewritten: tuple[ir.Mod
     (expected,) = session(signed, optimized=False).run(None, feed)
     np.testing.assert_array_equal(session(unsigned, optimized=False).run(None, feed)[0], expected)
     (optimized,) = session(unsigned, optimized=True).run(None, feed)
-    # Float sums in another order may fall on the other side of a step of the second linear's input; weights are below 1.
+    # Sums in another order may move an input of the second linear by a step; its weights are below 1.
     steps = [node.inputs[1].const_value.numpy() for node in unsigned.graph if node.op_type == "QuantizeLinear"]
     np.testing.assert_allclose(optimized, expected, rtol=0, atol=max(steps))
