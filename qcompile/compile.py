@@ -22,7 +22,7 @@ from qcompile.capability import check_data, check_recipe, for_target, integer_op
 from qcompile.compile_requests import example_samples, first_sample, ignored_layers, recipe_of
 from qcompile.contract import Finding, Pass
 from qcompile.errors import ModelError
-from qcompile.outcome import build_report, measure
+from qcompile.outcome import build_report, measure, model_name
 from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.pipeline import Log, Pipeline, Progress, name_of
 from qcompile.recipe import Recipe
@@ -62,7 +62,9 @@ def compile(
         output: folder to write; an artifact in it is replaced. None: a temporary folder.
         target: processor to compile for, see the backend's `targets`; None: one like this.
         verify: compare outputs after exact passes, and run the artifact.
-        progress: called with a stage and the part of it that is done.
+        progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
+            1; None: silent. For a bar of rich: `lambda stage, part: bar.update(task, description=stage, completed=part)`
+            with a task of total 1, as the command line shows.
 
     Raises:
         QCompileError: with the node, input or setting, the reason and the mend.
@@ -76,7 +78,9 @@ def compile(
     work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress)
     original = work.model.clone()
     quantized = work.apply(plan, integer_operators(plan, engine, target))
-    report = build_report(original, plan, work.log, backend=backend, target=target, ranges=work.ranges.found())
+    name = model_name(model, original.graph.name, output)
+    ranges = work.ranges.found()
+    report = build_report(original, plan, work.log, name=name, backend=backend, target=target, ranges=ranges)
 
     def write(folder: Path) -> Lowered:
         work.progress("lowering", 0.0)

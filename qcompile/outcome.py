@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from qcompile.calibration_masks import PaddingMask
 from qcompile.capability import quantizers
 from qcompile.contract import Finding
 from qcompile.errors import VerificationError
+from qcompile.graph import layer_name
 from qcompile.latency import durations
 from qcompile.layers import float_layers
 from qcompile.memory import return_freed_memory
@@ -30,11 +33,19 @@ LATENCY_SECONDS = 1.0
 """How long the float model and the artifact are timed, together."""
 
 _REPORT = "Report this with the model and the recipe"
+_GRAPHS_OF_EXPORTERS = frozenset({None, "", "main", "main_graph", "torch_jit", "torch-jit-export"})
 _LAYER_ACTIONS = ("quantized", "kept", "ignored")
 
 
 def build_report(
-    model: ir.Model, recipe: Recipe, log: Log, *, backend: str, target: str | None, ranges: Sequence[ActivationRange]
+    model: ir.Model,
+    recipe: Recipe,
+    log: Log,
+    *,
+    name: str,
+    backend: str,
+    target: str | None,
+    ranges: Sequence[ActivationRange],
 ) -> Report:
     """Return the report of the passes: layers, channel scales, passes; measurements are added by `measure`.
 
@@ -42,6 +53,7 @@ def build_report(
         model: the float model in canonical form.
         recipe: what was applied.
         log: what the passes did.
+        name: of the model, see `model_name`.
         backend: name of the backend.
         target: processor, or None.
         ranges: of each smoothed activation, before and after.
@@ -49,14 +61,15 @@ def build_report(
     entries = [(name, finding) for name, findings in log.findings.items() for finding in findings]
     quantizing = [f for name, f in entries if f.operator and f.action in _LAYER_ACTIONS]
     shapes = {layer.name: tuple(layer.weight.shape.numpy()) for layer in float_layers(model) if layer.weight.shape}
-    schemes = " + ".join(f"{_words(item.activations)} x {_words(item.weights)}" for item in quantizers(recipe))
+    schemes = " + ".join(f"{_words(item.activations)} × {_words(item.weights)}" for item in quantizers(recipe))
     scales = [finding for name, finding in entries if name == "FoldScales"]
+    layers = [_layer(finding, shapes, schemes, log.accumulated.get(finding.layer)) for finding in quantizing]
     return Report(
-        model=str(model.graph.name or ""),
+        model=name,
         recipe=recipe.name,
         backend=backend,
         target=target,
-        layers=[_layer(finding, shapes, schemes) for finding in quantizing],
+        layers=sorted(layers, key=_position(model)),
         channel_scales={action: sum(f.action == action for f in scales) for action in ("folded", "explicit")},
         passes=list(log.passes),
         activation_ranges=list(ranges),
@@ -64,14 +77,44 @@ def build_report(
     )
 
 
-def _layer(finding: Finding, shapes: Mapping[str, tuple[int, ...]], schemes: str) -> LayerReport:
+def model_name(model: object, graph: str | None, output: str | Path | None) -> str:
+    """Return what the user calls the model: its file or class, else its graph; of exporters' names, the output folder.
+
+    Args:
+        model: what was given to `compile`.
+        graph: name of its graph.
+        output: folder that is written, or None.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return Path(model).stem
+    if hasattr(model, "forward"):
+        return type(model).__name__
+    if graph not in _GRAPHS_OF_EXPORTERS:
+        return str(graph)
+    return "model" if output is None else Path(output).resolve().name
+
+
+def _position(model: ir.Model) -> Callable[[LayerReport], float]:
+    """Return the key that sorts layers by the place of their node in the graph; those of subgraphs come last."""
+    places: dict[str, int] = {}
+    for index, node in enumerate(model.graph):
+        places.setdefault(layer_name(node), index)
+    return lambda layer: places.get(layer.name, math.inf)
+
+
+def _layer(
+    finding: Finding, shapes: Mapping[str, tuple[int, ...]], schemes: str, accumulated_db: float | None
+) -> LayerReport:
     shape = shapes.get(finding.layer, ())
     scheme = schemes if finding.action == "quantized" and shape else ""
-    return LayerReport(finding.layer, finding.operator, finding.action, finding.reason, finding.sqnr_db, shape, scheme)
+    return LayerReport(
+        finding.layer, finding.operator, finding.action, finding.reason, finding.sqnr_db, shape, scheme, accumulated_db
+    )
 
 
 def _words(scheme: Scheme) -> str:
-    return f"{'dynamic ' if scheme.dynamic else ''}{scheme.dtype} {scheme.granularity}"
+    words = (["dynamic"] if scheme.dynamic else []) + [scheme.dtype, scheme.granularity.replace("_", " ")]
+    return " ".join(words)
 
 
 def measure(
@@ -99,9 +142,8 @@ def measure(
             another shape.
     """
     _correct_layers(report, lowered.findings)
-    weights = (value.const_value for value in model.graph.initializers.values())
     report.size = {
-        "float_bytes": sum(tensor.nbytes for tensor in weights if tensor is not None),
+        "float_bytes": file_bytes(model),
         "quantized_bytes": sum((path.parent / name).stat().st_size for name in lowered.files),
     }
     if not samples:
@@ -122,6 +164,19 @@ def measure(
     _, last = _run_and_time(lambda: engine.open_session(model), samples[:1], 0.25)
     medians = {"float_ms": statistics.median(first + last), "quantized_ms": statistics.median(quantized)}
     report.latency = {name: 1000 * seconds for name, seconds in medians.items()}
+
+
+def file_bytes(model: ir.Model) -> int:
+    """Return how large the model is as one ONNX file; the weights are counted, not copied."""
+    skeleton = model.clone()
+    weights = 0
+    for name, value in list(skeleton.graph.initializers.items()):
+        if value.const_value is not None:
+            weights += value.const_value.nbytes
+            del skeleton.graph.initializers[name]
+            if not value.is_graph_input():
+                skeleton.graph.inputs.append(value)  # its name, type and shape take as many bytes there
+    return weights + ir.to_proto(skeleton).ByteSize()
 
 
 def _correct_layers(report: Report, findings: Sequence[Finding]) -> None:

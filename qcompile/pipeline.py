@@ -33,6 +33,7 @@ from qcompile.verify import (
     outputs_of,
     without_padding,
 )
+from qcompile.verify_layers import accumulated_errors, layer_outputs, output_names
 
 Progress = Callable[[str, float], None]
 
@@ -55,11 +56,13 @@ class Log:
         passes: one entry per pass.
         findings: of each pass, by the name of its class, and of none, by `UNTOUCHED`.
         outputs: outputs of the model on the samples, as it is now; empty when nothing is verified.
+        accumulated: of each layer, signal-to-noise ratio of its output in dB behind all lossy passes.
     """
 
     passes: list[PassReport] = dataclasses.field(default_factory=list)
     findings: dict[str, list[Finding]] = dataclasses.field(default_factory=dict)
     outputs: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    accumulated: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +101,19 @@ class Pipeline:
             required = not self._untouched(model, passes, log)
         if self.samples and not log.outputs:
             log.outputs = self._first_outputs(model)
+        names, exact = {}, {}
         for group in _groups(passes):
+            if self.samples and not names and _keeps(group[0]) == "lossy":
+                # Not of the model as it came: folded scales change what layers in between compute.
+                names = output_names(model)
+                exact = layer_outputs(model, names, self.samples[0], self.masks, self.open_session)
             before = model.clone()
             modified = [item for item in group if self._apply(model, item, log, required)]
             if modified and self.samples:
                 self._verify(model, before, modified, log)
+        if exact:
+            noisy = layer_outputs(model, names, self.samples[0], self.masks, self.open_session)
+            log.accumulated = accumulated_errors(exact, noisy)
         return model
 
     def _untouched(self, model: ir.Model, passes: Sequence[ir.passes.PassBase], log: Log) -> bool:

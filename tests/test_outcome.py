@@ -17,7 +17,7 @@ from qcompile.backends.onnxruntime import OnnxRuntimeBackend
 from qcompile.backends.onnxruntime.session import OnnxRuntimeSession
 from qcompile.contract import Finding
 from qcompile.errors import VerificationError
-from qcompile.outcome import measure
+from qcompile.outcome import file_bytes, measure, model_name
 from qcompile.report.data import LayerReport, Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
@@ -120,6 +120,44 @@ def test_what_the_backend_computes_in_float_is_not_called_quantized(tmp_path):
     assert report.layers[2].reason == "the recipe leaves it out"
     assert [finding.layer for finding in report.findings] == ["c", "z"]
     assert "1 quantized, 1 kept, 1 ignored of 3" in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("model", "graph", "output", "name"),
+    [
+        ("models/encoder.onnx", "main_graph", "out", "encoder"),
+        (Path("models/encoder.onnx"), "main_graph", None, "encoder"),
+        (torch.nn.LayerNorm(4), "main_graph", "out", "LayerNorm"),
+        (ir.from_onnx_text(FLOAT), "g", "out", "g"),
+        (ir.from_onnx_text(FLOAT), "main_graph", "folder/encoder-int8/", "encoder-int8"),
+        (b"", None, None, "model"),
+    ],
+)
+def test_a_model_is_called_what_the_user_calls_it(model, graph, output, name):
+    assert model_name(model, graph, output) == name
+
+
+def test_the_float_size_is_that_of_the_file(tmp_path):
+    model = ir.from_onnx_text(f"{HEADER} g (float[b, 300] x) => (float[b, 400] y) {{ y = MatMul(x, w) }}")
+    w = ir.tensor(np.ones((300, 400), np.float32), name="w")
+    node = model.graph.node(0)
+    value = ir.Value(name="w", shape=ir.Shape([300, 400]), type=ir.TensorType(w.dtype), const_value=w)
+    node.replace_input_with(1, value)
+    model.graph.register_initializer(value)
+    ir.save(model, tmp_path / "model.onnx")
+    assert file_bytes(model) == pytest.approx((tmp_path / "model.onnx").stat().st_size, abs=100)
+    assert list(model.graph.initializers) == ["w"]
+
+
+def test_layers_are_in_graph_order_embeddings_first():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(600, 16), torch.nn.Linear(16, 8), torch.nn.Linear(8, 4)).eval()
+    ids = np.random.default_rng(0).integers(0, 600, (2, 8))
+    report = qcompile.compile(model, "w8a8-static", calibration=[{"input": ids}] * 2).report
+    assert [layer.name for layer in report.layers] == ["0", "1", "2"]
+    assert [layer.operator for layer in report.layers] == ["Embedding", "Linear", "Linear"]
+    assert report.model == "Sequential"
+    assert report.layers[1].scheme == "uint8 per tensor × int8 per channel"
 
 
 def test_a_convolution_without_an_integer_kernel_is_kept():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from qcompile.report.data import CULPRIT_DB, ActivationRange, LayerReport
 
@@ -23,12 +24,13 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True)
 class Dot:
-    """A layer in the chart of SQNR by depth."""
+    """A layer in the chart of SQNR by depth; `accumulated` is the height of its accumulated error, if known."""
 
     x: float
     y: float
     layer: LayerReport
     culprit: bool
+    accumulated: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +63,11 @@ def nice_step(span: float, count: int) -> float:
 
 def depth_chart(layers: Sequence[LayerReport]) -> DepthChart | None:
     """Return the chart of the layers whose SQNR is known and finite; None when there are fewer than two."""
-    known = [(layer, layer.sqnr_db) for layer in layers if layer.sqnr_db is not None and math.isfinite(layer.sqnr_db)]
+    known = [(layer, layer.sqnr_db) for layer in layers if _is_number(layer.sqnr_db)]
     if len(known) < 2:
         return None
     values = [value for _, value in known]
+    values += [layer.accumulated_db for layer, _ in known if _is_number(layer.accumulated_db)]
     low, high = min(0.0, *values), max(CULPRIT_DB * 1.5, *values)
     step = nice_step(high - low, 5)
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
@@ -72,12 +75,19 @@ def depth_chart(layers: Sequence[LayerReport]) -> DepthChart | None:
     def height(value: float) -> float:
         return round(100 * (high - value) / (high - low), 2)
 
+    def behind(layer: LayerReport) -> float | None:
+        return height(layer.accumulated_db) if _is_number(layer.accumulated_db) else None
+
     dots = tuple(
-        Dot(round(100 * (index + 0.5) / len(known), 2), height(value), layer, value < CULPRIT_DB)
+        Dot(round(100 * (index + 0.5) / len(known), 2), height(value), layer, value < CULPRIT_DB, behind(layer))
         for index, (layer, value) in enumerate(known)
     )
     marks = [low + step * index for index in range(round((high - low) / step) + 1)]
     return DepthChart(dots, tuple(Tick(height(mark), f"{mark:g}") for mark in marks), height(CULPRIT_DB))
+
+
+def _is_number(ratio: float | None) -> TypeGuard[float]:
+    return ratio is not None and math.isfinite(ratio)
 
 
 def range_charts(ranges: Sequence[ActivationRange], count: int) -> tuple[RangeChart, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from qcompile.contract import Action, Finding, Keeps
 from qcompile.errors import ArtifactError
 
-_MEASURED = frozenset({"seconds", "max_error", "sqnr_db", "before", "after"})
+_MEASURED = frozenset({"seconds", "max_error", "sqnr_db", "accumulated_db", "before", "after"})
 """Fields of the entries of a report that are numbers, or tuples of them, and may be infinite or NaN."""
 
 CULPRIT_DB = 20.0
@@ -29,9 +29,12 @@ class LayerReport:
         operator: "Linear", "Conv", "ConvTranspose", "Attention" or "Embedding".
         action: "quantized"; "kept" float because it had to be; "ignored" because the user said so.
         reason: why it was not quantized, or what is special about it.
-        sqnr_db: signal-to-quantization-noise ratio of its output against the float model, in dB; None if not measured.
+        sqnr_db: signal-to-quantization-noise ratio of its output in dB, this layer alone quantized: the error that it
+            adds. None if not measured.
+        accumulated_db: the same with all layers quantized: the error that has come together behind it, measured on
+            the Q/DQ graph before lowering. None if not measured.
         shape: of its weight; () when it has none.
-        scheme: how it is quantized, in words, e.g. "uint8 per_tensor x int8 per_channel".
+        scheme: how it is quantized, in words, e.g. "uint8 per tensor × int8 per channel".
     """
 
     name: str
@@ -41,6 +44,7 @@ class LayerReport:
     sqnr_db: float | None = None
     shape: tuple[int, ...] = ()
     scheme: str = ""
+    accumulated_db: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import yaml
 from qcompile.errors import MissingDependencyError
 from qcompile.report import charts
 from qcompile.report.data import CULPRIT_DB, Report
-from qcompile.report.text import flatten, human_bytes, number, promise, warnings
+from qcompile.report.text import MEASURED_ON, decibel, human_bytes, measures, number, promise, warnings
 
 if TYPE_CHECKING:
     import jinja2
@@ -35,7 +35,8 @@ def render(report: Report) -> str:
         latency=_both(report.latency, "float_ms", "quantized_ms"),
         size=_both(report.size, "float_bytes", "quantized_bytes"),
         scales=(report.channel_scales.get("folded", 0), report.channel_scales.get("explicit", 0)),
-        measures=flatten(report.accuracy),
+        measures=measures(report),
+        measured_on=report.accuracy.get(MEASURED_ON, ""),
         warnings=[line.removeprefix("warning: ") for line in warnings(report)],
         ignore=yaml.safe_dump({"ignore": culprits}, allow_unicode=True, width=10_000) if culprits else "",
         depth=charts.depth_chart(report.layers),
@@ -63,7 +64,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "human_bytes": human_bytes}
+    environment.filters |= {"number": number, "human_bytes": human_bytes, "decibel": decibel}
     environment.globals |= {"promise": promise}
     text = resources.files("qcompile.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(text)

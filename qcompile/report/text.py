@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 WIDTH = 110
 SHOWN = 12
 
+MEASURED_ON = "measured on"
+"""Key of `Report.accuracy` under which a text says what the figures were measured on."""
+
+_WORDS = {"sqnr_db": "SQNR of the outputs in dB", "cosine": "cosine to float"}
+_NUMERIC = ("dB alone", "dB in all", "seconds", "layers")
+
 
 def summarise(report: Report) -> str:
     """Return what matters first: speed, size, accuracy, then the layers that lose most and those left as they were."""
@@ -48,14 +54,17 @@ def headlines(report: Report) -> list[str]:
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
     if large and small:
         lines.append(f"size      {human_bytes(large)} -> {human_bytes(small)}, {large / small:.2f} times smaller")
-    lines.extend(f"accuracy  {name} {number(value)}" for name, value in flatten(report.accuracy))
+    where = f", on {report.accuracy[MEASURED_ON]}" if MEASURED_ON in report.accuracy else ""
+    lines.extend(f"accuracy  {name} {number(value)}{where}" for name, value in measures(report))
     if report.layers:
         actions = Counter(layer.action for layer in report.layers)
         counted = ", ".join(f"{count} {action}" for action, count in actions.most_common())
         lines.append(f"layers    {counted} of {len(report.layers)}")
         measured = [layer.sqnr_db for layer in report.layers if layer.sqnr_db is not None]
         if measured:
-            lines.append(f"SQNR      median {statistics.median(measured):.1f} dB, worst {min(measured):.1f} dB")
+            lines.append(
+                f"SQNR      each layer alone: median {statistics.median(measured):.1f} dB, worst {min(measured):.1f} dB"
+            )
     if any(report.channel_scales.values()):
         counted = ", ".join(f"{count} {name}" for name, count in report.channel_scales.items())
         lines.append(f"scales    {counted}")
@@ -63,8 +72,13 @@ def headlines(report: Report) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """Return what the user should not miss: slower or larger than float, layers that lose too much."""
-    lines = []
+    """Return what the user should not miss: slower or larger than float, layers that lose too much.
+
+    Nothing where no layer could have been quantized: then the artifact is the float model, and differences are noise.
+    """
+    lines: list[str] = []
+    if not report.layers:
+        return lines
     before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
     if before and after and after >= before:
         lines.append("warning: the quantized model is slower than float on this runtime")
@@ -78,17 +92,27 @@ def warnings(report: Report) -> list[str]:
     return lines
 
 
-def flatten(measures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return (name, value) of nested measures; the names of the levels are joined by a space."""
+def measures(report: Report) -> list[tuple[str, Any]]:
+    """Return (what it is in words, value) of the accuracy, without what it was measured on."""
+    return _flatten({name: value for name, value in report.accuracy.items() if name != MEASURED_ON})
+
+
+def _flatten(measured: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
-    for name, value in measures.items():
-        pairs.extend(flatten(value, f"{prefix}{name} ") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)])
+    for name, value in measured.items():
+        path = (*above, _WORDS.get(name, name))
+        pairs.extend(_flatten(value, path) if isinstance(value, Mapping) else [(", ".join(path), value)])
     return pairs
 
 
 def number(value: Any) -> str:
     """Return a number with five significant digits; anything else as text."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def decibel(ratio: float | None) -> str:
+    """Return a ratio in dB with one digit behind the point; empty where it was not measured."""
+    return "" if ratio is None else f"{ratio:.1f}"
 
 
 def human_bytes(count: float) -> str:
@@ -103,7 +127,7 @@ def human_bytes(count: float) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="", header_style="", box=None, pad_edge=False)
     for column in columns:
-        numeric = column in ("dB", "seconds", "layers")
+        numeric = column in _NUMERIC
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     return table
 
@@ -111,9 +135,10 @@ def _table(title: str, *columns: str) -> Table:
 def _layers(report: Report) -> Table:
     measured = [layer for layer in report.ranked_layers() if layer.action == "quantized" and layer.sqnr_db is not None]
     title = "Quantized layers" if len(measured) <= SHOWN else f"The {SHOWN} quantized layers that lose most"
-    table = _table(title, "dB", "operator", "layer", "note")
+    table = _table(title, "dB alone", "dB in all", "operator", "layer", "note")
     for layer in measured[:SHOWN]:
-        table.add_row(f"{layer.sqnr_db:.1f}", layer.operator, Text(layer.name), Text(layer.reason))
+        decibels = (decibel(layer.sqnr_db), decibel(layer.accumulated_db))
+        table.add_row(*decibels, layer.operator, Text(layer.name), Text(layer.reason))
     return table
 
 

@@ -27,6 +27,13 @@ def test_layers_lie_from_left_to_right_and_higher_where_they_are_better():
     assert [dot.culprit for dot in chart.dots] == [True, False, False]
 
 
+def test_the_accumulated_error_lies_on_the_same_axis():
+    layers = [LayerReport("a", "Linear", "quantized", sqnr_db=40.0, accumulated_db=-20.0), layer("b", 40.0)]
+    first, second = depth_chart(layers).dots
+    assert (first.accumulated, second.accumulated) == (100.0, None)
+    assert 0 <= first.y < 50
+
+
 def test_every_dot_lies_between_the_outer_ticks():
     chart = depth_chart([layer("a", -12.0), layer("b", 71.0), layer("c", 5.0)])
     heights = [tick.y for tick in chart.ticks]

@@ -9,7 +9,7 @@ from qcompile.report import ActivationRange, LayerReport, PassReport, Report
 
 
 def layer(name: str, action="quantized", sqnr_db=None, reason="") -> LayerReport:
-    return LayerReport(name, "Linear", action, reason, sqnr_db, (4, 8), "uint8 x int8")
+    return LayerReport(name, "Linear", action, reason, sqnr_db, (4, 8), "uint8 × int8", math.inf)
 
 
 def full_report() -> Report:

@@ -68,7 +68,7 @@ def report_of(layers: int, name: str = "model.layers.{}.fc") -> Report:
 
 def test_the_page_shows_what_the_report_says():
     text = re.sub(r"\s+", " ", Page(render(report_of(8))).text)
-    for words in ("2.75× as fast as float", "3.91× smaller", "8 / 8 layers quantized", "8 / 9 channel scales folded"):
+    for words in ("2.75× as fast as float", "3.91× smaller", "8 / 8 layers quantized", "8 / 9 smoothing scales folded"):
         assert words in text
     assert "11 ms" in text
     assert "InsertQdq observer='mse'" in text

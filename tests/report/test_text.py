@@ -1,11 +1,14 @@
 import pytest
 
 from qcompile.report import LayerReport, PassReport, Report
-from qcompile.report.text import headlines, human_bytes, promise, warnings
+from qcompile.report.text import headlines, human_bytes, measures, promise, warnings
 
 
 def quantized(name: str, sqnr_db: float | None) -> LayerReport:
     return LayerReport(name, "Linear", "quantized", sqnr_db=sqnr_db)
+
+
+FINE = [quantized("fc", 40.0)]
 
 
 def test_the_summary_begins_with_speed_size_and_accuracy():
@@ -16,7 +19,7 @@ def test_the_summary_begins_with_speed_size_and_accuracy():
         target="avx2",
         latency={"float_ms": 10.0, "quantized_ms": 4.0},
         size={"float_bytes": 4_000_000, "quantized_bytes": 1_000_000},
-        accuracy={"logits": {"cosine": 0.99912345}},
+        accuracy={"logits": {"cosine": 0.99912345}, "measured on": "calibration samples"},
         layers=[quantized("a", 30.0), quantized("b", 34.0), LayerReport("c", "Conv", "kept", "one channel")],
         channel_scales={"folded": 4, "explicit": 0},
     )
@@ -24,9 +27,9 @@ def test_the_summary_begins_with_speed_size_and_accuracy():
         "encoder · w8a8-static · openvino · avx2",
         "  latency   10 ms -> 4 ms, 2.50 times as fast as float",
         "  size      4.0 MB -> 1.0 MB, 4.00 times smaller",
-        "  accuracy  logits cosine 0.99912",
+        "  accuracy  logits, cosine to float 0.99912, on calibration samples",
         "  layers    2 quantized, 1 kept of 3",
-        "  SQNR      median 32.0 dB, worst 30.0 dB",
+        "  SQNR      each layer alone: median 32.0 dB, worst 30.0 dB",
         "  scales    4 folded, 0 explicit",
         "",
     ]
@@ -39,6 +42,12 @@ def test_the_summary_names_the_culprits_first_and_the_lines_that_keep_them_float
     assert rows == ["2.0", "10.0", "40.0"]
     assert lines[-3:] == ["ignore:", "- worst", "- bad [0]"]
     assert "  warning: 2 quantized layers are below 20 dB; the worst is worst" in lines
+
+
+def test_both_errors_of_a_layer_are_listed():
+    layers = [LayerReport("fc", "Linear", "quantized", sqnr_db=30.0, accumulated_db=12.25), quantized("head", 40.0)]
+    rows = [line.split() for line in Report(layers=layers).summary().splitlines() if "Linear" in line]
+    assert rows == [["30.0", "12.2", "Linear", "fc"], ["40.0", "Linear", "head"]]
 
 
 def test_layers_that_stayed_float_are_counted_by_reason():
@@ -65,10 +74,11 @@ def test_an_empty_report_is_a_summary_too():
 @pytest.mark.parametrize(
     ("report", "warned"),
     [
-        (Report(latency={"float_ms": 4.0, "quantized_ms": 4.0}), "slower than float"),
-        (Report(latency={"float_ms": 4.0, "quantized_ms": 3.9}), None),
-        (Report(size={"float_bytes": 10, "quantized_bytes": 10}), "larger than float"),
-        (Report(size={"float_bytes": 10, "quantized_bytes": 9}), None),
+        (Report(layers=FINE, latency={"float_ms": 4.0, "quantized_ms": 4.0}), "slower than float"),
+        (Report(layers=FINE, latency={"float_ms": 4.0, "quantized_ms": 3.9}), None),
+        (Report(layers=FINE, size={"float_bytes": 10, "quantized_bytes": 10}), "larger than float"),
+        (Report(layers=FINE, size={"float_bytes": 10, "quantized_bytes": 9}), None),
+        (Report(latency={"float_ms": 4.0, "quantized_ms": 5.0}, size={"float_bytes": 9, "quantized_bytes": 10}), None),
         (Report(layers=[quantized("fc", 19.0)]), "1 quantized layer is below 20 dB; the worst is fc"),
         (Report(layers=[quantized("fc", 20.0)]), None),
     ],
@@ -96,6 +106,11 @@ def test_what_was_not_measured_is_not_claimed():
 )
 def test_sizes_for_people(count, text):
     assert human_bytes(count) == text
+
+
+def test_measures_are_named_in_words_and_outputs_as_the_user_names_them():
+    report = Report(accuracy={"sqnr_db": 25.0, "cosine": {"last_hidden_state": 1.0}, "measured on": "made-up inputs"})
+    assert measures(report) == [("SQNR of the outputs in dB", 25.0), ("cosine to float, last_hidden_state", 1.0)]
 
 
 def test_promises_in_words():
