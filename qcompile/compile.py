@@ -63,8 +63,8 @@ def compile(
         target: processor to compile for, see the backend's `targets`; None: one like this.
         verify: compare outputs after exact passes, and run the artifact.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
-            1; None: silent. For a bar of rich: `lambda stage, part: bar.update(task, description=stage, completed=part)`
-            with a task of total 1, as the command line shows.
+            1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
+            `lambda stage, part: bar.update(task, description=stage, completed=part)`.
 
     Raises:
         QCompileError: with the node, input or setting, the reason and the mend.

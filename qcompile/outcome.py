@@ -176,7 +176,7 @@ def file_bytes(model: ir.Model) -> int:
             del skeleton.graph.initializers[name]
             if not value.is_graph_input():
                 skeleton.graph.inputs.append(value)  # its name, type and shape take as many bytes there
-    return weights + ir.to_proto(skeleton).ByteSize()
+    return weights + int(ir.to_proto(skeleton).ByteSize())
 
 
 def _correct_layers(report: Report, findings: Sequence[Finding]) -> None:

@@ -101,7 +101,8 @@ class Pipeline:
             required = not self._untouched(model, passes, log)
         if self.samples and not log.outputs:
             log.outputs = self._first_outputs(model)
-        names, exact = {}, {}
+        names: dict[str, str] = {}
+        exact: dict[str, np.ndarray] = {}
         for group in _groups(passes):
             if self.samples and not names and _keeps(group[0]) == "lossy":
                 # Not of the model as it came: folded scales change what layers in between compute.

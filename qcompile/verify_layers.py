@@ -106,7 +106,7 @@ def _integer(graph: ir.Graph, name: str, number: int) -> ir.Value:
 def _valid_rows(rows: np.ndarray, sample: Feed, masks: Sequence[PaddingMask]) -> np.ndarray:
     """Leave out the rows of padded positions, where there is a row for each position of a mask."""
     for mask in masks:
-        valid = (sample[mask.name] == mask.valid).reshape(-1)[:ROWS]
+        valid = np.ravel(sample[mask.name] == mask.valid)[:ROWS]
         if len(rows) == len(valid):
-            return rows[valid].reshape(-1)
-    return rows.reshape(-1)
+            return np.ravel(rows[valid])
+    return np.ravel(rows)

@@ -24,13 +24,13 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True)
 class Dot:
-    """A layer in the chart of SQNR by depth; `accumulated` is the height of its accumulated error, if known."""
+    """A layer in the chart of SQNR by depth: heights of its error alone and accumulated, of those that are known."""
 
     x: float
-    y: float
+    alone: float | None
+    accumulated: float | None
     layer: LayerReport
     culprit: bool
-    accumulated: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,28 +62,26 @@ def nice_step(span: float, count: int) -> float:
 
 
 def depth_chart(layers: Sequence[LayerReport]) -> DepthChart | None:
-    """Return the chart of the layers whose SQNR is known and finite; None when there are fewer than two."""
-    known = [(layer, layer.sqnr_db) for layer in layers if _is_number(layer.sqnr_db)]
+    """Return the chart of the layers with an SQNR that is known and finite; None when there are fewer than two."""
+    known = [layer for layer in layers if _is_number(layer.sqnr_db) or _is_number(layer.accumulated_db)]
     if len(known) < 2:
         return None
-    values = [value for _, value in known]
-    values += [layer.accumulated_db for layer, _ in known if _is_number(layer.accumulated_db)]
+    values = [ratio for layer in known for ratio in (layer.sqnr_db, layer.accumulated_db) if _is_number(ratio)]
     low, high = min(0.0, *values), max(CULPRIT_DB * 1.5, *values)
     step = nice_step(high - low, 5)
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
 
-    def height(value: float) -> float:
-        return round(100 * (high - value) / (high - low), 2)
+    def height(ratio: float | None) -> float | None:
+        return round(100 * (high - ratio) / (high - low), 2) if _is_number(ratio) else None
 
-    def behind(layer: LayerReport) -> float | None:
-        return height(layer.accumulated_db) if _is_number(layer.accumulated_db) else None
+    def dot(index: int, layer: LayerReport) -> Dot:
+        x = round(100 * (index + 0.5) / len(known), 2)
+        culprit = _is_number(layer.sqnr_db) and layer.sqnr_db < CULPRIT_DB
+        return Dot(x, height(layer.sqnr_db), height(layer.accumulated_db), layer, culprit)
 
-    dots = tuple(
-        Dot(round(100 * (index + 0.5) / len(known), 2), height(value), layer, value < CULPRIT_DB, behind(layer))
-        for index, (layer, value) in enumerate(known)
-    )
     marks = [low + step * index for index in range(round((high - low) / step) + 1)]
-    return DepthChart(dots, tuple(Tick(height(mark), f"{mark:g}") for mark in marks), height(CULPRIT_DB))
+    ticks = tuple(Tick(height(mark) or 0.0, f"{mark:g}") for mark in marks)
+    return DepthChart(tuple(dot(*each) for each in enumerate(known)), ticks, height(CULPRIT_DB) or 0.0)
 
 
 def _is_number(ratio: float | None) -> TypeGuard[float]:

@@ -21,7 +21,7 @@ def test_steps_of_an_axis_are_round_and_few(span, count, step):
 def test_layers_lie_from_left_to_right_and_higher_where_they_are_better():
     chart = depth_chart([layer("a", 10.0), layer("b", 30.0), layer("c", 20.0)])
     assert [dot.x for dot in chart.dots] == [16.67, 50.0, 83.33]
-    first, second, third = (dot.y for dot in chart.dots)
+    first, second, third = (dot.alone for dot in chart.dots)
     assert first > third > second
     assert third == chart.threshold
     assert [dot.culprit for dot in chart.dots] == [True, False, False]
@@ -31,14 +31,16 @@ def test_the_accumulated_error_lies_on_the_same_axis():
     layers = [LayerReport("a", "Linear", "quantized", sqnr_db=40.0, accumulated_db=-20.0), layer("b", 40.0)]
     first, second = depth_chart(layers).dots
     assert (first.accumulated, second.accumulated) == (100.0, None)
-    assert 0 <= first.y < 50
+    assert 0 <= first.alone < 50
+    unmeasured = [LayerReport(name, "Linear", "quantized", accumulated_db=30.0) for name in "ab"]
+    assert [(dot.alone, dot.culprit) for dot in depth_chart(unmeasured).dots] == [(None, False)] * 2
 
 
 def test_every_dot_lies_between_the_outer_ticks():
     chart = depth_chart([layer("a", -12.0), layer("b", 71.0), layer("c", 5.0)])
     heights = [tick.y for tick in chart.ticks]
     assert (min(heights), max(heights)) == (0.0, 100.0)
-    assert all(0 <= dot.y <= 100 for dot in chart.dots)
+    assert all(0 <= dot.alone <= 100 for dot in chart.dots)
     assert [float(tick.label) for tick in chart.ticks] == [-20, 0, 20, 40, 60, 80]
 
 

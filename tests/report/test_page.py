@@ -114,6 +114,25 @@ def test_what_was_not_measured_is_not_on_the_page(report):
     assert "Latency" not in page.text
 
 
+def test_the_float_model_is_not_said_to_be_quantized():
+    latency, passes = {"float_ms": 4.0, "quantized_ms": 4.4}, [PassReport("FuseGelu()", 0.1, False)]
+    text = Page(render(Report(recipe="float", latency=latency, passes=passes))).text
+    assert "quantized" not in text
+    assert "as fast as float" not in text
+    assert "promise and check" not in text
+    assert "FuseGelu" in text
+
+
+def test_a_layer_shows_both_of_its_errors_and_only_those_that_were_measured():
+    layers = [
+        LayerReport("fc", "Linear", "quantized", sqnr_db=31.25, accumulated_db=12.5),
+        LayerReport("attention", "Attention", "quantized", accumulated_db=17.75),
+    ]
+    source = render(Report(layers=layers))
+    titles = re.findall(r"<title>(.*?)</title>", source)[1:]
+    assert titles == ["fc: 12.5 dB in all", "attention: 17.8 dB in all", "fc: 31.2 dB alone"]
+
+
 def test_the_page_is_written_as_utf_8(tmp_path):
     Report(model="モデル").save_html(tmp_path / "report.html")
     assert "モデル" in (tmp_path / "report.html").read_text(encoding="utf-8")
