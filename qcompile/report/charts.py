@@ -71,17 +71,19 @@ def depth_chart(layers: Sequence[LayerReport]) -> DepthChart | None:
     step = nice_step(high - low, 5)
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
 
-    def height(ratio: float | None) -> float | None:
-        return round(100 * (high - ratio) / (high - low), 2) if _is_number(ratio) else None
+    def height(ratio: float) -> float:
+        return round(100 * (high - ratio) / (high - low), 2)
 
     def dot(index: int, layer: LayerReport) -> Dot:
         x = round(100 * (index + 0.5) / len(known), 2)
         culprit = _is_number(layer.sqnr_db) and layer.sqnr_db < CULPRIT_DB
-        return Dot(x, height(layer.sqnr_db), height(layer.accumulated_db), layer, culprit)
+        alone = height(layer.sqnr_db) if _is_number(layer.sqnr_db) else None
+        accumulated = height(layer.accumulated_db) if _is_number(layer.accumulated_db) else None
+        return Dot(x, alone, accumulated, layer, culprit)
 
     marks = [low + step * index for index in range(round((high - low) / step) + 1)]
-    ticks = tuple(Tick(height(mark) or 0.0, f"{mark:g}") for mark in marks)
-    return DepthChart(tuple(dot(*each) for each in enumerate(known)), ticks, height(CULPRIT_DB) or 0.0)
+    ticks = tuple(Tick(height(mark), f"{mark:g}") for mark in marks)
+    return DepthChart(tuple(dot(*each) for each in enumerate(known)), ticks, height(CULPRIT_DB))
 
 
 def _is_number(ratio: float | None) -> TypeGuard[float]:
