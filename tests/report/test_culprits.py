@@ -64,3 +64,15 @@ def test_the_accumulated_error_begins_at_the_planted_layer():
     assert list(layers) == [f"{block}.linear" for block in range(BLOCKS)]
     assert max(alone[PLANTED], in_all[PLANTED]) < 20 < min(alone[:PLANTED] + alone[PLANTED + 1 :] + in_all[:PLANTED])
     assert in_all[PLANTED + 1] < alone[PLANTED + 1] - 5, "it has the error of the layer before it"
+
+
+def test_what_smoothing_folds_into_a_layer_is_no_error_of_it():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8)).eval()
+    with torch.no_grad():
+        model[0].weight[[2, 9]] *= 30  # channels that stand out behind it, until their scale is folded back
+    generator = np.random.default_rng(0)
+    data = [{"input": generator.standard_normal((8, 16)).astype(np.float32)} for _ in range(16)]
+    report = qcompile.compile(model, "w8a8-static", calibration=data).report
+    assert report.channel_scales["folded"] == 1
+    assert report.layers[0].accumulated_db > 30
