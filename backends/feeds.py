@@ -11,13 +11,17 @@ import numpy as np
 from qcompile.errors import InputError
 from qcompile.session import Feed
 
+TEXT = "object"
+"""Type of an input that takes texts: arrays of Python objects, of str or of bytes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
     """What a model says about one of its inputs.
 
     Attributes:
-        dtype: numpy name of its type; None where numpy has none.
+        dtype: numpy name of its type, `TEXT` for texts; None where the runtime takes no
+            numpy array of it: then nothing can be fed.
         shape: its sizes, None for those that may change; None where the rank may change.
     """
 
@@ -29,9 +33,12 @@ def check_feed(feed: Feed, inputs: Mapping[str, Declared]) -> None:
     """Raise InputError for a missing or unknown input, and for a type or shape that is not the input's.
 
     Args:
-        feed: input name -> array.
+        feed: input name -> array; anything else is refused.
         inputs: every input of the model.
     """
+    if not isinstance(feed, Mapping) or not all(isinstance(name, str) for name in feed):
+        mend = f"Give {', '.join(inputs)} by name: {{name: array}}"
+        raise InputError(f"feed of type {type(feed).__name__}", "it is not {name: array}", mend)
     for name in feed:
         if name not in inputs:
             raise InputError(f"input {name!r}", "the model has no such input", _nearest(name, list(inputs)))
@@ -49,7 +56,10 @@ def _nearest(name: str, names: list[str]) -> str:
 def _check(name: str, array: object, declared: Declared) -> None:
     if not isinstance(array, np.ndarray):
         raise InputError(f"input {name!r}", f"it is a {type(array).__name__}", "Feed a numpy array")
-    if declared.dtype is not None and array.dtype != np.dtype(declared.dtype):
+    if declared.dtype is None:
+        reason = "the runtime takes no numpy array of its type, such as bfloat16"
+        raise InputError(f"input {name!r}", reason, "Give the model an input of float32 and a Cast behind it")
+    if array.dtype.kind not in "OSU" if declared.dtype == TEXT else array.dtype != np.dtype(declared.dtype):
         mend = f"Use array.astype({declared.dtype!r})"
         raise InputError(f"input {name!r}", f"its type is {array.dtype}, not {declared.dtype}", mend)
     shape = declared.shape

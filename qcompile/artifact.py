@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +84,26 @@ class Artifact:
             InputError: an input is missing, unknown, or has another type or shape than the model's.
             ModelError: an output has a type that numpy does not have, such as bfloat16.
         """
-        if not isinstance(feed, Mapping) or not all(isinstance(name, str) for name in feed):
-            names = ", ".join(port.name for port in self.manifest.inputs)
-            raise InputError(f"feed of type {type(feed).__name__}", "it is not {name: array}", f"Give {names} by name")
         for port in self.manifest.outputs:
             check_native(port.name, np.dtype(port.dtype))
         if self._session is None:
             self._session = self.open_session()
         return self._session.run(feed)
 
-    def __call__(self, **feed: Any) -> dict[str, np.ndarray]:
-        """Run the model on arrays given by the names of its inputs; see `run`."""
-        return self.run(feed)
+    def __call__(self, /, *arrays: Any, **feed: Any) -> dict[str, np.ndarray]:
+        """Run the model on arrays given by the names of its inputs, or on the one array of its only input; see `run`.
+
+        Raises:
+            InputError: as `run`; or there are arrays without a name where the model has other than one input.
+        """
+        names = [port.name for port in self.manifest.inputs]
+        if not arrays:
+            return self.run(feed)
+        if len(arrays) == len(names) == 1 and not feed:
+            return self.run({names[0]: arrays[0]})
+        subject = "1 array without a name" if len(arrays) == 1 else f"{len(arrays)} arrays without a name"
+        mend = f"Call artifact({', '.join(f'{name}=...' for name in names)}), or artifact.run({{name: array}})"
+        raise InputError(subject, f"the inputs of the model are {', '.join(names) or 'none'}", mend)
 
 
 def load(path: str | Path) -> Artifact:

@@ -15,7 +15,8 @@ from typing import IO, Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.calibration_sample import Array, Feed, as_array, check, is_array
+from qcompile.calibration_indices import index_limits
+from qcompile.calibration_sample import Array, Feed, UserCode, as_array, check, is_array
 from qcompile.errors import CalibrationError
 
 _FORMS = "Give an iterable of dicts, arrays or tuples, a callable that returns one, a dict of arrays, or an .npz file"
@@ -68,10 +69,19 @@ class Calibration:
             inputs: inputs of the model that need a value.
 
         Raises:
-            CalibrationError: the data is of no known form, or a sample does not fit; names the input and the sample.
+            CalibrationError: the data is of no known form, the code that makes it fails, or a sample does not fit;
+                names the sample, and the input that it does not fit.
         """
+        limits = index_limits(inputs)
         for index, sample in enumerate(itertools.islice(stored(self.data, inputs), self.num_calibration_samples)):
-            yield check(sample if self.transform is None else self.transform(sample), index, inputs)
+            yield check(self.transformed(sample, index), index, inputs, limits)
+
+    def transformed(self, sample: Any, index: int) -> Any:
+        """Return what the transform makes of a sample; raises CalibrationError when it fails on it."""
+        if self.transform is None:
+            return sample
+        with UserCode("transform= of Calibration", index):
+            return self.transform(sample)
 
 
 def stored(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
@@ -82,7 +92,7 @@ def stored(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
         inputs: inputs of the model; how stacked arrays are cut depends on their rank.
 
     Raises:
-        CalibrationError: the data is of no known form, or a file cannot be read.
+        CalibrationError: the data is of no known form, a file cannot be read, or the code that makes the data fails.
     """
     if isinstance(data, str | os.PathLike):
         return _from_npz(pathlib.Path(data), inputs)
@@ -94,20 +104,39 @@ def stored(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
         name = str(inputs[0].name) if len(inputs) == 1 else ""
         return (piece[name] for piece in _from_arrays({name: as_array(data)}, inputs))
     if callable(data) and not isinstance(data, Iterable):
-        return iter(data())
+        return _from_iterable(data)
     if isinstance(data, Iterable) or hasattr(data, "__getitem__"):
-        return iter(data)
+        return _from_iterable(lambda: data)
     raise CalibrationError("calibration data", f"a {type(data).__name__} holds no samples", _FORMS)
 
 
-def _from_reader(reader: Any) -> Iterator[Any]:
-    sample = reader.get_next()
-    if sample is None and hasattr(reader, "rewind"):
-        reader.rewind()
-        sample = reader.get_next()
-    while sample is not None:
+def _from_iterable(make: Callable[[], Any]) -> Iterator[Any]:
+    """Yield what the user's object gives; one with a length and no __iter__ gives as many items as it says."""
+    with UserCode("the calibration data", 0):
+        data = make()
+        counted = hasattr(data, "__len__") and not isinstance(data, Iterable)
+        samples = map(data.__getitem__, range(len(data))) if counted else iter(data)
+    for index in itertools.count():
+        with UserCode("the calibration data", index):
+            try:
+                sample = next(samples)
+            except StopIteration:
+                return
         yield sample
+
+
+def _from_reader(reader: Any) -> Iterator[Any]:
+    with UserCode("the calibration data reader", 0):
         sample = reader.get_next()
+        if sample is None and hasattr(reader, "rewind"):
+            reader.rewind()
+            sample = reader.get_next()
+    for index in itertools.count(1):
+        if sample is None:
+            return
+        yield sample
+        with UserCode("the calibration data reader", index):
+            sample = reader.get_next()
 
 
 def _from_arrays(stacked: Mapping[str, Array], inputs: Sequence[ir.Value]) -> Iterator[Feed]:

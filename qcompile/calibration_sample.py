@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompile.errors import CalibrationError
+from qcompile.calibration_indices import IndexLimit
+from qcompile.errors import CalibrationError, QCompileError
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
+
+
+class UserCode(contextlib.AbstractContextManager[None]):
+    """Inside runs code that the user wrote, and nothing else: whatever it raises is about one calibration sample.
+
+    Attributes:
+        what: the code, in words.
+        index: of the sample that it was to make.
+
+    Raises:
+        CalibrationError: the code raised an error; one of qcompile's own passes as it is.
+    """
+
+    def __init__(self, what: str, index: int) -> None:
+        self.what, self.index = what, index
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, QCompileError):
+            reason = f"{self.what} raised {type(error).__name__}: {str(error).rstrip('.') or 'without a message'}"
+            mend = "Mend that code, or leave the sample out; the traceback of the error shows the place"
+            raise CalibrationError(f"calibration sample {self.index}", reason, mend) from error
 
 
 def is_array(data: Any) -> bool:
@@ -56,12 +82,18 @@ def transform_to(count: int) -> str:
     return f"qcompile.Calibration(data, transform=lambda sample: {chosen})"
 
 
-def check(sample: Any, index: int, inputs: Sequence[ir.Value]) -> Feed:
+def check(sample: Any, index: int, inputs: Sequence[ir.Value], limits: Mapping[str, IndexLimit] | None = None) -> Feed:
     """Return the sample as arrays of the inputs' dtypes, in the order of the inputs.
+
+    Args:
+        sample: as the user gives it.
+        index: its place in the data, for errors.
+        inputs: of the model.
+        limits: input name -> what its numbers may be, for inputs that are indices.
 
     Raises:
         CalibrationError: a name is not an input's, an input is missing, or an array has the wrong rank, shape or
-            dtype, is empty, or holds NaN or infinity.
+            dtype, is empty, holds NaN or infinity, or an index that is outside of its table.
     """
     contents = named(sample, index, inputs)
     names = [str(value.name) for value in inputs]
@@ -78,7 +110,17 @@ def check(sample: Any, index: int, inputs: Sequence[ir.Value]) -> Feed:
         if name not in contents:
             raise _error(name, index, "it is missing", "Give a value for every input of the model")
         feed[name] = _checked(contents[name], value, index, sizes)
+        if limits is not None and name in limits:
+            _check_indices(feed[name], limits[name], name, index)
     return feed
+
+
+def _check_indices(array: Array, limit: IndexLimit, name: str, index: int) -> None:
+    outside = array[(array < -limit.size) | (array >= limit.size)]
+    if outside.size:
+        reason = f"it holds {outside[0]}, and {limit.node} takes it for an index into {limit.size} rows"
+        mend = f"Give 0 to {limit.size - 1}; for token ids, use the tokenizer that belongs to the model"
+        raise _error(name, index, reason, mend)
 
 
 def _error(name: str, index: int, reason: str, mend: str) -> CalibrationError:
@@ -89,7 +131,11 @@ def _checked(content: Any, value: ir.Value, index: int, sizes: dict[str, tuple[i
     name = str(value.name)
     try:
         array = as_array(content)
-    except (ValueError, TypeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # RuntimeError: a tensor without data, on torch's meta device
         raise _error(name, index, f"it is no array ({error})", "Give arrays, tensors or lists of numbers") from error
     array = _cast(array, value, index)
     _check_shape(array, value, index, sizes)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+import qcompile
 from qcompile import errors
 
 EXIT_CODES: dict[type[errors.QCompileError], int] = {
@@ -37,7 +38,6 @@ EXIT_CODES_HELP = (
 
 app = typer.Typer(
     name="qcompile",
-    help="Compile PyTorch and ONNX models to INT8 for ONNX Runtime and OpenVINO.",
     epilog=EXIT_CODES_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -46,6 +46,21 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error was raised.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its own choice when left out.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qcompile {qcompile.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Compile PyTorch and ONNX models to INT8 for ONNX Runtime and OpenVINO."""
 
 
 @app.command("compile", epilog=EXIT_CODES_HELP)
@@ -79,7 +94,6 @@ def compile_model(
 ) -> None:
     """Compile a model; prints what was quantized, what it cost and what it won."""
     with _failures(as_json, debug):
-        import qcompile
         from qcompile import cli_inputs
 
         with _progress() as progress:
@@ -122,8 +136,11 @@ def bench(
         from qcompile.latency import interleaved_medians
 
         opened = artifact.load(folder)
-        sizes = cli_inputs.dimensions(dim or ())
-        feed = cli_inputs.read_sample(data) if data else cli_inputs.made_up_feed(opened.manifest.inputs, sizes)
+        inputs = opened.manifest.inputs
+        sizes = cli_inputs.dimensions(dim or (), inputs)
+        if data and sizes:
+            raise errors.RecipeError(f"--dim {dim[0]}" if dim else "", "--data gives the feed", "Leave one of them out")
+        feed = cli_inputs.read_sample(data) if data else cli_inputs.made_up_feed(inputs, sizes)
         sessions = {"quantized": opened.open_session(threads=threads)}
         if against is not None:
             model = frontend.trace(cli_inputs.model_file(against))

@@ -15,6 +15,7 @@ from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError, ModelError, RecipeError
 from qcompile.manifest import Port
 from qcompile.recipe import Recipe, named_recipes
+from qcompile.recipe_settings import mend
 
 DEFAULT_DIMENSION = 128
 
@@ -128,12 +129,20 @@ def made_up_feed(inputs: Sequence[Port], dimensions: Mapping[str, int]) -> dict[
     return feed
 
 
-def dimensions(texts: Sequence[str]) -> dict[str, int]:
-    """Return sizes of named dimensions from name=size; raises RecipeError."""
+def dimensions(texts: Sequence[str], inputs: Sequence[Port]) -> dict[str, int]:
+    """Return sizes of the free dimensions of the inputs from name=size.
+
+    Raises:
+        RecipeError: a text is not name=size, or no free dimension has this name.
+    """
+    known = list(dict.fromkeys(size for port in inputs for size in port.shape or () if isinstance(size, str)))
     sizes = {}
     for text in texts:
         name, _, size = text.partition("=")
         if not size.isdecimal() or not int(size):
             raise RecipeError(f"--dim {text}", "it is not name=size", "Write it like --dim sequence=128")
+        if name not in known:
+            reason = f"no free dimension has this name: they are {', '.join(known)}" if known else "all sizes are fixed"
+            raise RecipeError(f"--dim {text}", reason, mend(name, known))
         sizes[name] = int(size)
     return sizes

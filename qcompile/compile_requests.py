@@ -110,7 +110,7 @@ def first_sample(calibration: Calibration, module: Any) -> tuple[Any, Calibratio
         raise CalibrationError("calibration data", "it holds no sample", "Give one at least; a generator serves once")
     if not (is_array(data) or isinstance(data, Mapping | str | os.PathLike)):  # how those are cut depends on the model
         calibration = dataclasses.replace(calibration, data=itertools.chain([first], samples))
-    sample = first if calibration.transform is None else calibration.transform(first)
+    sample = calibration.transformed(first, 0)
     _check_arguments(sample, inspect.signature(module.forward))
     doubles = any(str(each.dtype) == "torch.float64" for each in module.parameters())
     return sample if doubles else _without_doubles(sample), calibration

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
-from qcompile.errors import ModelError, VerificationError
+from qcompile.errors import InputError, ModelError, VerificationError
 from qcompile.memory import return_freed_memory
 from qcompile.session import Feed, OpenSession, Session
 from qcompile.solvers.sqnr import decibels, powers
@@ -87,6 +87,7 @@ def outputs_of(model: ir.Model, samples: Sequence[Feed], open_session: OpenSessi
 
     Raises:
         ModelError: the runtime refuses the model.
+        InputError: the model fails on a sample.
     """
     outputs = run_all(open_session(model), samples)
     return_freed_memory()
@@ -94,8 +95,22 @@ def outputs_of(model: ir.Model, samples: Sequence[Feed], open_session: OpenSessi
 
 
 def run_all(session: Session, samples: Sequence[Feed]) -> list[dict[str, np.ndarray]]:
-    """Return the outputs on each sample, as copies: a runtime's own arrays may keep all memory of its session alive."""
-    return [{name: np.array(array) for name, array in session.run(sample).items()} for sample in samples]
+    """Return the outputs on each sample, as copies: a runtime's own arrays may keep all memory of its session alive.
+
+    Raises:
+        InputError: the model fails on a sample; names its place among them.
+    """
+    return [
+        {name: np.array(array) for name, array in _run(session, sample, index).items()}
+        for index, sample in enumerate(samples)
+    ]
+
+
+def _run(session: Session, sample: Feed, index: int) -> dict[str, np.ndarray]:
+    try:
+        return session.run(sample)
+    except InputError as error:
+        raise InputError(f"sample {index}, {error.subject}", error.reason, error.mend) from error
 
 
 def usable_masks(masks: Iterable[PaddingMask], samples: Sequence[Feed]) -> tuple[PaddingMask, ...]:

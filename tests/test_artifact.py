@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from qcompile import artifact_exchange
+from qcompile import artifact_exchange, backends
 from qcompile.artifact import check_output, load
 from qcompile.backends import Lowered
 from qcompile.errors import ArtifactError, InputError
@@ -66,6 +67,32 @@ def test_the_report_may_be_completed_while_the_files_are_written(tmp_path):
 def test_the_wrong_feed_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="'m'"):
         write(tmp_path / "out").run({"x": np.zeros((2, 3), np.float32), "m": np.zeros(2, np.int64)})
+
+
+def test_the_array_of_the_only_input_needs_no_name(tmp_path):
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 21]> g (float[n] self) => (float[n] y)
+        { y = Neg(self) }""")
+    artifact = write(
+        tmp_path / "out",
+        lambda folder: backends.get("onnxruntime").lower(model, folder, target=None),
+        inputs=model.graph.inputs,
+        outputs=model.graph.outputs,
+    )
+    x = np.ones(2, np.float32)
+    for outputs in (artifact(x), artifact(self=x), artifact.run({"self": x})):
+        np.testing.assert_array_equal(outputs["y"], -x)
+    with pytest.raises(InputError, match="2 arrays without a name"):
+        artifact(x, x)
+    with pytest.raises(InputError, match="it is a list"):
+        artifact([1.0])
+
+
+@pytest.mark.parametrize("feed", [{}, {"n": np.zeros(2, np.int64)}])
+def test_an_array_without_a_name_is_refused_where_there_are_more_inputs(tmp_path, feed):
+    with pytest.raises(InputError) as caught:
+        write(tmp_path / "out")(np.zeros((2, 3), np.float32), **feed)
+    assert (caught.value.subject, caught.value.reason) == ("1 array without a name", "the inputs of the model are x, n")
+    assert "artifact(x=..., n=...)" in caught.value.mend
 
 
 def test_without_an_output_the_folder_lives_as_long_as_the_artifact():

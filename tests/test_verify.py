@@ -10,7 +10,7 @@ import pytest
 
 from qcompile.backends import get
 from qcompile.calibration_masks import PaddingMask
-from qcompile.errors import ModelError, VerificationError
+from qcompile.errors import InputError, ModelError, VerificationError
 from qcompile.verify import (
     check_exact,
     check_valid,
@@ -133,3 +133,11 @@ def test_outputs_do_not_keep_the_memory_of_the_session():
     model = ir.from_onnx_text(text)
     (outputs,) = outputs_of(model, [{"x": np.ones(8, np.float32)}], get("onnxruntime").open_session)
     assert outputs["y"].flags.owndata
+
+
+def test_the_sample_that_a_model_fails_on_is_named():
+    model = ir.from_onnx_text(f"{HEADER} g (float[n] x, float[m] r) => (float[k] y) {{ y = Add(x, r) }}")
+    samples = [{"x": np.ones(2, np.float32), "r": np.ones(size, np.float32)} for size in (2, 1, 3)]
+    with pytest.raises(InputError) as caught:
+        outputs_of(model, samples, get("onnxruntime").open_session)
+    assert caught.value.subject == "sample 2, feed of x [2], r [3]"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from qcompile.backends.feeds import Declared, check_feed
+from qcompile.backends.feeds import TEXT, Declared, check_feed
 from qcompile.errors import InputError, ModelError
 from qcompile.memory import return_freed_memory
 from qcompile.session import Feed
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 Optimization = Literal["disabled", "basic", "extended", "all"]
+
+_CHECK = "Check the shapes, and that indices lie inside of their tables"
 
 _NUMPY_TYPES = {
     "tensor(float)": "float32",
@@ -59,7 +61,7 @@ class OnnxRuntimeSession:
             results = self.inference.run(names, dict(feed))
         except runtime_errors() as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
-            raise InputError(f"feed of {shapes}", f"ONNX Runtime refuses it: {error}", "Check the shapes") from error
+            raise InputError(f"feed of {shapes}", f"ONNX Runtime refuses it: {error}", _CHECK) from error
         return dict(zip(names, results, strict=True))
 
 
@@ -123,4 +125,4 @@ def runtime_errors() -> tuple[type[Exception], ...]:
 
 def _declared(value: onnxruntime.NodeArg) -> Declared:
     shape = [size if isinstance(size, int) else None for size in value.shape]
-    return Declared(_NUMPY_TYPES.get(value.type), shape)
+    return Declared(TEXT if value.type == "tensor(string)" else _NUMPY_TYPES.get(value.type), shape)

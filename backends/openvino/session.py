@@ -103,4 +103,6 @@ def refused(subject: str, error: Exception) -> ModelError:
 def _declared(port: ov.ConstOutput) -> Declared:
     shape = port.get_partial_shape()
     sizes = None if shape.rank.is_dynamic else [None if size.is_dynamic else size.get_length() for size in shape]
-    return Declared(port.get_element_type().to_dtype().name, sizes)
+    kind = port.get_element_type()
+    # OpenVINO calls bfloat16 a float16 of numpy; texts crash it (2026.4).
+    return Declared(None if kind.get_type_name() in ("bf16", "string") else kind.to_dtype().name, sizes)

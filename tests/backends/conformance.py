@@ -217,3 +217,23 @@ class BackendConformance:
             session.run(feed)
         assert subject in caught.value.subject
         assert reason in caught.value.reason
+
+    @pytest.mark.parametrize("feed", [None, [np.zeros((1, 1, 32), np.float32)], {0: np.zeros((1, 1, 32), np.float32)}])
+    def test_a_feed_without_names(self, backend: Any, feed: Any) -> None:
+        with pytest.raises(InputError, match=r"it is not \{name: array\}. Give x by name"):
+            backend.open_session(linear_case().model, threads=1).run(feed)
+
+    @pytest.mark.parametrize(
+        ("array", "reason"),
+        [([[[0.0] * 32]], "it is a list"), (np.zeros((1, 1, 32), "bfloat16"), "its type is bfloat16, not float32")],
+    )
+    def test_a_value_that_is_no_array_of_the_type(self, backend: Any, array: Any, reason: str) -> None:
+        with pytest.raises(InputError) as caught:
+            backend.open_session(linear_case().model, threads=1).run({"x": array})
+        assert (caught.value.subject, caught.value.reason) == ("input 'x'", reason)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+    def test_an_input_that_numpy_has_no_type_for(self, backend: Any, dtype: str) -> None:
+        model = parse("(bfloat16[N] x) => (float[N] y) { y = Cast<to = 1>(x) }")
+        with pytest.raises(InputError, match="input 'x': the runtime takes no numpy array of its type"):
+            backend.open_session(model, threads=1).run({"x": np.zeros(2, dtype)})

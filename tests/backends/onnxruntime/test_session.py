@@ -82,3 +82,11 @@ def test_weights_that_are_computed_or_laid_out_otherwise_are_loaded() -> None:
     model = ir.from_onnx_text(f"{HEADER} g {text}", initializers=[ir.Tensor(table.T, name="w"), lazy])
     found = BACKEND.open_session(model, threads=1).run({"ids": np.array([3, 4])})["y"]
     np.testing.assert_array_equal(found, 2 * table.T[[3, 4]])
+
+
+def test_texts() -> None:
+    session = BACKEND.open_session(parse("(string[N] x) => (string[N] y) { y = Identity (x) }"), threads=1)
+    for texts in (np.array(["a", "b"]), np.array(["a", "b"], object)):
+        assert session.run({"x": texts})["y"].tolist() == ["a", "b"]
+    with pytest.raises(InputError, match="its type is float64, not object"):
+        session.run({"x": np.zeros(2)})
