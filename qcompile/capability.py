@@ -11,7 +11,7 @@ from qcompile.errors import CalibrationError, UnsupportedError
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.quantize_attention import QuantizeAttention
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
-from qcompile.recipe import Recipe, named_recipes
+from qcompile.recipe import Recipe, named_recipes, short
 from qcompile.scheme import Scheme
 
 SATURATING_TARGETS = ("avx2",)
@@ -80,6 +80,11 @@ def integer_operators(recipe: Recipe, backend: Backend, target: str | None) -> f
     return frozenset(row.operator for row in rows if row.weights is not None or target not in SATURATING_TARGETS)
 
 
+def wanted_operators(recipe: Recipe) -> frozenset[str]:
+    """Return the operators that the recipe quantizes, whatever a backend makes of them."""
+    return frozenset(wanted.operator for step in recipe.steps for wanted in _wanted(step.build()))
+
+
 def check_recipe(recipe: Recipe, backend: Backend) -> None:
     """Raise UnsupportedError, naming the nearest recipes, when the backend has no operator that the recipe quantizes.
 
@@ -91,11 +96,31 @@ def check_recipe(recipe: Recipe, backend: Backend) -> None:
     if (able or not quantizing) and all(built in able for built in quantizing if not built.may_match_nothing):
         return
     others = [name for name in named_recipes() if integer_operators(Recipe.from_name(name), backend, None)]
+    unable = [
+        (step.pass_name, built) for step in recipe.steps if (built := step.build()) in quantizing and built not in able
+    ]
     raise UnsupportedError(
         f"recipe {recipe.name}",
-        f"{backend.name} computes none of its operators in integers",
+        f"{backend.name} computes none of its operators in integers{_schemes(*unable[0], backend)}",
         f"Use {' or '.join(others[:2])}",
     )
+
+
+def _schemes(pass_name: str, built: Pass, backend: Backend) -> str:
+    """Say which schemes of a pass are the cause, and the nearest that the backend has for the same operator."""
+    pairs = [
+        (wanted, row) for wanted in _wanted(built) for row in backend.capabilities if row.operator == wanted.operator
+    ]
+    told = [_unlike(wanted, row) for wanted, row in pairs]
+    if not told:
+        return ""
+    words = [f"{pass_name}.{name} is {short(mine)}, it has {short(other)}" for name, mine, other in min(told, key=len)]
+    return f": {'; '.join(words)}"
+
+
+def _unlike(wanted: Capability, row: Capability) -> list[tuple[str, Scheme | None, Scheme | None]]:
+    sides = [("activations", wanted.activations, row.activations), ("weights", wanted.weights, row.weights)]
+    return [(name, mine, other) for name, mine, other in sides if not _same(mine, other)]
 
 
 def _supported(built: Pass, backend: Backend) -> list[Capability]:
@@ -114,7 +139,8 @@ def _supported(built: Pass, backend: Backend) -> list[Capability]:
 def _wanted(built: Pass) -> list[Capability]:
     """Return what a pass quantizes, as rows of the table that a backend needs for it; none: it quantizes nothing."""
     if isinstance(built, InsertQdq):
-        return [Capability(operator, built.weights, built.activations) for operator in _LAYERS]
+        operators = _LAYERS[:1] if built.activations.dynamic else _LAYERS  # see `layers.refusal`
+        return [Capability(operator, built.weights, built.activations) for operator in operators]
     if isinstance(built, QuantizeAttention):
         return [Capability("Attention", None, built.activations)]
     if isinstance(built, QuantizeEmbeddings):

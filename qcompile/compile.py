@@ -18,8 +18,9 @@ from qcompile.calibration import Calibrator
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
 from qcompile.canonical import canonical_passes
-from qcompile.capability import check_data, check_recipe, for_target, integer_operators
-from qcompile.compile_requests import example_samples, first_sample, ignored_layers, recipe_of
+from qcompile.capability import check_data, check_recipe, for_target, integer_operators, wanted_operators
+from qcompile.compile_requests import example_samples, first_sample, recipe_of
+from qcompile.compile_selection import check_selection, ignored_layers
 from qcompile.contract import Finding, Pass
 from qcompile.errors import ModelError
 from qcompile.outcome import build_report, measure, model_name
@@ -76,6 +77,7 @@ def compile(
     if output is not None:
         check_output(output)
     work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress)
+    check_selection(work.model, plan, lambda recipe: integer_operators(recipe, engine, target))
     original = work.model.clone()
     quantized = work.apply(plan, integer_operators(plan, engine, target))
     name = model_name(model, original.graph.name, output)
@@ -131,7 +133,9 @@ def rewrite(
     """
     plan = for_target(recipe_of(recipe, ignore, targets), backends.get("onnxruntime").targets, target)
     check_data(plan, calibration)
-    return _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress).apply(plan)
+    work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress)
+    check_selection(work.model, plan, wanted_operators)
+    return work.apply(plan)
 
 
 def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:

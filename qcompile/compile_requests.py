@@ -1,4 +1,4 @@
-"""What users hand to `compile`, as what the compiler works with: recipe, layers to leave alone, samples."""
+"""What users hand to `compile`, as what the compiler works with: recipe and samples."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ import onnx_ir as ir
 from qcompile.calibration_data import Calibration, stored
 from qcompile.calibration_sample import counted, is_array, transform_to
 from qcompile.errors import CalibrationError, RecipeError
-from qcompile.graph import constant, is_standard, layer_name
-from qcompile.recipe import Recipe, check_patterns, patterns_of, selects
+from qcompile.recipe import Recipe
+from qcompile.recipe_patterns import patterns_of
 from qcompile.session import Feed
 from qcompile.verify import synthetic_samples
-
-Candidate = tuple[str, tuple[str, ...]]
-"""The name by which a pass knows a layer, and all names by which a pattern may select it."""
 
 
 def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets: str | Sequence[str]) -> Recipe:
@@ -52,41 +49,6 @@ def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets:
         ignore=(*found.ignore, *patterns_of("ignore", ignore)),
         targets=(*found.targets, *patterns_of("targets", targets)),
     )
-
-
-def ignored_layers(model: ir.Model, plan: Recipe) -> frozenset[str]:
-    """Return the names of the layers that the patterns of the recipe leave float.
-
-    Layers are linears, convolutions, embeddings and the products of attention. Passes know a layer by its name alone:
-    where several nodes have one name, as those of a module that is called twice, a pattern that selects one of them by
-    the name of its node selects all of them.
-
-    Raises:
-        RecipeError: a pattern selects nothing.
-    """
-    names: dict[str, list[str]] = {}
-    for name, aliases in _candidates(model):
-        names.setdefault(name, []).extend(aliases)
-    check_patterns("ignore", plan.ignore, names.values())
-    check_patterns("targets", plan.targets, names.values())
-    return frozenset(
-        name
-        for name, aliases in names.items()
-        if selects(plan.ignore, aliases) or (plan.targets and not selects(plan.targets, aliases))
-    )
-
-
-def _candidates(model: ir.Model) -> Iterator[Candidate]:
-    """Yield what a pass may quantize; an embedding has the name of the first Gather that reads its table."""
-    tables: dict[ir.Value, str] = {}
-    for node in model.graph:
-        name = layer_name(node)
-        if is_standard(node, "Gather") and node.inputs[0] is not None:
-            if constant(node.inputs[0]) is None or node.inputs[0].dtype != ir.DataType.FLOAT:
-                continue
-            yield tables.setdefault(node.inputs[0], name), (name, str(node.name))
-        elif is_standard(node, "MatMul", "Conv", "ConvTranspose", "Attention"):
-            yield name, (name, str(node.name))
 
 
 def first_sample(calibration: Calibration, module: Any) -> tuple[Any, Calibration]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,10 @@ import yaml
 from qcompile.contract import Pass
 from qcompile.errors import RecipeError
 from qcompile.recipe_named import NAMED
+from qcompile.recipe_patterns import patterns_of
+from qcompile.recipe_schemes import check_scheme
 from qcompile.recipe_settings import convert, mend, pass_class, settings_of
+from qcompile.scheme import Scheme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +40,14 @@ class Step:
             given = dict(self.settings)
         except (TypeError, ValueError) as error:
             reason = f"its settings are {self.settings!r}"
-            raise RecipeError(f"step {self.pass_name}", reason, "Give {setting: value}") from error
+            raise RecipeError(self.pass_name, reason, "Give {setting: value}") from error
         for name in given:
             if name not in fields:
-                raise RecipeError(
-                    f"setting {name!r} of {self.pass_name}", "there is no such setting", mend(name, fields)
-                )
+                raise RecipeError(f"{self.pass_name}.{name}", "there is no such setting", mend(name, fields))
         converted = {name: convert(fields[name], given[name], f"{self.pass_name}.{name}") for name in sorted(given)}
+        for name, value in converted.items():
+            if isinstance(value, Scheme):
+                check_scheme(name, value, f"{self.pass_name}.{name}")
         object.__setattr__(self, "settings", tuple(converted.items()))
         self.build()
 
@@ -56,7 +59,7 @@ class Step:
         try:
             built: Pass = cls(**dict(self.settings), **extra)
         except (TypeError, ValueError) as error:
-            raise RecipeError(f"step {self.pass_name}", str(error), "Give the settings that it needs") from error
+            raise RecipeError(self.pass_name, str(error), "Give the settings that it needs") from error
         return built
 
     def replace(self, name: str, value: Any) -> Step:
@@ -101,7 +104,7 @@ class Recipe:
         steps: Any = self.steps
         if isinstance(steps, str) or not isinstance(steps, Iterable):
             raise RecipeError("steps of the recipe", f"they are {steps!r}", "Write a list of passes")
-        object.__setattr__(self, "steps", tuple(map(_step, steps)))
+        object.__setattr__(self, "steps", tuple(_step(step, index) for index, step in enumerate(steps)))
         for field in ("ignore", "targets"):
             object.__setattr__(self, field, patterns_of(field, getattr(self, field)))
 
@@ -162,11 +165,15 @@ class Recipe:
             if isinstance(source, Path) or "\n" not in source:
                 subject = f"recipe file {source}"
                 text = Path(source).read_text(encoding="utf-8")
-            return cls.from_data(yaml.safe_load(text))
+            data = yaml.safe_load(text)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(subject, f"it cannot be read: {error}", "Give the path of a YAML file") from error
         except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
             raise RecipeError(subject, f"it is not YAML: {error}", "Correct the place that is named") from error
+        try:
+            return cls.from_data(data)
+        except RecipeError as error:
+            raise RecipeError(f"{subject}: {error.subject}", error.reason, error.mend) from error
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data that `from_data` turns into an equal recipe."""
@@ -194,66 +201,19 @@ def named_recipes() -> dict[str, str]:
     return {name: summary for name, (summary, _) in NAMED.items()}
 
 
-def selects(patterns: Iterable[str], names: Iterable[str]) -> bool:
-    """Return True when a pattern is one of the names, or is "re:" and a regular expression that matches one whole."""
-    candidates = tuple(names)
-    return any(
-        any(re.fullmatch(pattern[3:], name) for name in candidates)
-        if pattern.startswith("re:")
-        else pattern in candidates
-        for pattern in patterns
-    )
-
-
-def check_patterns(setting: str, patterns: Iterable[str], layers: Iterable[Collection[str]]) -> None:
-    """Raise RecipeError for the first pattern that selects no layer.
-
-    Args:
-        setting: "ignore" or "targets", for the message.
-        patterns: the patterns of the recipe.
-        layers: the names of each layer: its layer name and the name of its node.
-    """
-    names = list(dict.fromkeys(name for layer in layers for name in layer))
-    for pattern in patterns:
-        if not selects([pattern], names):
-            raise RecipeError(
-                f"{setting} {pattern!r}", "no layer has this name", mend(pattern.removeprefix("re:"), names)
-            )
-
-
-def _step(data: Any) -> Step:
-    if isinstance(data, (Step, str)):
-        return data if isinstance(data, Step) else Step(data)
-    if isinstance(data, Mapping) and len(data) == 1:
-        ((name, settings),) = data.items()
-        if settings is None or isinstance(settings, Mapping):
-            return Step(str(name), tuple((settings or {}).items()))
-    raise RecipeError(
-        f"step {data!r}", "it is not one pass", "Write the name of a pass, or its name and {setting: value}"
-    )
-
-
-def patterns_of(field: str, value: Any) -> tuple[str, ...]:
-    """Return what is given as `ignore` or `targets`, one text or several, as a tuple of patterns.
-
-    Raises:
-        RecipeError: it is something else, or a regular expression is not valid.
-    """
-    if not isinstance(value, Iterable):
-        raise RecipeError(field, f"it is {value!r}", "Give names of layers, or re: and a pattern; () for none")
-    patterns = (value,) if isinstance(value, str) else tuple(value)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise RecipeError(
-                f"{field} {pattern!r}", "it is not a text", "Give the name of a layer, or re: and a pattern"
-            )
-        try:
-            re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
-        except re.error as error:
-            raise RecipeError(
-                f"{field} {pattern!r}", f"the regular expression is not valid: {error}", "Correct it"
-            ) from error
-    return patterns
+def _step(data: Any, index: int) -> Step:
+    """Return the step that data at a place among the steps describes; raises RecipeError that names the place."""
+    try:
+        if isinstance(data, (Step, str)):
+            return data if isinstance(data, Step) else Step(data)
+        if isinstance(data, Mapping) and len(data) == 1:
+            ((name, settings),) = data.items()
+            if settings is None or isinstance(settings, Mapping):
+                return Step(str(name), tuple((settings or {}).items()))
+    except RecipeError as error:
+        raise RecipeError(f"steps[{index}].{error.subject}", error.reason, error.mend) from error
+    advice = "Write the name of a pass, or its name and {setting: value}"
+    raise RecipeError(f"steps[{index}]", f"{data!r} is not one pass", advice)
 
 
 def _plain(value: Any) -> Any:

@@ -45,7 +45,7 @@ def pass_class(name: str) -> type[Any]:
     exists = any(module.name == name for module in pkgutil.iter_modules(package.__path__))
     cls = _defined(name) if exists else None
     if cls is None:
-        raise RecipeError(f"pass {name!r}", "there is no such pass", mend(name, pass_names()))
+        raise RecipeError(str(name), "there is no such pass", mend(name, pass_names()))
     return cls
 
 
@@ -105,14 +105,15 @@ def _union(members: tuple[Any, ...], value: Any, subject: str) -> Any:
 
 
 def _dataclass(annotation: type[Any], value: Any, subject: str) -> Any:
+    hints = typing.get_type_hints(annotation)
     data = (
         {field.name: getattr(value, field.name) for field in dataclasses.fields(annotation)}
         if isinstance(value, annotation)
         else value
     )
     if not isinstance(data, Mapping):
-        raise RecipeError(subject, f"{value!r} is not a {annotation.__name__}", "Give a mapping such as {dtype: int8}")
-    hints = typing.get_type_hints(annotation)
+        advice = f"Give a mapping of {', '.join(hints)}, such as {{dtype: int8}}"
+        raise RecipeError(subject, f"{value!r} is not a {annotation.__name__}", advice)
     for key in data:
         if key not in hints:
             raise RecipeError(f"{subject}.{key}", "there is no such setting", mend(str(key), hints))

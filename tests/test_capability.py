@@ -56,6 +56,28 @@ def test_a_recipe_that_the_backend_has_no_operator_for_is_refused(recipe, backen
         check_recipe(recipe, backends.get(backend))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "backend", "told"),
+    [
+        (
+            Recipe("wide", ({"insert_qdq": {"weights": {"dtype": "uint8"}}},)),
+            "onnxruntime",
+            "insert_qdq.weights is uint8/per_tensor/symmetric/static, it has int8/per_channel/symmetric/static",
+        ),
+        (
+            attention(**DYNAMIC),
+            "openvino",
+            "quantize_attention.activations is int8/per_token/symmetric/dynamic, it has uint8/per_tensor/symmetric/st",
+        ),
+        (attention(**STATIC), "onnxruntime", "onnxruntime computes none of its operators in integers. Use"),
+    ],
+)
+def test_the_scheme_that_a_backend_lacks_is_named_with_one_that_it_has(recipe, backend, told):
+    with pytest.raises(UnsupportedError) as caught:
+        check_recipe(recipe, backends.get(backend))
+    assert told in str(caught.value)
+
+
 def test_attention_alone_is_refused_only_where_it_has_no_kernel():
     check_recipe(attention(**STATIC), backends.get("openvino"))
 

@@ -1,4 +1,4 @@
-"""What users hand to compile: recipes as files, layers to leave alone, samples in every form."""
+"""What users hand to compile: recipes as files, samples in every form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import qcompile
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
-from qcompile.compile_requests import first_sample, ignored_layers, recipe_of
+from qcompile.compile_requests import first_sample, recipe_of
 from qcompile.errors import CalibrationError, RecipeError
 from qcompile.scheme import Scheme
 
@@ -36,65 +36,6 @@ LINEAR = "g (float[b, 8] x) => (float[b, 8] y) { y = MatMul(x, w) }"
 
 def linear() -> ir.Model:
     return model_of(LINEAR, w=weights(8, 8))
-
-
-class Block(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.table = torch.nn.Embedding(512, 128)
-        self.up = torch.nn.Linear(128, 128)
-        self.down = torch.nn.Linear(128, 128)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.up(torch.relu(self.up(self.table(ids))))))
-
-
-IDS = np.arange(12).reshape(2, 6)
-
-
-@pytest.fixture(scope="module")
-def block() -> ir.Model:
-    return qcompile.trace(Block().eval(), example_inputs=torch.from_numpy(IDS))
-
-
-@pytest.mark.parametrize(
-    ("given", "quantized"),
-    [
-        ({"ignore": ["table"]}, {"up", "down"}),
-        ({"targets": ["up"]}, {"up"}),
-        ({"targets": ["table"]}, {"table"}),
-        ({"ignore": ["re:.*"], "targets": []}, set()),
-    ],
-)
-def test_patterns_reach_embeddings_too(block, given, quantized):
-    report = qcompile.compile(block, verify=False, **given).report
-    assert {layer.name for layer in report.layers if layer.action == "quantized"} == quantized
-    assert {layer.name for layer in report.layers if layer.action == "ignored"} == {"table", "up", "down"} - quantized
-
-
-def test_every_node_of_a_module_that_is_called_twice_can_be_named(block):
-    nodes = [str(node.name) for node in block.graph if node.op_type == "MatMul"]
-    assert len(nodes) == 3
-    for node, layer in zip(nodes, ("up", "up", "down"), strict=True):
-        assert ignored_layers(block, qcompile.Recipe("r", ignore=(node,))) == {layer}
-    with pytest.raises(RecipeError, match="no layer has this name"):
-        ignored_layers(block, qcompile.Recipe("r", ignore=("tabel",)))
-
-
-def test_an_embedding_that_two_gathers_read_can_be_named_by_either():
-    body = "g (int64[b] i, int64[b] j) => (float[b, 8] y) { p = Gather(w, i) q = Gather(w, j) y = Add(p, q) }"
-    model = model_of(body, w=weights(16, 8))
-    for node, name in zip(list(model.graph)[:2], ("first", "second"), strict=True):
-        node.name = name
-    for name in ("first", "second"):
-        assert ignored_layers(model, qcompile.Recipe("r", ignore=(name,))) == {"first"}
-
-
-def test_attention_can_be_named():
-    model = model_of("g (float[1, 2, 4, 8] x) => (float[1, 2, 4, 8] y) { y = Attention(x, x, x) }")
-    model.graph[0].name = "heads"
-    assert ignored_layers(model, qcompile.Recipe("r", ignore=("heads",))) == {"heads"}
 
 
 def test_a_recipe_is_the_path_of_its_file_too(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from qcompile.errors import RecipeError
-from qcompile.recipe import Recipe, Step, check_patterns, named_recipes, selects
+from qcompile.recipe import Recipe, Step, named_recipes
 from qcompile.recipe_settings import BOUND, pass_class, settings_of
 from qcompile.scheme import Scheme
 
@@ -122,9 +122,9 @@ def test_settings_are_sorted_so_that_their_order_does_not_matter():
         (lambda: Recipe.from_name("float", alpha=0.5), "setting 'alpha': no step of float has it"),
         (lambda: Recipe.from_name("float", ignore=["re:("]), "re:\\(.*regular expression.*not valid"),
         (lambda: Recipe.from_name("float", targets=[3]), "targets 3: it is not a text"),
-        (lambda: Step("insert_qdp"), "pass 'insert_qdp'.*'insert_qdq'"),
-        (lambda: Step("../errors"), "pass '../errors'"),
-        (lambda: Step("insert_qdq", {"observr": "mse"}), "'observr' of insert_qdq.*'observer'"),
+        (lambda: Step("insert_qdp"), "insert_qdp: there is no such pass.*'insert_qdq'"),
+        (lambda: Step("../errors"), "../errors: there is no such pass"),
+        (lambda: Step("insert_qdq", {"observr": "mse"}), "insert_qdq.observr: there is no such setting.*'observer'"),
         (lambda: Recipe(""), "name"),
         (lambda: Recipe.from_yaml("naem: x\n"), "key 'naem'.*'name'"),
         (lambda: Recipe.from_yaml("- insert_qdq\n"), "it is a list"),
@@ -139,6 +139,31 @@ def test_settings_are_sorted_so_that_their_order_does_not_matter():
 def test_what_is_not_valid_is_refused_with_the_nearest_valid_word(make, message):
     with pytest.raises(RecipeError, match=f"(?s){message}"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("step", "subject", "reason", "mend"),
+    [
+        (
+            "insert_qdq: {weights: {granularity: per_chanel}}",
+            "insert_qdq.weights.granularity",
+            "'per_chanel'",
+            "per_channel",
+        ),
+        ("insert_qdq: {scheme: int8}", "insert_qdq.scheme", "no such setting", "The nearest is"),
+        ("insert_qdq: {weights: int8}", "insert_qdq.weights", "'int8'", "dtype, granularity, sym, dynamic, bits"),
+        ("insert_qdp: {observer: mse}", "insert_qdp", "no such pass", "insert_qdq"),
+        ("[insert_qdq]", "", "is not one pass", "the name of a pass"),
+    ],
+)
+def test_a_setting_in_a_file_is_named_by_its_path(step, subject, reason, mend, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\nsteps:\n- fold_scales\n- {step}\n")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_yaml(path)
+    assert caught.value.subject == f"recipe file {path}: steps[1]" + f".{subject}" * bool(subject)
+    assert reason in caught.value.reason
+    assert mend in caught.value.mend
 
 
 def test_the_yaml_form_of_the_documentation():
@@ -169,34 +194,6 @@ def test_the_yaml_form_of_the_documentation():
         "fold_scales()",
         "insert_qdq(activations=uint8/per_tensor/asymmetric/static, observer=mse)",
     ]
-
-
-@pytest.mark.parametrize(
-    ("patterns", "selected"),
-    [
-        (["encoder.0.fc"], True),
-        (["node_7"], True),
-        (["encoder.0"], False),
-        (["re:encoder.0"], False),
-        (["re:encoder.0.*"], True),
-        (["re:.*fc"], True),
-        (["re:fc"], False),
-        (["encoder.0.*"], False),
-        ([], False),
-        (["nothing", "re:node_[0-9]"], True),
-    ],
-)
-def test_a_pattern_selects_whole_names(patterns, selected):
-    assert selects(patterns, ("encoder.0.fc", "node_7")) is selected
-
-
-def test_a_pattern_that_selects_nothing_is_refused_with_the_nearest_layer():
-    layers = [("encoder.0.fc", "node_1"), ("encoder.1.fc", "node_2")]
-    check_patterns("ignore", ["encoder.1.fc", "re:node_.*"], layers)
-    with pytest.raises(
-        RecipeError, match=r"ignore 'encodr.1.fc': no layer has this name. The nearest is 'encoder.1.fc'"
-    ):
-        check_patterns("ignore", ["encoder.0.fc", "encodr.1.fc"], layers)
 
 
 def test_importing_the_recipes_imports_no_pass():
