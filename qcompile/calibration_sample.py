@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.calibration_indices import IndexLimit
-from qcompile.errors import CalibrationError, QCompileError
+from qcompile.errors import CalibrationError, QCompileError, raise_interrupt
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -37,6 +37,7 @@ class UserCode(contextlib.AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, QCompileError):
+            raise_interrupt(error)
             reason = f"{self.what} raised {type(error).__name__}: {str(error).rstrip('.') or 'without a message'}"
             mend = "Mend that code, or leave the sample out; the traceback of the error shows the place"
             raise CalibrationError(f"calibration sample {self.index}", reason, mend) from error

@@ -60,3 +60,16 @@ class ArtifactError(QCompileError):
 
 class MissingDependencyError(QCompileError):
     """An optional dependency is needed and not installed."""
+
+
+def raise_interrupt(error: BaseException) -> None:
+    """Raise KeyboardInterrupt when it is among the causes of an error; call it before an error is translated.
+
+    Libraries turn Ctrl-C into errors of their own: pybind11 makes an ImportError of it when it comes while a module is
+    loaded, and exporters wrap that again.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        cause = cause.__cause__  # not __context__: users may call qcompile where they handle Ctrl-C

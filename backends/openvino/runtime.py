@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from qcompile.errors import MissingDependencyError
+from qcompile.errors import MissingDependencyError, raise_interrupt
 
 
 @functools.cache
@@ -14,6 +14,7 @@ def openvino() -> Any:
     try:
         import openvino as package
     except ImportError as error:
+        raise_interrupt(error)
         reason = f"the package openvino cannot be imported: {error}"
         raise MissingDependencyError(
             "backend 'openvino'", reason, "Install it: pip install 'qcompile[openvino]'"

@@ -16,7 +16,9 @@ import torch._guards
 import torch.fx
 
 from qcompile.errors import ModelError, RecipeError
-from qcompile.frontend import dynamo_writes
+from qcompile.frontend import dynamo_effects
+
+_USE_NO_GRAD = "Run it under torch.no_grad(), and train the module itself"
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -27,8 +29,13 @@ def qcompile_backend(
     """Compile the graph that torch captured, and return what runs in its place.
 
     Every part of a module that torch captures by itself is compiled by itself. Calibration samples name the arguments
-    of the compiled function as the user wrote them. Gradients do not flow through the result. A graph that writes into
-    its inputs, or into buffers of the module, is refused: an artifact only returns outputs.
+    of the compiled function as the user wrote them. A graph that writes into its inputs, or into buffers of the module,
+    is refused: an artifact only returns outputs. So is one that draws random numbers, such as dropout in training mode.
+
+    An artifact has no gradients. Outputs require them where those of the module would: under torch.no_grad() they never
+    do; else parameters that require them are enough, in evaluation mode too, and `backward` raises a ModelError. It is
+    not silently left out. An input of the user that requires gradients is refused before any work. (torch does not tell
+    a backend whether the module is in training mode.)
 
     Args:
         gm: graph with the parameters and the user's tensors as placeholders.
@@ -37,14 +44,16 @@ def qcompile_backend(
 
     Raises:
         RecipeError: an option that qcompile.compile does not take.
-        ModelError: the graph has no tensor inputs, writes into a given tensor, or cannot be exported.
+        ModelError: the graph has no tensor inputs, writes into a given tensor, draws random numbers, is to have
+            gradients of an input, or cannot be exported; later, where somebody asks for gradients of the outputs.
     """
     import qcompile
 
     settings = _checked(options or {}, inspect.signature(qcompile.compile).parameters)
     # What traces inside starts a trace of its own; left in the context of this one, it breaks the guards of the caller.
     with torch._guards.tracing(None):
-        _refuse_writes(gm, example_inputs)
+        _refuse_effects(gm, example_inputs)
+    _refuse_gradients(gm, example_inputs)
     module, positions = _closed_module(gm, example_inputs)
     examples = {name: example_inputs[position].detach() for name, position in positions.items()}
     with torch._guards.tracing(None):
@@ -54,7 +63,25 @@ def qcompile_backend(
         feed = {name: arguments[position].detach().cpu().numpy() for name, position in positions.items()}
         return tuple(torch.from_numpy(output) for output in artifact.run(feed).values())
 
-    return run
+    def differentiable(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[torch.Tensor, ...] = _WithoutGradient.apply(run, *arguments)  # type: ignore[no-untyped-call]
+        return outputs
+
+    return differentiable
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """run(*arguments), of which nobody gets a gradient: autograd marks the outputs as it does those of the module."""
+
+    @staticmethod
+    def forward(_context: Any, run: Compiled, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        """Return the outputs."""
+        return run(*arguments)
+
+    @staticmethod
+    def backward(_context: Any, *_gradients: Any) -> Any:
+        """Raise ModelError."""
+        raise ModelError("the compiled module", "gradients are asked for, and an artifact has none", _USE_NO_GRAD)
 
 
 def _checked(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
@@ -68,19 +95,40 @@ def _checked(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parame
     return dict(options)
 
 
-def _refuse_writes(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> None:
-    """Raise ModelError where the graph changes a tensor that exists before it runs."""
-    found = dynamo_writes.find_write(gm, example_inputs)
-    if found is None:
-        return
-    node, target = found
+def _refuse_effects(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+    """Raise ModelError where the graph changes a tensor that exists before it runs, or draws random numbers."""
+    effects = dynamo_effects.find_effects(gm, example_inputs)
+    if effects.write is not None:
+        node, target = effects.write
+        raise ModelError(
+            _subject(node),
+            f"it writes into {_written_name(gm, target)}, and what is compiled only returns outputs",
+            "Compute a new tensor and return it, or keep it out of the compiled code with torch.compiler.disable",
+        )
+    if effects.random is not None:
+        reason = "it draws random numbers, so no two runs agree, and nothing can be verified"
+        mend = "Call module.eval() first: dropout draws in training mode. Pass other random tensors as inputs"
+        raise ModelError(_subject(effects.random), reason, mend)
+
+
+def _subject(node: torch.fx.Node) -> str:
+    """The node, with the line of the user's code that it comes from."""
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
     code = [line for line in lines if line.strip("^~ ") and not line.startswith("File ")]
-    raise ModelError(
-        f"node {node.name}" + (f" ({code[-1]})" if code else ""),
-        f"it writes into {_written_name(gm, target)}, and what is compiled only returns outputs",
-        "Compute a new tensor and return it, or keep this part out of the compiled code with torch.compiler.disable",
-    )
+    call = code[-1] if code else getattr(node.target, "__name__", node.target)
+    return f"node {node.name} ({call})"
+
+
+def _refuse_gradients(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+    """Raise ModelError for an input that the user wants the gradient of; one that the user's code computed may pass."""
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    for node, value in zip(placeholders, example_inputs, strict=True):
+        source = _source(node)
+        if not isinstance(value, torch.Tensor) or _is_lifted(value, source):
+            continue
+        if torch.is_grad_enabled() and value.requires_grad and value.is_leaf:
+            name = _user_name(source or str(node.target), {}, _parameters(gm))
+            raise ModelError(f"input {name}", "it requires a gradient, and an artifact has none", _USE_NO_GRAD)
 
 
 def _written_name(gm: torch.fx.GraphModule, node: torch.fx.Node) -> str:

@@ -20,6 +20,12 @@ _INITIALIZERS_ASIDE = 4
 _SPARED_ABOVE = 1000
 """Bytes of an initializer above which onnx_ir hides its data from onnx's own functions."""
 
+_COMPLETE = (
+    "Write it into the model, with a name for each size that varies, such as: model = onnx_ir.load(path); "
+    "value = model.graph.{kind}s[{index}]; value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT); "
+    'value.shape = onnx_ir.Shape(["batch", 8]); and compile that'
+)
+
 _EXPORT_AGAIN = "Export or download the model again"
 
 
@@ -137,10 +143,11 @@ def _complete_outputs(model: ir.Model, subject: str) -> None:
     if not all(map(_is_complete, graph.outputs)):
         common_passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
-        for value in values:
+        for index, value in enumerate(values):
             if not _is_complete(value):
-                reason = f"is not valid ONNX ({kind} {value.name!r} has no type or no shape)"
-                raise ModelError(subject, reason, "Write both into the model; sizes that vary may have names")
+                lack = "type" if value.type is None else "shape"
+                reason = f"is not valid ONNX ({kind} {value.name!r} has no {lack}, though runtimes may do without)"
+                raise ModelError(subject, reason, _COMPLETE.format(kind=kind, index=index))
 
 
 def _is_complete(value: ir.Value) -> bool:

@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch.fx.experimental import proxy_tensor
 from torch.onnx._internal.exporter._errors import ConversionError
 
-from qcompile.errors import ModelError
+from qcompile.errors import ModelError, raise_interrupt
 from qcompile.frontend import OPSET
 
 _DECOMPOSED_OPSET = 18
@@ -130,6 +130,7 @@ def _to_onnx(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: 
             # torch 2.13 cannot write attention whose key heads broadcast as the Attention of opset 23.
             return _at_opset(_DECOMPOSED_OPSET, model, args, kwargs, shapes)
     except torch.onnx.errors.OnnxExporterError as error:
+        raise_interrupt(error)
         reason = _reason(error)
         mend = _RETURN_TENSORS if "pytree" in reason else _CHECK_INPUTS
         raise ModelError(type(model).__name__, f"torch cannot export it ({reason})", mend) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.helper as oh
@@ -90,14 +92,27 @@ def test_an_output_without_a_shape_that_can_be_inferred_is_named(proto: onnx.Mod
     assert trace(proto).graph[0].domain == "custom"
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     for given in (proto, ir.from_proto(proto)):
-        with pytest.raises(ModelError, match="output 'y' has no type or no shape"):
+        with pytest.raises(ModelError, match="output 'y' has no shape"):
             trace(given)
 
 
 def test_an_input_without_a_shape_is_named(proto: onnx.ModelProto) -> None:
     proto.graph.input[0].type.tensor_type.ClearField("shape")
-    with pytest.raises(ModelError, match="input 'x' has no type or no shape"):
+    with pytest.raises(ModelError, match="input 'x' has no shape"):
         trace(proto)
+
+
+def test_the_mend_for_an_input_without_a_shape_mends_it(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+    with pytest.raises(ModelError) as caught:
+        trace(path)
+    code = re.search("such as: (.*); and compile that", caught.value.mend)
+    assert code is not None
+    names: dict[str, Any] = {"onnx_ir": ir, "path": path}
+    exec(code[1], names)
+    assert str(trace(names["model"]).graph.inputs[0].shape) == "[batch,8]"
 
 
 def test_an_object_that_is_no_model_is_refused() -> None:
