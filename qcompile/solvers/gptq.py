@@ -36,49 +36,58 @@ def gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01)
     axis = 1 if scheme.granularity == "per_channel" else None
     nearest, scale, zero_point = quantize_weight(weight, scheme, axis)
     order = np.argsort(-np.diagonal(gram), kind="stable")
-    inverse = _inverse_cholesky(gram[np.ix_(order, order)], damp_percent)
-    if inverse is None or not scheme.sym or not np.all(np.isfinite(weight)):
+    triangle = _triangle(gram[np.ix_(order, order)], damp_percent)
+    if triangle is None or not scheme.sym or not np.all(np.isfinite(weight)):
         return nearest, scale, zero_point
-    quantized, inverse = np.empty_like(nearest), inverse.astype(np.float32)
+    quantized, triangle = np.empty_like(nearest), triangle.astype(np.float32)
     scales = np.broadcast_to(scale, weight.shape[1])
     for start in range(0, weight.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)
-        quantized[order, columns] = _round(weight[order, columns].astype(np.float32) / scales[columns], inverse, scheme)
+        steps = weight[order, columns].astype(np.float32) / scales[columns]
+        quantized[order, columns] = _round(steps, triangle, scheme)
     return quantized, scale, zero_point
 
 
-def _inverse_cholesky(gram: Array, damp_percent: float) -> Array | None:
-    """Return the upper Cholesky factor of the inverse of the damped matrix, or None."""
+def _triangle(gram: Array, damp_percent: float) -> Array | None:
+    """Return the upper triangular U with a diagonal of ones and U D U^T the damped matrix, D diagonal; or None."""
     energy = float(np.mean(np.diagonal(gram)))
     if not np.isfinite(energy) or energy <= 0:
         return None
     damp = damp_percent
     while damp <= _DAMP_LIMIT:
-        damped = gram.astype(np.float64) + damp * energy * np.eye(len(gram))
+        damped = gram.astype(np.float64)
+        np.fill_diagonal(damped, np.diagonal(damped) + damp * energy)
         try:
-            # The inverse is L^-T L^-1; reversing the order of the channels turns its lower factor into an upper one.
-            lower = np.linalg.cholesky(damped[::-1, ::-1])
-            return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
+            return _upper_factor(damped)
         except np.linalg.LinAlgError:
             damp *= 10
     return None
 
 
-def _round(steps: Array, inverse: Array, scheme: Scheme) -> Array:
-    """Round a weight given in steps of its scale, float32 [in_features, out_features], row by row."""
+def _upper_factor(moments: Array) -> Array:
+    """Factor matrices [..., n, n]: reversing the order of the channels turns their lower factor into an upper one."""
+    upper = np.linalg.cholesky(moments[..., ::-1, ::-1])[..., ::-1, ::-1]
+    return np.ascontiguousarray(upper / np.diagonal(upper, axis1=-2, axis2=-1)[..., None, :])
+
+
+def _round(steps: Array, triangle: Array, scheme: Scheme) -> Array:
+    """Round a weight given in steps of its scale, float32 [in_features, out_features], row by row.
+
+    A row moves by the errors of those before it, weighted by its column of the triangle: Babai's nearest plane, which
+    is GPTQ's rounding (Chen et al., "The Geometry of LLM Quantization", 2025) without the inverse of the moments.
+    `steps` becomes the errors.
+    """
     smallest, largest = scheme.range
-    rounded = np.empty_like(steps)
+    rounded = np.empty(steps.shape, scheme.dtype)
     for start in range(0, len(steps), _BLOCK):
         stop = min(start + _BLOCK, len(steps))
-        block = steps[start:stop]
-        errors = np.empty_like(block)
-        for index in range(stop - start):
-            row = start + index
-            rounded[row] = np.clip(np.rint(block[index]), smallest, largest)
-            errors[index] = (block[index] - rounded[row]) / inverse[row, row]
-            block[index + 1 :] -= np.outer(inverse[row, row + 1 : stop], errors[index])
-        steps[stop:] -= inverse[start:stop, stop:].T @ errors
-    return rounded.astype(scheme.dtype)
+        moved = steps[start:stop] + triangle[:start, start:stop].T @ steps[:start]
+        for row in range(start, stop):
+            target = moved[row - start] + triangle[start:row, row] @ steps[start:row]
+            nearest = np.clip(np.rint(target), smallest, largest)
+            rounded[row] = nearest
+            steps[row] -= nearest
+    return rounded
 
 
 def grouped_gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01) -> Array:
@@ -101,14 +110,12 @@ def grouped_gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float
     usable = np.isfinite(energy) & (energy > np.finfo(np.float32).tiny)
     moments = np.where(usable[:, None, None], gram, 0).astype(np.float64)
     damp = np.where(usable, damp_percent * energy, 1.0)
-    damped = moments + damp[:, None, None] * np.eye(gram.shape[1])
-    lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
-    inverse = np.linalg.inv(lower)[:, ::-1, ::-1]
+    triangle = _upper_factor(moments + damp[:, None, None] * np.eye(gram.shape[1]))
     smallest, largest = scheme.range
-    steps = weight.astype(np.float64)
-    rounded = np.empty_like(steps)
-    for row in range(steps.shape[1]):
-        rounded[:, row] = np.clip(np.rint(steps[:, row]), smallest, largest)
-        error = (steps[:, row] - rounded[:, row]) / inverse[:, row, row, None]
-        steps[:, row + 1 :] -= inverse[:, row, row + 1 :, None] * error[:, None]
+    errors = weight.astype(np.float64)
+    rounded = np.empty_like(errors)
+    for row in range(errors.shape[1]):
+        target = errors[:, row] + np.einsum("gi,gio->go", triangle[:, :row, row], errors[:, :row])
+        rounded[:, row] = np.clip(np.rint(target), smallest, largest)
+        errors[:, row] -= rounded[:, row]
     return rounded.astype(scheme.dtype)
