@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import ClassVar
 
+import onnx
 import onnx_ir as ir
 from onnxscript import optimizer
 
 from qcompile.contract import Pass, Result
+from qcompile.errors import ModelError
+from qcompile.graph import all_nodes, constant_array, is_standard
+
+_BOUNDED = frozenset(
+    """
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil
+    Clip Concat Cos Cosh CumSum Div Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements
+    GatherND Gelu Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log
+    LogSoftmax MatMul Max Mean Min Mish Mod Mul Neg Not OneHot Or PRelu Pad Pow Range Reciprocal ReduceL1 ReduceL2
+    ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
+    ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign Sqrt Squeeze Sub Sum
+    Tan Tanh Tile Transpose Trilu Unsqueeze Where Xor
+    """.split()
+)
+"""Operators whose work grows with their inputs and their result alone; no pooling, resizing, loops, regular expressions."""
+
+_MOST_PRODUCTS = 2**24
+"""Products that an Einsum may take."""
+
+_INFERENCE_DATA = 1024
+"""Elements of an input that may say what shape the result has: rank by rank of the pads of a tensor is less."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +40,8 @@ class FoldConstants(Pass):
     """An operator of small constants -> its result, as onnxscript's optimizer computes it.
 
     Does not touch large constants, whose result would be a second copy in memory (`fold_weight_views` does lazily what
-    can be done lazily), nor operators that are not deterministic.
+    can be done lazily), nor operators that are not deterministic. Nor what a short model can make long: operators whose
+    result, as its inputs alone tell, would be larger than the limit, or whose work does not follow from those sizes.
 
     Attributes:
         size_limit: largest number of elements of an input or a result. The default has room for the vectors of norms
@@ -27,11 +52,67 @@ class FoldConstants(Pass):
     looks_for: ClassVar[str] = "operators whose inputs are small constants"
 
     def call(self, model: ir.Model) -> Result:
-        """Fold in place."""
+        """Fold in place.
+
+        Raises:
+            ModelError: a node makes a sequence of more tensors than the limit.
+        """
+        for node in all_nodes(model):
+            self._check_sequence(node)
         folded = optimizer.fold_constants(
             model,
             onnx_shape_inference=False,
             input_size_limit=self.size_limit,
             output_size_limit=self.size_limit,
+            should_fold=functools.partial(self._folds, version=model.opset_imports.get("", 1)),
         )
         return Result(model, modified=bool(folded.modified))
+
+    def _folds(self, node: ir.Node, version: int) -> bool | None:
+        """Tell onnxscript not to fold a node; None leaves it the other conditions."""
+        if node.domain in ("", "ai.onnx") and node.op_type == "Transpose":
+            return None  # no larger than its input, and folded for large ones too
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _BOUNDED:
+            return False
+        sizes = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]
+        if max(sizes, default=0) > self.size_limit:
+            return False
+        if node.op_type == "Einsum" and math.prod(sizes) > _MOST_PRODUCTS:
+            return False
+        size = _result_size(node, version)
+        return None if size is not None and size <= self.size_limit else False
+
+    def _check_sequence(self, node: ir.Node) -> None:
+        """Refuse a split into more tensors than a graph can have: onnxscript writes a Split with an output for each."""
+        if not is_standard(node, "SplitToSequence") or len(node.inputs) < 2:
+            return
+        x, split = node.inputs[:2]
+        array = constant_array(split) if split is not None and split.const_value is not None else None
+        rank, axis = len(x.shape) if x is not None and x.shape is not None else 0, node.attributes.get_int("axis", 0)
+        if x is None or x.shape is None or array is None or array.ndim or not -rank <= axis < rank:
+            return
+        length = x.shape[axis]
+        if isinstance(length, int) and length > self.size_limit * max(int(array), 1):
+            reason = f"it splits {length} entries into more than {self.size_limit} tensors"
+            raise ModelError(f"node {node.name}", reason, "Check the shape of its input")
+
+
+def _result_size(node: ir.Node, version: int) -> int | None:
+    """Elements of the result, as onnx infers them from the constants that go in; what the model declares is not read."""
+    inputs = {str(value.name): value.const_value for value in node.inputs if value is not None}
+    types, data = {}, {}
+    for name, tensor in inputs.items():
+        assert tensor is not None  # onnxscript asks when all inputs are constants
+        types[name] = onnx.helper.make_tensor_type_proto(int(tensor.dtype), list(tensor.shape.numpy()))
+        if tensor.size <= _INFERENCE_DATA:
+            data[name] = ir.serde.serialize_tensor(tensor)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, "")
+        inferred = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError):
+        return None
+    dims = [dim for kind in inferred.values() for dim in kind.tensor_type.shape.dim]
+    known = all(kind.tensor_type.HasField("shape") for kind in inferred.values())
+    if not (inferred and known and all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in dims)):
+        return None
+    return max(math.prod(dim.dim_value for dim in kind.tensor_type.shape.dim) for kind in inferred.values())

@@ -25,7 +25,7 @@ from qcompile.contract import Finding, Pass
 from qcompile.errors import ModelError
 from qcompile.outcome import build_report, measure, model_name
 from qcompile.passes.observe_channels import ObserveChannels
-from qcompile.pipeline import Log, Pipeline, Progress, name_of
+from qcompile.pipeline import Log, Pipeline, Progress, apply_pass, name_of
 from qcompile.recipe import Recipe
 from qcompile.session import Feed
 from qcompile.verify import synthetic_samples, usable_masks
@@ -141,7 +141,9 @@ def rewrite(
 def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
     """Read a model through the door that fits it and bring it to canonical form; arguments as in `compile`."""
     traced = frontend.trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    return ir.passes.Sequential(*canonical_passes(_runs(backends.get("onnxruntime"))))(traced).model
+    for item in canonical_passes(_runs(backends.get("onnxruntime"))):
+        traced = apply_pass(item, traced).model
+    return traced
 
 
 @dataclasses.dataclass

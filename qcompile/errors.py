@@ -27,7 +27,7 @@ class ModelError(QCompileError):
 
 
 class UnsafeModelError(ModelError):
-    """The model reaches outside its own folder."""
+    """The model reaches outside its own folder, is built to break its reader, or may run code."""
 
 
 class InputError(QCompileError):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+import onnx.checker
 import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
@@ -41,6 +42,10 @@ UNTOUCHED = "untouched"
 """Where the log has the findings on layers that no pass touches."""
 
 _USE_FLOAT32 = "Give the model in float32: module.float() for a torch module, or export the .onnx file in float32"
+
+_CHECK_FULLY = "Check the model with onnx.checker.check_model(path, full_check=True)"
+
+_CONTRADICTIONS = (ValueError, RuntimeError, onnx.checker.ValidationError)
 
 _REMOVE_FROM_INPUTS = (
     "Nobody overrides them? Then remove them from the inputs: model = onnx_ir.load(path); "
@@ -149,7 +154,7 @@ class Pipeline:
         name = name_of(item)
         self.progress(name, 0.0)
         start = time.perf_counter()
-        result = item(model)
+        result = apply_pass(item, model)
         findings = result.findings if isinstance(result, Result) else ()
         optional = not required or (isinstance(item, Pass) and item.may_match_nothing)
         if not (optional or result.modified or findings):
@@ -191,7 +196,7 @@ class Pipeline:
     ) -> NoReturn:
         """Apply the passes again one at a time, and raise for the first that changes the outputs, or for them all."""
         for item in modified:
-            item(before)
+            apply_pass(item, before)
             outputs = outputs_of(before, self.samples, self.open_session)
             check_exact(self._difference(log.outputs, outputs), name_of(item))
         reason = (
@@ -199,6 +204,15 @@ class Pipeline:
             "to keep it; applied one by one again, none did"
         )
         raise VerificationError(f"passes {', '.join(map(name_of, modified))}", reason, "Report this with the model")
+
+
+def apply_pass(item: ir.passes.PassBase, model: ir.Model) -> ir.passes.PassResult:
+    """Apply one pass; what onnx and its libraries raise on a model that contradicts itself becomes a ModelError."""
+    try:
+        return item(model)
+    except _CONTRADICTIONS as error:
+        reason = f"it cannot rewrite this model ({(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')})"
+        raise ModelError(f"pass {name_of(item)}", reason, _CHECK_FULLY) from error
 
 
 def name_of(item: ir.passes.PassBase) -> str:

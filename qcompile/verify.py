@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -20,6 +21,9 @@ EXACT_TOLERANCE = 1e-4
 
 _BLOCK = 2**18
 """Elements of an output that are compared at a time."""
+
+_MOST_MADE_UP = 2**28
+"""Elements of an input that are made up for a model: a header may claim any number."""
 
 Outputs = Sequence[Mapping[str, np.ndarray]]
 
@@ -202,7 +206,7 @@ def synthetic_samples(model: ir.Model, count: int = 1, seed: int = 0) -> list[di
     A dynamic dim has size 2 where it is the first, else 8; a named one has one size in all inputs.
 
     Raises:
-        ModelError: an input has no type, or is no tensor.
+        ModelError: an input has no type, is no tensor, or has more elements than are made up.
     """
     generator = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
@@ -226,6 +230,10 @@ def _shape(value: ir.Value, sizes: dict[str, int]) -> list[int]:
         elif dim.value is not None:
             size = sizes.setdefault(dim.value, size)
         shape.append(size)
+    if math.prod(shape) > _MOST_MADE_UP:
+        raise ModelError(
+            f"input {value.name}", f"it asks for {math.prod(shape)} elements", "Give an example, or pass verify=False"
+        )
     return shape
 
 

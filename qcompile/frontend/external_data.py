@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompile.errors import ModelError, UnsafeModelError
+from qcompile.untrusted.tensors import check_data, stored_bytes, tensors_of_model
 
 _MEMORY_ADDRESS = "_ORT_MEM_ADDR_"
 _SELF_CONTAINED = "Save the model with its data in one folder, with plain files and relative locations"
@@ -32,7 +33,7 @@ def check_proto(model: onnx.ModelProto, folder: Path | None) -> set[Path]:
         ModelError: a file is missing, or shorter than the tensor says.
     """
     files = set()
-    for tensor in _tensors_of_model(model):
+    for tensor in tensors_of_model(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             entries = {entry.key: entry.value for entry in tensor.external_data}
             try:
@@ -41,12 +42,12 @@ def check_proto(model: onnx.ModelProto, folder: Path | None) -> set[Path]:
                 raise ModelError(
                     tensor.name or "a tensor", f"offset or length is not a number ({error})", "Export the model again"
                 ) from error
-            files.add(check_location(tensor.name or "a tensor", entries.get("location", ""), offset, length, folder))
+            files.add(_check_tensor(tensor, entries.get("location", ""), offset, length, folder))
     return files
 
 
 def check_model(model: ir.Model) -> None:
-    """Check the external tensors of a model in memory against the folder that each of them names.
+    """Check the external tensors of a model in memory against the folder that each of them names, and others' sizes.
 
     Raises:
         UnsafeModelError, ModelError: as `check_proto`.
@@ -55,6 +56,19 @@ def check_model(model: ir.Model) -> None:
         if isinstance(tensor, ir.ExternalTensor):
             folder = Path(tensor.base_dir) if str(tensor.base_dir) else None
             check_location(tensor.name, str(tensor.location), tensor.offset or 0, tensor.length or 0, folder)
+        elif isinstance(tensor, ir.TensorProtoTensor):
+            check_data(tensor.raw)
+
+
+def _check_tensor(tensor: onnx.TensorProto, location: str, offset: int, length: int, folder: Path | None) -> Path:
+    """Check the place of a tensor's data, and that there is as much of it as its dims ask for."""
+    name = tensor.name or "a tensor"
+    path = check_location(name, location, offset, length, folder)
+    asked, held = stored_bytes(tensor), length or path.stat().st_size - offset
+    if asked > held:
+        reason = f"its data in {location!r}, {held} bytes at {offset}, is not as long as its dims ask for, {asked} bytes"
+        raise ModelError(name, reason, "Copy the model again: the file is truncated or belongs to another model")
+    return path
 
 
 def check_location(name: str, location: str, offset: int, length: int, folder: Path | None) -> Path:
@@ -115,42 +129,6 @@ def _check_entry(name: str, location: str, path: Path) -> None:
         ) from error
     if stat.S_ISLNK(status.st_mode):
         raise UnsafeModelError(name, f"its data {location!r} passes a symbolic link", _SELF_CONTAINED)
-
-
-def _tensors_of_model(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from _tensors_of_graph(model.graph)
-    for function in model.functions:
-        for attribute in function.attribute_proto:
-            yield from _tensors_of_attribute(attribute)
-        yield from _tensors_of_nodes(function.node)
-    for training in model.training_info:
-        yield from _tensors_of_graph(training.initialization)
-        yield from _tensors_of_graph(training.algorithm)
-
-
-def _tensors_of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _tensors_of_nodes(graph.node)
-
-
-def _tensors_of_nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from _tensors_of_attribute(attribute)
-
-
-def _tensors_of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-        yield from (sparse.values, sparse.indices)
-    if attribute.HasField("g"):
-        yield from _tensors_of_graph(attribute.g)
-    for graph in attribute.graphs:
-        yield from _tensors_of_graph(graph)
 
 
 def _tensors_of_ir(model: ir.Model) -> Iterator[ir.TensorProtocol]:

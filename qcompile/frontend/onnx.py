@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from google.protobuf.message import DecodeError
 
 from qcompile.errors import ModelError
 from qcompile.frontend import external_data
+from qcompile.untrusted.limits import first_read
+from qcompile.untrusted.structure import check_structure
 
 _INITIALIZERS_ASIDE = 4
 """First version of the format in which initializers need not be inputs."""
@@ -27,6 +32,12 @@ _COMPLETE = (
 )
 
 _EXPORT_AGAIN = "Export or download the model again"
+_PASS_A_FILE = "Pass the path of an .onnx file"
+
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Opening a pipe without anyone at its other end would wait for ever."""
+
+_BROKEN = (ValueError, TypeError, ir.serde.SerdeError, onnx.checker.ValidationError)
 
 
 def is_proto(model: Any) -> bool:
@@ -34,28 +45,46 @@ def is_proto(model: Any) -> bool:
     return isinstance(model, onnx.ModelProto)
 
 
-def read_path(path: str | os.PathLike[str]) -> ir.Model:
+def read_path(path: str | os.PathLike[str], *, trust: bool = False) -> ir.Model:
     """Read an .onnx file; its external data is resolved inside its own folder and mapped into memory, not copied.
 
+    Args:
+        path: a plain file.
+        trust: read it without limits of memory and time.
+
     Raises:
-        UnsafeModelError: the external data lies outside the folder.
+        UnsafeModelError: the external data lies outside the folder, or the file is built to break its reader.
         ModelError: the file is missing, truncated, or not an ONNX model.
     """
-    file = Path(path)
+    file, subject = Path(path), str(path)
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ModelError(str(path), f"cannot be read ({error.strerror})", "Pass the path of an .onnx file") from error
-    return _read(_parse(content, str(path)), str(path), file.absolute().parent)
+        with open(os.open(file, os.O_RDONLY | _NO_WAITING), "rb", buffering=0) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelError(subject, "is not a plain file", _PASS_A_FILE)
+            if not trust:
+                first_read(stream, status.st_size, subject)
+                stream.seek(0)
+            content = stream.read()
+    except (OSError, ValueError) as error:  # a path may hold a null
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ModelError(subject, reason, _PASS_A_FILE) from error
+    return _read(_parse(content, subject), subject, file.absolute().parent)
 
 
-def read_bytes(content: bytes) -> ir.Model:
+def read_bytes(content: bytes, *, trust: bool = False) -> ir.Model:
     """Read a serialized ModelProto that holds all of its data.
 
+    Args:
+        content: the bytes.
+        trust: as for `read_path`.
+
     Raises:
-        UnsafeModelError: the model keeps data in files: without a path there is no folder to look in.
+        UnsafeModelError: the model keeps data in files: without a path there is no folder to look in; or as `read_path`.
         ModelError: the bytes are not an ONNX model.
     """
+    if not trust:
+        first_read(content, len(content), "the bytes")
     return _read(_parse(content, "the bytes"), "the bytes", None)
 
 
@@ -75,13 +104,14 @@ def copy_model(model: ir.Model) -> ir.Model:
         UnsafeModelError: an external tensor lies outside the folder that it names, or names none.
         ModelError: the model is not valid ONNX.
     """
-    external_data.check_model(model)
-    copy = model.clone()
-    _hold(copy)
-    _shorten_standard_domain(copy)
     subject = model.graph.name or "the onnx_ir.Model"
-    _complete_outputs(copy, subject)
-    _check(copy, subject)
+    with _valid(subject):
+        external_data.check_model(model)
+        copy = model.clone()
+        _hold(copy)
+        _shorten_standard_domain(copy)
+        _complete_outputs(copy, subject)
+        _check(copy)
     return copy
 
 
@@ -95,25 +125,33 @@ def _parse(content: bytes, subject: str) -> onnx.ModelProto:
 
 
 def _read(proto: onnx.ModelProto, subject: str, folder: Path | None) -> ir.Model:
-    if not proto.HasField("graph") or not proto.graph.output:
-        raise ModelError(subject, "has no graph with outputs", _EXPORT_AGAIN)
-    external_data.check_proto(proto, folder)
-    try:
+    with _valid(subject):
+        if not proto.HasField("graph") or not proto.graph.output:
+            raise ModelError(subject, "has no graph with outputs", _EXPORT_AGAIN)
+        check_structure(proto, subject)
+        external_data.check_proto(proto, folder)
         model = ir.from_proto(proto)
-    except (ValueError, TypeError, ir.serde.SerdeError) as error:
-        raise ModelError(subject, f"is not valid ONNX ({_first_line(error)})", _EXPORT_AGAIN) from error
-    if folder is not None:
-        _set_folder(model, folder)
-    _hold(model)
-    _shorten_standard_domain(model)
-    _forget_negative_sizes(model)
-    if model.ir_version < _INITIALIZERS_ASIDE:
-        # The format listed every initializer among the inputs; a later one means that the user may replace it.
-        common_passes.RemoveInitializersFromInputsPass()(model)
-        model.ir_version = _INITIALIZERS_ASIDE
-    _complete_outputs(model, subject)
-    _check(model, subject)
+        if folder is not None:
+            _set_folder(model, folder)
+        _hold(model)
+        _shorten_standard_domain(model)
+        _forget_negative_sizes(model)
+        if model.ir_version < _INITIALIZERS_ASIDE:
+            # The format listed every initializer among the inputs; a later one means that the user may replace it.
+            common_passes.RemoveInitializersFromInputsPass()(model)
+            model.ir_version = _INITIALIZERS_ASIDE
+        _complete_outputs(model, subject)
+        _check(model)
     return model
+
+
+@contextlib.contextmanager
+def _valid(subject: str) -> Iterator[None]:
+    """Turn what onnx and onnx_ir raise on broken models, names that are not text among it, into a ModelError."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise ModelError(subject, f"is not valid ONNX ({_first_line(error)})", _EXPORT_AGAIN) from error
 
 
 def _shorten_standard_domain(model: ir.Model) -> None:
@@ -183,12 +221,9 @@ def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
-def _check(model: ir.Model, subject: str) -> None:
+def _check(model: ir.Model) -> None:
     """Check the structure against the ONNX standard; operators of other domains are the runtime's to judge."""
-    try:
-        common_passes.CheckerPass()(model)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(subject, f"is not valid ONNX ({_first_line(error)})", _EXPORT_AGAIN) from error
+    common_passes.CheckerPass()(model)
 
 
 def _first_line(error: BaseException) -> str:

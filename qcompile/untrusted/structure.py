@@ -1,0 +1,130 @@
+"""What a model would grow to: nested subgraphs, functions that call functions, sizes that no memory has.
+
+All of it is counted on the model as written, in time linear in its length; nothing is expanded.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+from qcompile.errors import ModelError, UnsafeModelError
+from qcompile.untrusted.tensors import check_data, count, tensors_of_model
+
+DEEPEST_SUBGRAPH = 32
+"""As deep as messages of protobuf may nest: a hundred, three for each subgraph."""
+
+MOST_NODES = 100_000
+"""With every function written out; the largest exports of language models have a quarter of it."""
+
+_WRITE_FLAT = "Export the model without functions and nested subgraphs"
+
+_Function = tuple[str, str, str]
+"""Domain, name and overload."""
+
+
+def check_structure(model: onnx.ModelProto, subject: str) -> None:
+    """Check that a model, which may have been made to break its reader, is as large as it looks.
+
+    Args:
+        model: any; where its external data lies is not checked here.
+        subject: what to call the model in errors.
+
+    Raises:
+        UnsafeModelError: subgraphs nest too deeply, functions call themselves, or expand to too many nodes.
+        ModelError: the dims of a value overflow, or a tensor does not hold what its dims ask for.
+    """
+    graphs = list(_graphs(model, subject))
+    _check_size(model, subject)
+    for values in (*(_values(graph) for graph in graphs), *(function.value_info for function in model.functions)):
+        for value in values:
+            _check_type(value.type, value.name or "a value")
+    for tensor in tensors_of_model(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            check_data(tensor)
+
+
+def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from graph.input
+    yield from graph.output
+    yield from graph.value_info
+
+
+def _graphs(model: onnx.ModelProto, subject: str) -> Iterator[onnx.GraphProto]:
+    """Yield the main graph, those of training and all subgraphs; raises when they nest too deeply."""
+    roots = [model.graph, *(graph for each in model.training_info for graph in (each.initialization, each.algorithm))]
+    waiting = [(graph, 0) for graph in roots]
+    nodes = sum(len(function.node) for function in model.functions)
+    _check_count(nodes, subject)
+    waiting += [(graph, 1) for function in model.functions for graph in _subgraphs(function.node)]
+    while waiting:
+        graph, depth = waiting.pop()
+        if depth > DEEPEST_SUBGRAPH:
+            raise UnsafeModelError(subject, f"its subgraphs nest deeper than {DEEPEST_SUBGRAPH}", _WRITE_FLAT)
+        nodes += len(graph.node)
+        _check_count(nodes, subject)
+        yield graph
+        waiting += [(each, depth + 1) for each in _subgraphs(graph.node)]
+
+
+def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
+
+
+def _check_size(model: onnx.ModelProto, subject: str) -> None:
+    """Raise UnsafeModelError when the model has too many nodes once every function is written out."""
+    bodies = {_function(each.domain, each.name, each.overload): _calls(each.node) for each in model.functions}
+    calls = {name: [called for called in body if called in bodies] for name, body in bodies.items()}
+    sizes: dict[_Function, int] = {}
+    try:
+        for name in graphlib.TopologicalSorter(calls).static_order():
+            sizes[name] = _expanded(bodies[name], sizes)
+    except graphlib.CycleError as error:
+        name = error.args[1][0]
+        raise UnsafeModelError(subject, f"its function {name[0]}.{name[1]} calls itself", _WRITE_FLAT) from error
+    _check_count(_expanded(_calls(model.graph.node), sizes), subject)
+
+
+def _check_count(nodes: int, subject: str) -> None:
+    if nodes > MOST_NODES:
+        reason = f"it has more than {MOST_NODES} nodes once its functions are written out"
+        raise UnsafeModelError(subject, reason, _WRITE_FLAT)
+
+
+def _expanded(body: Counter[_Function], sizes: dict[_Function, int]) -> int:
+    return sum(times * sizes.get(called, 1) for called, times in body.items())
+
+
+def _calls(nodes: Iterable[onnx.NodeProto]) -> Counter[_Function]:
+    """How often each operator or function is called, in subgraphs too."""
+    found: Counter[_Function] = Counter()
+    waiting = [nodes]
+    while waiting:
+        for node in waiting.pop():
+            found[_function(node.domain, node.op_type, node.overload)] += 1
+            waiting += [graph.node for graph in _subgraphs((node,))]
+    return found
+
+
+def _function(domain: str, name: str, overload: str) -> _Function:
+    return "" if domain == "ai.onnx" else domain, name, overload
+
+
+def _check_type(kind: onnx.TypeProto, name: str) -> None:
+    """Check the dims that a type names, inside sequences, maps and optional values too."""
+    while kind is not None:
+        which = kind.WhichOneof("value")
+        if which in ("tensor_type", "sparse_tensor_type"):
+            dims = getattr(kind, which).shape.dim
+            count((max(dim.dim_value, 0) for dim in dims if dim.HasField("dim_value")), name)
+        inner = {"sequence_type": "elem_type", "optional_type": "elem_type", "map_type": "value_type"}.get(which or "")
+        if inner is None:
+            return
+        kind = getattr(getattr(kind, which), inner)
