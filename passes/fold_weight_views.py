@@ -63,7 +63,7 @@ class FoldWeightViews(Pass):
 
 
 def _view(node: ir.Node, tensor: ir.TensorProtocol) -> _View | None:
-    """The view that the node makes; None where the node is no view or not a constant one."""
+    """The view that the node makes; None where the node is no view, not a constant one, or not one of this tensor."""
     shape, dtype = tuple(tensor.shape.numpy()), tensor.dtype
     if is_standard(node, "Cast"):
         to = ir.DataType(node.attributes.get_int("to", 0))
@@ -72,9 +72,12 @@ def _view(node: ir.Node, tensor: ir.TensorProtocol) -> _View | None:
         return _View(shape, to)
     if is_standard(node, "Transpose"):
         perm = tuple(node.attributes.get_ints("perm", tuple(reversed(range(len(shape))))))
+        if sorted(perm) != list(range(len(shape))):
+            return None
         return _View(tuple(shape[axis] for axis in perm), dtype, perm)
     new_shape = _new_shape(node, shape)
-    return None if new_shape is None else _View(new_shape, dtype)
+    fits = new_shape is not None and min(new_shape, default=0) >= 0 and math.prod(new_shape) == math.prod(shape)
+    return _View(new_shape, dtype) if fits and new_shape is not None else None
 
 
 def _new_shape(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -93,17 +96,21 @@ def _new_shape(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     if is_standard(node, "Reshape"):
         return _reshaped(shape, numbers, keeps_zero=bool(node.attributes.get_int("allowzero", 0)))
     if is_standard(node, "Squeeze"):
-        dropped = {axis % len(shape) for axis in numbers}
+        dropped = {axis + len(shape) if axis < 0 else axis for axis in numbers}
         return tuple(dim for axis, dim in enumerate(shape) if axis not in dropped)
     rank = len(shape) + len(numbers)
-    added, rest = {axis % rank for axis in numbers}, iter(shape)
-    return tuple(1 if axis in added else next(rest) for axis in range(rank))
+    added, rest = {axis + rank if axis < 0 else axis for axis in numbers}, iter(shape)
+    return tuple(1 if axis in added else next(rest, 0) for axis in range(rank))
 
 
-def _reshaped(shape: tuple[int, ...], numbers: list[int], *, keeps_zero: bool) -> tuple[int, ...]:
+def _reshaped(shape: tuple[int, ...], numbers: list[int], *, keeps_zero: bool) -> tuple[int, ...] | None:
     """Shape that ONNX's Reshape gives: 0 copies a dimension (unless kept), -1 takes what is left."""
+    if 0 in numbers[len(shape) :] and not keeps_zero:
+        return None
     dims = [shape[axis] if dim == 0 and not keeps_zero else dim for axis, dim in enumerate(numbers)]
     known = math.prod(dim for dim in dims if dim != -1)
+    if known == 0 and -1 in dims:
+        return None
     return tuple(math.prod(shape) // known if dim == -1 else dim for dim in dims)
 
 

@@ -45,6 +45,9 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error was raised.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-input", help="I know where the model comes from: read PyTorch's files, which run code.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its own choice when left out.")]
 
 
@@ -65,7 +68,7 @@ def options(
 
 @app.command("compile", epilog=EXIT_CODES_HELP)
 def compile_model(
-    model: Annotated[Path, typer.Argument(help="An .onnx file.")],
+    model: Annotated[Path, typer.Argument(help="An .onnx file; with --trust-input a .pt, .pth or .pt2 file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an artifact in it is replaced.")],
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name or YAML file.")] = "w8a8-dynamic",
     backend: Annotated[str, typer.Option("--backend", "-b", help="onnxruntime or openvino.")] = "onnxruntime",
@@ -89,6 +92,7 @@ def compile_model(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the recipe's passes, key=value. Repeatable.")
     ] = None,
+    trust_input: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -107,6 +111,7 @@ def compile_model(
                 output=output,
                 target=target,
                 verify=verify,
+                trust_input=trust_input,
                 progress=progress,
             )
         if as_json:

@@ -44,12 +44,13 @@ def compile(
     output: str | Path | None = None,
     target: str | None = None,
     verify: bool = True,
+    trust_input: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a model to an artifact that runs on a backend.
 
     Args:
-        model: torch.nn.Module, ExportedProgram, .onnx path, bytes, ModelProto or onnx_ir.Model.
+        model: torch.nn.Module, ExportedProgram, path (.onnx, .pt, .pth, .pt2), bytes, ModelProto or onnx_ir.Model.
         recipe: name, path of a YAML file (.yaml, .yml), or a Recipe.
         backend: "onnxruntime" or "openvino".
         calibration: samples in any form that `Calibration` names, or a Calibration; needed by static recipes, and by
@@ -63,6 +64,7 @@ def compile(
         output: folder to write; an artifact in it is replaced. None: a temporary folder.
         target: processor to compile for, see the backend's `targets`; None: one like this.
         verify: compare outputs after exact passes, and run the artifact.
+        trust_input: read files of PyTorch, which run code, and ONNX without limits; see `qcompile.frontend.trace`.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
             1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
             `lambda stage, part: bar.update(task, description=stage, completed=part)`.
@@ -76,7 +78,7 @@ def compile(
     check_data(plan, calibration)
     if output is not None:
         check_output(output)
-    work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress)
+    work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     check_selection(work.model, plan, lambda recipe: integer_operators(recipe, engine, target))
     original = work.model.clone()
     quantized = work.apply(plan, integer_operators(plan, engine, target))
@@ -120,6 +122,7 @@ def rewrite(
     targets: str | Sequence[str] = (),
     target: str | None = None,
     verify: bool = True,
+    trust_input: bool = False,
     progress: Progress | None = None,
 ) -> ir.Model:
     """Apply the passes of a recipe and return the portable quantized model.
@@ -133,14 +136,16 @@ def rewrite(
     """
     plan = for_target(recipe_of(recipe, ignore, targets), backends.get("onnxruntime").targets, target)
     check_data(plan, calibration)
-    work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, progress)
+    work = _Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     check_selection(work.model, plan, wanted_operators)
     return work.apply(plan)
 
 
-def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
+def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None, trust_input: bool = False) -> ir.Model:
     """Read a model through the door that fits it and bring it to canonical form; arguments as in `compile`."""
-    traced = frontend.trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    traced = frontend.trace(
+        model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes, trust_input=trust_input
+    )
     for item in canonical_passes(_runs(backends.get("onnxruntime"))):
         traced = apply_pass(item, traced).model
     return traced
@@ -168,15 +173,19 @@ class _Work:
         example_inputs: Any,
         dynamic_shapes: Any,
         verify: bool,
+        trust_input: bool,
         progress: Progress | None,
     ) -> _Work:
         """Trace the model, bring it to canonical form and bind the calibration data to it."""
         report_progress = progress or (lambda _stage, _part: None)
         report_progress("tracing", 0.0)
         data = None if calibration is None else Calibration.of(calibration)
+        model = frontend.open_model(model, trust_input=trust_input)
         if example_inputs is None and data is not None and hasattr(model, "forward"):
             example_inputs, data = first_sample(data, model)
-        traced = frontend.trace(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        traced = frontend.trace(
+            model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes, trust_input=trust_input
+        )
         report_progress("tracing", 1.0)
         reference = backends.get("onnxruntime")
         ranges = Ranges()

@@ -9,7 +9,9 @@ from typing import Any
 import onnx
 import onnx.parser
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, EncodeError, Message
+
+_Field = tuple[Message, FieldDescriptor]
 
 TEXTS = (
     """
@@ -132,14 +134,10 @@ def _edit(content: bytes, generator: random.Random, _: Sequence[bytes]) -> bytes
     try:
         model.ParseFromString(content)
         fields = list(_fields(model))
-        message, field = generator.choice(fields)
-        _edit_field(message, field, generator, fields)
+        if fields:
+            _edit_field(*generator.choice(fields), generator, fields)
         return model.SerializeToString()
-    except (ValueError, TypeError, UnicodeError):
-        return content
-    except Exception as error:  # noqa: BLE001
-        if type(error).__name__ not in ("DecodeError", "EncodeError", "IndexError"):
-            raise
+    except (DecodeError, EncodeError, ValueError):  # nothing to edit, or a text or number that does not fit the field
         return content
 
 
@@ -152,7 +150,7 @@ _CHANGES: tuple[Callable[[bytes, random.Random, Sequence[bytes]], bytes], ...] =
 )
 
 
-def _fields(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
+def _fields(message: Message) -> Iterator[_Field]:
     for field, _ in message.ListFields():
         yield message, field
         if field.type == FieldDescriptor.TYPE_MESSAGE:
@@ -165,33 +163,39 @@ def _parts(message: Message, field: FieldDescriptor) -> Sequence[Message]:
     return value if field.is_repeated else (value,)
 
 
-def _edit_field(
-    message: Message, field: FieldDescriptor, generator: random.Random, fields: list[tuple[Message, FieldDescriptor]]
-) -> None:
+def _edit_field(message: Message, field: FieldDescriptor, generator: random.Random, fields: Sequence[_Field]) -> None:
     if generator.random() < 0.1:
         message.ClearField(field.name)
-        return
-    value: Any = getattr(message, field.name)
-    if field.type == FieldDescriptor.TYPE_MESSAGE:
-        donors = [part for m, f in fields if f.message_type is field.message_type for part in _parts(m, f)]
-        donor = type(donors[0])()
-        donor.CopyFrom(generator.choice(donors))  # a message must not be copied into a part of itself
-        if not field.is_repeated:
-            value.CopyFrom(donor)
-            return
-        index = generator.randrange(len(value))
-        generator.choice([lambda: value.__delitem__(index), lambda: value.append(donor), lambda: value[index].CopyFrom(donor)])()
-        return
-    drawn = _scalar(field, generator, fields)
-    if not field.is_repeated:
-        setattr(message, field.name, drawn)
+    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+        _edit_part(message, field, generator, fields)
+    elif not field.is_repeated:
+        setattr(message, field.name, _scalar(field, generator, fields))
     elif generator.random() < 0.3:
-        value.append(drawn)
+        getattr(message, field.name).append(_scalar(field, generator, fields))
     else:
-        value[generator.randrange(len(value))] = drawn
+        values = getattr(message, field.name)
+        values[generator.randrange(len(values))] = _scalar(field, generator, fields)
 
 
-def _scalar(field: FieldDescriptor, generator: random.Random, fields: list[tuple[Message, FieldDescriptor]]) -> Any:
+def _edit_part(message: Message, field: FieldDescriptor, generator: random.Random, fields: Sequence[_Field]) -> None:
+    """Put a part of the model where another of its kind is, or take one away."""
+    donors = [part for m, f in fields if f.message_type is field.message_type for part in _parts(m, f)]
+    donor = type(donors[0])()
+    donor.CopyFrom(generator.choice(donors))  # a message must not be copied into a part of itself
+    parts = getattr(message, field.name)
+    if not field.is_repeated:
+        parts.CopyFrom(donor)
+        return
+    index, change = generator.randrange(len(parts)), generator.choice(("delete", "append", "replace"))
+    if change == "delete":
+        del parts[index]
+    elif change == "append":
+        parts.append(donor)
+    else:
+        parts[index].CopyFrom(donor)
+
+
+def _scalar(field: FieldDescriptor, generator: random.Random, fields: Sequence[_Field]) -> Any:
     if field.type == FieldDescriptor.TYPE_STRING:
         names = [getattr(m, f.name) for m, f in fields if f.type == FieldDescriptor.TYPE_STRING and not f.is_repeated]
         return generator.choice([*names, *_TEXTS, generator.choice(_OPERATORS)])

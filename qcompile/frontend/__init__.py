@@ -15,28 +15,43 @@ OPSET = 23
 """The canonical opset: the first with Attention, RMSNormalization and RotaryEmbedding."""
 
 
-def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
+def open_model(model: Any, *, trust_input: bool = False) -> Any:
+    """Return what is in a file of PyTorch, and anything else as it is.
+
+    Raises:
+        UnsafeModelError: the file is not trusted.
+        ModelError: it holds no model.
+    """
+    from qcompile.frontend.torch_files import is_torch_file, read_torch_file
+
+    return read_torch_file(model, trust=trust_input) if is_torch_file(model) else model
+
+
+def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None, trust_input: bool = False) -> ir.Model:
     """Read a model through the door that fits it; the caller's object is never modified.
 
     Does not bring the model to canonical form: that is the work of `qcompile.passes`.
 
     Args:
-        model: torch.nn.Module, torch.export.ExportedProgram, path of an .onnx file, its bytes, onnx.ModelProto or
-            onnx_ir.Model.
+        model: torch.nn.Module, torch.export.ExportedProgram, path of an .onnx file, its bytes, onnx.ModelProto,
+            onnx_ir.Model, or path of a .pt, .pth or .pt2 file.
         example_inputs: for a torch.nn.Module: a dict of keyword arguments, a tuple of arguments or one tensor.
         dynamic_shapes: for a torch.nn.Module: as torch.export takes it. None makes the batch and the sequence
             dynamic where the module allows it.
+        trust_input: the caller knows where the model comes from: files of PyTorch, which are programs, are read, and
+            ONNX is read without limits of memory and time. External data stays inside the folder all the same.
 
     Raises:
-        UnsafeModelError: the model reaches outside its own folder.
+        UnsafeModelError: the model reaches outside its own folder, is built to break its reader, or may run code.
         ModelError: the model cannot be read or exported.
     """
     from qcompile.frontend import onnx as onnx_door
 
+    model = open_model(model, trust_input=trust_input)
     if isinstance(model, (str, os.PathLike)):
-        traced = onnx_door.read_path(model)
+        traced = onnx_door.read_path(model, trust=trust_input)
     elif isinstance(model, bytes):
-        traced = onnx_door.read_bytes(model)
+        traced = onnx_door.read_bytes(model, trust=trust_input)
     elif isinstance(model, ir.Model):
         traced = onnx_door.copy_model(model)
     elif onnx_door.is_proto(model):

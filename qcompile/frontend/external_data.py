@@ -66,7 +66,9 @@ def _check_tensor(tensor: onnx.TensorProto, location: str, offset: int, length: 
     path = check_location(name, location, offset, length, folder)
     asked, held = stored_bytes(tensor), length or path.stat().st_size - offset
     if asked > held:
-        reason = f"its data in {location!r}, {held} bytes at {offset}, is not as long as its dims ask for, {asked} bytes"
+        reason = (
+            f"its data in {location!r}, {held} bytes at {offset}, is not as long as its dims ask for, {asked} bytes"
+        )
         raise ModelError(name, reason, "Copy the model again: the file is truncated or belongs to another model")
     return path
 

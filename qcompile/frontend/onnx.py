@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from qcompile.errors import ModelError
 from qcompile.frontend import external_data
 from qcompile.untrusted.limits import first_read
-from qcompile.untrusted.structure import check_structure
+from qcompile.untrusted.structure import check_expansion, check_structure
 
 _INITIALIZERS_ASIDE = 4
 """First version of the format in which initializers need not be inputs."""
@@ -80,7 +81,7 @@ def read_bytes(content: bytes, *, trust: bool = False) -> ir.Model:
         trust: as for `read_path`.
 
     Raises:
-        UnsafeModelError: the model keeps data in files: without a path there is no folder to look in; or as `read_path`.
+        UnsafeModelError: as `read_path`, or the model keeps data in files: without a path there is no folder.
         ModelError: the bytes are not an ONNX model.
     """
     if not trust:
@@ -107,12 +108,18 @@ def copy_model(model: ir.Model) -> ir.Model:
     subject = model.graph.name or "the onnx_ir.Model"
     with _valid(subject):
         external_data.check_model(model)
+        _check_expansion(model, subject)
         copy = model.clone()
         _hold(copy)
         _shorten_standard_domain(copy)
         _complete_outputs(copy, subject)
         _check(copy)
     return copy
+
+
+def _check_expansion(model: ir.Model, subject: str) -> None:
+    bodies = {name: Counter(map(ir.Node.op_identifier, body.all_nodes())) for name, body in model.functions.items()}
+    check_expansion(Counter(map(ir.Node.op_identifier, model.graph.all_nodes())), bodies, subject)
 
 
 def _parse(content: bytes, subject: str) -> onnx.ModelProto:
@@ -130,6 +137,10 @@ def _read(proto: onnx.ModelProto, subject: str, folder: Path | None) -> ir.Model
             raise ModelError(subject, "has no graph with outputs", _EXPORT_AGAIN)
         check_structure(proto, subject)
         external_data.check_proto(proto, folder)
+        for sparse in proto.graph.sparse_initializer:
+            raise ModelError(
+                sparse.values.name, "is a sparse initializer, which is not read", "Store it as a dense one"
+            )
         model = ir.from_proto(proto)
         if folder is not None:
             _set_folder(model, folder)

@@ -14,7 +14,7 @@ import os
 import signal
 import subprocess
 import sys
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from qcompile import errors
 
@@ -52,7 +52,7 @@ def first_read(model: BinaryIO | bytes, length: int, subject: str) -> None:
         raise errors.ModelError(subject, "is longer than 2 GiB", "Save the model with its weights in files beside it")
     memory = _MEMORY + _MEMORY_FACTOR * length
     command = [sys.executable, "-P", "-m", "qcompile.untrusted", subject, str(memory), str(_SECONDS)]
-    given = {"input": model} if isinstance(model, bytes) else {"stdin": model}
+    given: dict[str, Any] = {"input": model} if isinstance(model, bytes) else {"stdin": model}
     try:
         found = subprocess.run(
             command,
@@ -61,7 +61,7 @@ def first_read(model: BinaryIO | bytes, length: int, subject: str) -> None:
             env=_environment(),
             timeout=_PATIENCE,
             check=False,
-            **given,  # type: ignore[call-overload]
+            **given,
         )
     except subprocess.TimeoutExpired as error:
         raise errors.UnsafeModelError(subject, f"reading it takes more than {_PATIENCE} seconds", _MEND) from error

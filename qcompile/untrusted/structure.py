@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import graphlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
-from qcompile.errors import ModelError, UnsafeModelError
+from qcompile.errors import UnsafeModelError
 from qcompile.untrusted.tensors import check_data, count, tensors_of_model
 
 DEEPEST_SUBGRAPH = 32
@@ -22,8 +22,10 @@ MOST_NODES = 100_000
 
 _WRITE_FLAT = "Export the model without functions and nested subgraphs"
 
-_Function = tuple[str, str, str]
+Function = tuple[str, str, str]
 """Domain, name and overload."""
+
+Calls = Counter[Function]
 
 
 def check_structure(model: onnx.ModelProto, subject: str) -> None:
@@ -79,17 +81,30 @@ def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
 
 
 def _check_size(model: onnx.ModelProto, subject: str) -> None:
-    """Raise UnsafeModelError when the model has too many nodes once every function is written out."""
-    bodies = {_function(each.domain, each.name, each.overload): _calls(each.node) for each in model.functions}
+    bodies = {(_domain(each.domain), each.name, each.overload): _calls(each.node) for each in model.functions}
+    check_expansion(_calls(model.graph.node), bodies, subject)
+
+
+def check_expansion(main: Calls, bodies: Mapping[Function, Calls], subject: str) -> None:
+    """Check how many nodes a model has once every function is written out.
+
+    Args:
+        main: how often the main graph and its subgraphs call each operator or function.
+        bodies: the same for each function.
+        subject: what to call the model in errors.
+
+    Raises:
+        UnsafeModelError: a function calls itself, or there are more than MOST_NODES.
+    """
     calls = {name: [called for called in body if called in bodies] for name, body in bodies.items()}
-    sizes: dict[_Function, int] = {}
+    sizes: dict[Function, int] = {}
     try:
         for name in graphlib.TopologicalSorter(calls).static_order():
             sizes[name] = _expanded(bodies[name], sizes)
     except graphlib.CycleError as error:
         name = error.args[1][0]
         raise UnsafeModelError(subject, f"its function {name[0]}.{name[1]} calls itself", _WRITE_FLAT) from error
-    _check_count(_expanded(_calls(model.graph.node), sizes), subject)
+    _check_count(_expanded(main, sizes), subject)
 
 
 def _check_count(nodes: int, subject: str) -> None:
@@ -98,23 +113,23 @@ def _check_count(nodes: int, subject: str) -> None:
         raise UnsafeModelError(subject, reason, _WRITE_FLAT)
 
 
-def _expanded(body: Counter[_Function], sizes: dict[_Function, int]) -> int:
+def _expanded(body: Calls, sizes: Mapping[Function, int]) -> int:
     return sum(times * sizes.get(called, 1) for called, times in body.items())
 
 
-def _calls(nodes: Iterable[onnx.NodeProto]) -> Counter[_Function]:
+def _calls(nodes: Iterable[onnx.NodeProto]) -> Calls:
     """How often each operator or function is called, in subgraphs too."""
-    found: Counter[_Function] = Counter()
+    found: Calls = Counter()
     waiting = [nodes]
     while waiting:
         for node in waiting.pop():
-            found[_function(node.domain, node.op_type, node.overload)] += 1
+            found[_domain(node.domain), node.op_type, node.overload] += 1
             waiting += [graph.node for graph in _subgraphs((node,))]
     return found
 
 
-def _function(domain: str, name: str, overload: str) -> _Function:
-    return "" if domain == "ai.onnx" else domain, name, overload
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
 
 
 def _check_type(kind: onnx.TypeProto, name: str) -> None:
