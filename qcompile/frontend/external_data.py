@@ -18,6 +18,7 @@ from qcompile.errors import ModelError, UnsafeModelError
 from qcompile.untrusted.tensors import check_data, stored_bytes, tensors_of_model
 
 _MEMORY_ADDRESS = "_ORT_MEM_ADDR_"
+_COPY_AGAIN = "Copy the model again: the file is truncated or belongs to another model"
 _SELF_CONTAINED = "Save the model with its data in one folder, with plain files and relative locations"
 
 
@@ -42,7 +43,8 @@ def check_proto(model: onnx.ModelProto, folder: Path | None) -> set[Path]:
                 raise ModelError(
                     tensor.name or "a tensor", f"offset or length is not a number ({error})", "Export the model again"
                 ) from error
-            files.add(_check_tensor(tensor, entries.get("location", ""), offset, length, folder))
+            name, location = tensor.name or "a tensor", entries.get("location", "")
+            files.add(check_location(name, location, offset, length, folder, asked=stored_bytes(tensor)))
     return files
 
 
@@ -55,25 +57,13 @@ def check_model(model: ir.Model) -> None:
     for tensor in _tensors_of_ir(model):
         if isinstance(tensor, ir.ExternalTensor):
             folder = Path(tensor.base_dir) if str(tensor.base_dir) else None
-            check_location(tensor.name, str(tensor.location), tensor.offset or 0, tensor.length or 0, folder)
+            offset, length = tensor.offset or 0, tensor.length or 0
+            check_location(tensor.name, str(tensor.location), offset, length, folder, asked=tensor.nbytes)
         elif isinstance(tensor, ir.TensorProtoTensor):
             check_data(tensor.raw)
 
 
-def _check_tensor(tensor: onnx.TensorProto, location: str, offset: int, length: int, folder: Path | None) -> Path:
-    """Check the place of a tensor's data, and that there is as much of it as its dims ask for."""
-    name = tensor.name or "a tensor"
-    path = check_location(name, location, offset, length, folder)
-    asked, held = stored_bytes(tensor), length or path.stat().st_size - offset
-    if asked > held:
-        reason = (
-            f"its data in {location!r}, {held} bytes at {offset}, is not as long as its dims ask for, {asked} bytes"
-        )
-        raise ModelError(name, reason, "Copy the model again: the file is truncated or belongs to another model")
-    return path
-
-
-def check_location(name: str, location: str, offset: int, length: int, folder: Path | None) -> Path:
+def check_location(name: str, location: str, offset: int, length: int, folder: Path | None, *, asked: int) -> Path:
     """Resolve the location of one tensor's data inside the folder of its model, and return the path.
 
     Args:
@@ -82,6 +72,7 @@ def check_location(name: str, location: str, offset: int, length: int, folder: P
         offset: first byte of the data.
         length: number of bytes; 0 where the model leaves it out, meaning up to the end of the file.
         folder: folder of the model; None refuses every location.
+        asked: bytes that the dims and the type of the tensor ask for.
 
     Raises:
         UnsafeModelError, ModelError: as `check_proto`.
@@ -104,8 +95,12 @@ def check_location(name: str, location: str, offset: int, length: int, folder: P
         raise ModelError(
             name,
             f"its data, {length} bytes at {offset}, is not within {location!r} of {status.st_size} bytes",
-            "Copy the model again: the file is truncated or belongs to another model",
+            _COPY_AGAIN,
         )
+    held = length or status.st_size - offset
+    if asked > held:
+        reason = f"its data in {location!r}, {held} bytes at {offset}, is shorter than its dims ask for, {asked} bytes"
+        raise ModelError(name, reason, _COPY_AGAIN)
     return path
 
 

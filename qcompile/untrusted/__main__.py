@@ -38,27 +38,38 @@ _MOST_ZEROS = 2**20
 
 
 def main(subject: str, memory: int, seconds: int) -> int:
-    """Parse the model, check its structure and run onnx's checker and shape inference on it, under limits.
-
-    What onnx says about it is of no interest here: the reader says it again, and better. That onnx comes back is.
-    """
+    """Read the model from standard input under limits, and say what is wrong with it."""
     _limit(memory, seconds)
     try:
-        model = _parse(sys.stdin.buffer.read(), subject)
-        check_structure(model, subject)
-        _forget_weights(model)
-        skeleton = model.SerializeToString()
-        with contextlib.suppress(*_REFUSALS):
-            onnx.checker.check_model(skeleton, full_check=False)
-        with contextlib.suppress(*_REFUSALS):
-            onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
+        read(sys.stdin.buffer.read(), subject)
     except QCompileError as error:
-        _report(error)
-    except UnicodeDecodeError:
-        _report(ModelError(subject, "a name in it is not text", _EXPORT_AGAIN))
+        kind = type(error).__name__
+        print(json.dumps({"type": kind, "subject": error.subject, "reason": error.reason, "mend": error.mend}))
     except MemoryError:
         print(json.dumps({"type": "MemoryError"}))
     return 0
+
+
+def read(content: bytes, subject: str) -> None:
+    """Parse a model, check its structure and run onnx's checker and shape inference on it.
+
+    What onnx says about it is of no interest here: the reader says it again, and better. That onnx comes back is.
+
+    Raises:
+        QCompileError: as `qcompile.untrusted.limits.first_read`.
+        MemoryError: there is no more.
+    """
+    try:
+        model = _parse(content, subject)
+        check_structure(model, subject)
+        _forget_weights(model)
+        skeleton = model.SerializeToString()
+    except UnicodeDecodeError as error:
+        raise ModelError(subject, "a name in it is not text", _EXPORT_AGAIN) from error
+    with contextlib.suppress(*_REFUSALS):
+        onnx.checker.check_model(skeleton, full_check=False)
+    with contextlib.suppress(*_REFUSALS):
+        onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
 
 
 def _limit(memory: int, seconds: int) -> None:
@@ -80,11 +91,6 @@ def _parse(content: bytes, subject: str) -> onnx.ModelProto:
         reason = "is not an ONNX model, is truncated, or nests too deeply"
         raise ModelError(subject, reason, _EXPORT_AGAIN) from error
     return model
-
-
-def _report(error: QCompileError) -> None:
-    kind = type(error).__name__
-    print(json.dumps({"type": kind, "subject": error.subject, "reason": error.reason, "mend": error.mend}))
 
 
 def _forget_weights(model: onnx.ModelProto) -> None:

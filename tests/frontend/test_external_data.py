@@ -13,6 +13,7 @@ import pytest
 
 from qcompile.errors import ModelError, UnsafeModelError
 from qcompile.frontend import trace
+from qcompile.frontend.external_data import check_proto
 
 WEIGHT = np.arange(16, dtype=np.float32).reshape(4, 4)
 
@@ -70,7 +71,73 @@ def in_sparse(tensor: onnx.TensorProto) -> onnx.ModelProto:
     return model
 
 
-PLACES = (in_initializer, in_constant, in_function, in_subgraph, in_sparse)
+def in_indices(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model = in_sparse(oh.make_tensor("v", onnx.TensorProto.FLOAT, [1], [0]))
+    model.graph.sparse_initializer[0].indices.CopyFrom(tensor)
+    return model
+
+
+def in_attribute(**fields: object) -> onnx.ModelProto:
+    model = model_of([oh.make_node("Thing", ["x"], ["y"], domain="local")], [])
+    model.graph.node[0].attribute.append(onnx.AttributeProto(name="a", **fields))
+    return model
+
+
+def in_tensor_list(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    return in_attribute(type=onnx.AttributeProto.TENSORS, tensors=[tensor])
+
+
+def in_sparse_attribute(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    sparse = onnx.SparseTensorProto(values=tensor, indices=oh.make_tensor("i", onnx.TensorProto.INT64, [1], [0]))
+    return in_attribute(type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse)
+
+
+def in_sparse_list(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    sparse = onnx.SparseTensorProto(values=oh.make_tensor("v", onnx.TensorProto.FLOAT, [1], [0]), indices=tensor)
+    return in_attribute(type=onnx.AttributeProto.SPARSE_TENSORS, sparse_tensors=[sparse])
+
+
+def in_an_attribute_of_another_type(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    """The attribute says that it is a number; readers that look at the fields find the tensor."""
+    return in_attribute(type=onnx.AttributeProto.INT, i=1, t=tensor)
+
+
+def in_subgraph_of_function(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model = in_function(tensor)
+    del model.functions[0].node[:]
+    model.functions[0].node.extend(in_subgraph(tensor).graph.node)
+    return model
+
+
+def in_default_of_function(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model = model_of([oh.make_node("F", ["x"], ["y"], domain="local")], [])
+    body = [oh.make_node("Relu", ["x"], ["y"])]
+    model.functions.append(oh.make_function("local", "F", ["x"], ["y"], body, [oh.make_opsetid("", 20)]))
+    model.functions[0].attribute_proto.append(oh.make_attribute("w", tensor))
+    return model
+
+
+def in_training(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model = model_of([oh.make_node("Relu", ["x"], ["y"])], [])
+    model.training_info.add().initialization.initializer.append(tensor)
+    return model
+
+
+PLACES = (
+    in_initializer,
+    in_constant,
+    in_function,
+    in_subgraph,
+    in_sparse,
+    in_indices,
+    in_tensor_list,
+    in_sparse_attribute,
+    in_sparse_list,
+    in_an_attribute_of_another_type,
+    in_subgraph_of_function,
+    in_default_of_function,
+    in_training,
+)
 
 
 @pytest.fixture
@@ -112,20 +179,29 @@ def test_data_of_a_function_is_read(folder: Path) -> None:
         "C:\\secret.bin",
         "..\\secret.bin",
         "*/_ORT_MEM_ADDR_/*",
+        "sub/*/_ORT_MEM_ADDR_/*",
+        "./../secret.bin",
+        "w.bin\0.txt",
         "",
     ],
 )
 def test_locations_outside_the_folder_are_refused(folder: Path, place, location: str) -> None:
     location = location.format(absolute=folder.parent / "secret.bin")
     with pytest.raises(UnsafeModelError):
-        trace(save(folder, place(external(location))))
+        check_proto(place(external(location)), folder)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_files_are_refused_before_anything_reads_them(folder: Path, place) -> None:
+    with pytest.raises(UnsafeModelError, match="outside the folder"):
+        trace(save(folder, place(external("../secret.bin"))))
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_symbolic_links_are_refused(folder: Path, place) -> None:
     (folder / "link.bin").symlink_to(folder.parent / "secret.bin")
     with pytest.raises(UnsafeModelError, match="symbolic link"):
-        trace(save(folder, place(external("link.bin"))))
+        check_proto(place(external("link.bin")), folder)
 
 
 def test_a_linked_folder_on_the_way_is_refused(folder: Path) -> None:
@@ -138,13 +214,24 @@ def test_a_linked_folder_on_the_way_is_refused(folder: Path) -> None:
 def test_hard_links_are_refused(folder: Path, place) -> None:
     os.link(folder.parent / "secret.bin", folder / "hard.bin")
     with pytest.raises(UnsafeModelError, match="hard link"):
-        trace(save(folder, place(external("hard.bin"))))
+        check_proto(place(external("hard.bin")), folder)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 65), (1, 64), (64, 1), (-1, 4), (0, -4), (2**40, 64)])
 def test_data_beyond_the_file_is_refused(folder: Path, offset: int, length: int) -> None:
     with pytest.raises(ModelError, match="is not within"):
         trace(save(folder, in_initializer(external("w.bin", offset=offset, length=length))))
+
+
+def test_less_data_than_the_dims_ask_for_is_refused(folder: Path) -> None:
+    for offset, length in ((0, 60), (4, 60), (4, 0)):
+        with pytest.raises(ModelError, match="shorter than its dims ask for, 64 bytes"):
+            trace(save(folder, in_initializer(external("w.bin", offset=offset, length=length))))
+    short = ir.ExternalTensor("w.bin", 0, 60, ir.DataType.FLOAT, shape=ir.Shape([4, 4]), name="w", base_dir=str(folder))
+    model = ir.from_proto(in_initializer(oh.make_tensor("w", onnx.TensorProto.FLOAT, [4, 4], WEIGHT.flatten())))
+    model.graph.initializers["w"].const_value = short
+    with pytest.raises(ModelError, match="shorter than its dims ask for, 64 bytes"):
+        trace(model)
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
@@ -163,7 +250,13 @@ def test_models_without_a_folder_are_refused(place) -> None:
     model = place(external("w.bin"))
     for given in (model, model.SerializeToString()):
         with pytest.raises(UnsafeModelError, match="no folder"):
-            trace(given)
+            trace(given, trust_input=True)
+
+
+@pytest.mark.parametrize("place", [in_constant, in_function, in_subgraph, in_tensor_list, in_subgraph_of_function])
+def test_external_tensors_anywhere_in_a_model_in_memory_are_checked(folder: Path, place) -> None:
+    with pytest.raises(UnsafeModelError):
+        trace(ir.load(save(folder, place(external("../secret.bin")))))
 
 
 def test_external_tensors_of_a_model_in_memory_are_checked(folder: Path) -> None:

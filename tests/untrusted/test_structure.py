@@ -1,0 +1,144 @@
+"""Models that would grow are refused as written, before anything grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import onnx
+import onnx.helper as oh
+import onnx_ir as ir
+import pytest
+
+from qcompile.errors import ModelError, UnsafeModelError
+from qcompile.frontend import trace
+from qcompile.untrusted.structure import DEEPEST_SUBGRAPH, MOST_NODES, check_structure
+
+IMPORTS = [oh.make_opsetid("", 20), oh.make_opsetid("local", 1)]
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], functions: list[onnx.FunctionProto], size: int | str = "n"
+) -> onnx.ModelProto:
+    x, y = (oh.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size, 4]) for name in "xy")
+    graph = oh.make_graph(nodes, "g", [x], [y])
+    return oh.make_model(graph, opset_imports=IMPORTS, ir_version=10, functions=functions)
+
+
+def function(name: str, nodes: list[onnx.NodeProto]) -> onnx.FunctionProto:
+    return oh.make_function("local", name, ["x"], ["y"], nodes, IMPORTS)
+
+
+def call(name: str, x: str, y: str) -> onnx.NodeProto:
+    return oh.make_node(name, [x], [y], domain="local")
+
+
+def doubling(levels: int) -> onnx.ModelProto:
+    """Each function calls the one before it twice: 2**levels nodes in all."""
+    functions = [function("f0", [oh.make_node("Relu", ["x"], ["y"])])]
+    for level in range(1, levels + 1):
+        callee = f"f{level - 1}"
+        functions.append(function(f"f{level}", [call(callee, "x", "t"), call(callee, "t", "y")]))
+    return model_of([call(f"f{levels}", "x", "y")], functions)
+
+
+def calling_itself() -> onnx.ModelProto:
+    return model_of([call("f", "x", "y")], [function("f", [call("g", "x", "y")]), function("g", [call("f", "x", "y")])])
+
+
+def doubling_in_branches(levels: int) -> onnx.ModelProto:
+    """As `doubling`, with the calls inside the branches of an If."""
+    model = doubling(levels)
+    for body in model.functions[1:]:
+        calls = [onnx.NodeProto.FromString(node.SerializeToString()) for node in body.node]
+        out = oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+        branch = oh.make_graph(calls, "b", [], [out])
+        del body.node[:]
+        body.node.append(oh.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch))
+    return model
+
+
+def long_chain() -> onnx.ModelProto:
+    node = oh.make_node("Relu", ["x"], ["y"])
+    return model_of([node] * (MOST_NODES + 1), [])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: doubling(17), lambda: doubling(60), lambda: doubling_in_branches(20), calling_itself, long_chain]
+)
+def test_what_expands_is_refused_in_under_a_second(make: Callable[[], onnx.ModelProto]) -> None:
+    model = make()
+    start = time.perf_counter()
+    with pytest.raises(UnsafeModelError, match=r"nodes once its functions are written out|calls itself"):
+        check_structure(model, "m")
+    assert time.perf_counter() - start < 1
+
+
+def test_every_form_of_a_model_that_expands_is_refused() -> None:
+    model = doubling(60)
+    for given in (model, model.SerializeToString(), ir.from_proto(model)):
+        with pytest.raises(UnsafeModelError, match="written out"):
+            trace(given)
+
+
+def test_functions_that_stay_small_are_read() -> None:
+    assert len(trace(doubling(8)).functions) == 9
+
+
+def nest(graph: onnx.GraphProto | onnx.FunctionProto, depth: int) -> None:
+    """Put a branch into a branch, in place: protobuf does not copy what is this deep."""
+    for _ in range(depth):
+        node = graph.node.add(op_type="If", input=["x"], output=["y"])
+        graph = node.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g
+    graph.node.add(op_type="Identity", input=["x"], output=["y"])
+
+
+@pytest.mark.parametrize("place", ["graph", "function", "list"])
+def test_subgraphs_nest_up_to_the_limit(place: str) -> None:
+    for depth in (DEEPEST_SUBGRAPH, DEEPEST_SUBGRAPH + 1):
+        model = model_of([], [function("f", [])])
+        if place == "list":
+            attribute = model.graph.node.add(op_type="If").attribute.add(name="b", type=onnx.AttributeProto.GRAPHS)
+            nest(attribute.graphs.add(), depth - 1)
+        else:
+            nest(model.graph if place == "graph" else model.functions[0], depth)
+        if depth == DEEPEST_SUBGRAPH:
+            check_structure(model, "m")
+        else:
+            with pytest.raises(UnsafeModelError, match="deeper than 32"):
+                check_structure(model, "m")
+
+
+def test_bytes_that_nest_deeper_than_the_format_can_are_refused() -> None:
+    content = b""
+    for _ in range(200):  # graph.node.attribute.g, written by hand: protobuf's own parser cannot
+        for key in (0x32, 0x2A, 0x0A):
+            content = bytes([key]) + _varint(len(content)) + content
+    content = b"\x3a" + _varint(len(content)) + content
+    with pytest.raises(ModelError, match="nests too deeply"):
+        trace(content)
+
+
+def _varint(number: int) -> bytes:
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*written, number])
+
+
+def sequence_of(kind: onnx.TypeProto) -> onnx.TypeProto:
+    return oh.make_sequence_type_proto(oh.make_optional_type_proto(kind))
+
+
+@pytest.mark.parametrize("wrap", [lambda kind: kind, sequence_of])
+def test_dims_of_values_that_overflow_are_refused(wrap: Callable[[onnx.TypeProto], onnx.TypeProto]) -> None:
+    model = model_of([oh.make_node("Relu", ["x"], ["y"])], [])
+    kind = wrap(oh.make_tensor_type_proto(onnx.TensorProto.FLOAT, [2**31, 2**31]))
+    model.graph.value_info.append(oh.make_value_info("v", kind))
+    with pytest.raises(ModelError, match=r"v: the product of its dims \[2147483648, 2147483648\] overflows"):
+        check_structure(model, "m")
+
+
+def test_sizes_that_vary_do_not_overflow() -> None:
+    check_structure(model_of([oh.make_node("Relu", ["x"], ["y"])], [], size=-1), "m")
