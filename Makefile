@@ -7,13 +7,17 @@ INSTALLED := $(VENV)/.installed
 MODELS_INSTALLED := $(VENV)/.installed-models
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
-.PHONY: demo test check bench format types clean
+.PHONY: demo test fuzz check bench format types clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(MODELS_INSTALLED)
 	$(BIN)/python -m pytest
+
+# Nightly: broken models through the door, ten thousand unless COUNT says otherwise; FIRST goes on where a run ended.
+fuzz: $(MODELS_INSTALLED)
+	$(BIN)/python -m tests.fuzz_door --count $(or $(COUNT),10000) --first $(or $(FIRST),0)
 
 check: $(INSTALLED) types
 	$(BIN)/ruff check .

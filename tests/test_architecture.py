@@ -39,6 +39,7 @@ ROOMS = {
     "models": ["qcompile.models*"],
     "dynamo": ["qcompile.frontend.dynamo"],
     "frontend": ["qcompile.frontend*"],
+    "untrusted": ["qcompile.untrusted*"],
     "report": ["qcompile.report*", "qcompile.latency"],
     "solvers": ["qcompile.solvers*"],
     "compile": [
@@ -84,7 +85,8 @@ ARROWS = {
     "backends": {"graph", "foundation"},
     "onnxruntime": {"backends", "graph", "solvers", "foundation"},
     "openvino": {"backends", "graph", "solvers", "foundation"},
-    "frontend": {"graph", "foundation"},
+    "untrusted": {"foundation"},
+    "frontend": {"untrusted", "graph", "foundation"},
     "report": {"backends", "calibration", "graph", "solvers", "recipe", "foundation"},
     "recipe": {"foundation"},
     "verify": {"calibration", "graph", "solvers", "foundation"},
