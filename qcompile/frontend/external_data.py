@@ -128,8 +128,16 @@ def _check_entry(name: str, location: str, path: Path) -> None:
         raise UnsafeModelError(name, f"its data {location!r} passes a symbolic link", _SELF_CONTAINED)
 
 
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph, the bodies of functions and all of their subgraphs; `Model.graphs` leaves functions out."""
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
 def _tensors_of_ir(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
     for nodes in (model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
         for node in nodes:

@@ -38,7 +38,7 @@ _PASS_A_FILE = "Pass the path of an .onnx file"
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Opening a pipe without anyone at its other end would wait for ever."""
 
-_BROKEN = (ValueError, TypeError, ir.serde.SerdeError, onnx.checker.ValidationError)
+_BROKEN = (ValueError, TypeError, RuntimeError, onnx.checker.ValidationError)
 
 
 def is_proto(model: Any) -> bool:
@@ -174,7 +174,7 @@ def _shorten_standard_domain(model: ir.Model) -> None:
 
 def _forget_negative_sizes(model: ir.Model) -> None:
     """Make sizes of -1 unknown ones: some exporters write them for axes that may change."""
-    for graph in model.graphs():
+    for graph in external_data.all_graphs(model):
         computed = (value for node in graph for value in node.outputs)
         for value in (*graph.inputs, *graph.outputs, *computed):
             shape = value.shape
@@ -216,7 +216,7 @@ def _hold(model: ir.Model) -> None:
     onnx's checker and shape inference see a model without files. onnx_ir spares them the initializers of more than
     1,000 bytes in the main graph; the others have to come along. The arrays stay mapped from their files.
     """
-    for graph in model.graphs():
+    for graph in external_data.all_graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and (graph is not model.graph or tensor.nbytes <= _SPARED_ABOVE):
