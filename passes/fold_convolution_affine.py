@@ -40,7 +40,13 @@ class FoldConvolutionAffine(Pass):
 def _is_foldable(layer: Convolution) -> bool:
     grouped = layer.transposed and layer.node.attributes.get_int("group", 1) != 1
     has_constant_bias = layer.bias is None or constant(layer.bias) is not None
-    return not grouped and has_constant_bias and layer.weight.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    has_channels = layer.weight.shape is not None and len(layer.weight.shape) > 2
+    return (
+        has_channels
+        and not grouped
+        and has_constant_bias
+        and layer.weight.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    )
 
 
 def _fold_chain(layer: Convolution) -> list[Finding]:

@@ -43,9 +43,21 @@ UNTOUCHED = "untouched"
 
 _USE_FLOAT32 = "Give the model in float32: module.float() for a torch module, or export the .onnx file in float32"
 
-_CHECK_FULLY = "Check the model with onnx.checker.check_model(path, full_check=True)"
+_CHECK_FULLY = (
+    "Check the model with onnx.checker.check_model(path, full_check=True), and report this if it finds nothing"
+)
 
-_CONTRADICTIONS = (ValueError, RuntimeError, onnx.checker.ValidationError)
+_CONTRADICTIONS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    onnx.checker.ValidationError,
+)
+"""What passes, and onnx beneath them, raise on a model whose shapes, types or attributes contradict each other."""
 
 _REMOVE_FROM_INPUTS = (
     "Nobody overrides them? Then remove them from the inputs: model = onnx_ir.load(path); "
@@ -207,11 +219,19 @@ class Pipeline:
 
 
 def apply_pass(item: ir.passes.PassBase, model: ir.Model) -> ir.passes.PassResult:
-    """Apply one pass; what onnx and its libraries raise on a model that contradicts itself becomes a ModelError."""
+    """Apply one pass.
+
+    The format's checker lets models through that contradict themselves, a convolution whose weight is a scalar among
+    them; no pass asks for all of it again.
+
+    Raises:
+        ModelError: the pass fails on this model; the cause is what it raised.
+    """
     try:
         return item(model)
     except _CONTRADICTIONS as error:
-        reason = f"it cannot rewrite this model ({(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')})"
+        first = (str(error).splitlines() or [""])[0].rstrip(".")
+        reason = f"it fails on this model ({type(error).__name__}: {first})"
         raise ModelError(f"pass {name_of(item)}", reason, _CHECK_FULLY) from error
 
 

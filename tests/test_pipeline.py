@@ -14,10 +14,10 @@ import qcompile
 from qcompile.backends import get
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Keeps, Pass, Result
-from qcompile.errors import NothingMatchedError, VerificationError
+from qcompile.errors import ModelError, NothingMatchedError, VerificationError
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.lower_gemms import LowerGemms
-from qcompile.pipeline import Log, Pipeline, name_of
+from qcompile.pipeline import Log, Pipeline, apply_pass, name_of
 
 TEXT = '<ir_version: 10, opset_import: ["" : 23]> g (float[n, 4] x) => (float[n, 4] y) { a = Relu(x) y = Neg(a) }'
 
@@ -143,3 +143,22 @@ def test_weights_that_are_inputs_too_are_named():
         qcompile.compile(model, "w8a8-dynamic")
     common.RemoveInitializersFromInputsPass()(model)
     assert qcompile.compile(model, "w8a8-dynamic").report.layers[0].action == "quantized"
+
+
+def test_a_pass_that_fails_on_a_model_that_contradicts_itself_is_named():
+    model = ir.from_onnx_text("""
+    <ir_version: 10, opset_import: ["" : 20]> g (float[1, 1, 8] x) => (float[1, 1, 8] y)
+    <float w = {1}> { y = LayerNormalization<axis = 7>(x, w) }
+    """)
+    with pytest.raises(ModelError, match=r"pass _Trips: it fails on this model \(IndexError: ") as caught:
+        apply_pass(_Trips(), model)
+    assert isinstance(caught.value.__cause__, IndexError)
+
+
+class _Trips(ir.passes.InPlacePass):
+    """Reads the axis that a norm names, as a pass may."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        node = model.graph[0]
+        assert node.inputs[0].shape[node.attributes.get_int("axis", -1)]
+        return ir.passes.PassResult(model, modified=False)
