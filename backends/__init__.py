@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
 from qcompile.scheme import Scheme
-from qcompile.session import Session
+from qcompile.session import Probe, Session
 
 BACKENDS = ("onnxruntime", "openvino")
 
@@ -72,6 +73,14 @@ class Backend(Protocol):
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
         """Load a written model file."""
+        ...
+
+    def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
+        """Load a written model file with values from inside of it as further outputs, once for each mode of the runtime.
+
+        Each value is given by the names of its forms; the first form that the file computes is read. One that it does
+        not compute is left out. The file is not changed.
+        """
         ...
 
     def open_session(self, model: ir.Model, *, threads: int | None = None) -> Session:

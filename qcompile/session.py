@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -25,3 +26,21 @@ class OpenSession(Protocol):
     def __call__(self, model: ir.Model, /) -> Session:
         """Return the session; raises ModelError when the runtime refuses the model."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """An artifact in one mode of its runtime, with values from inside of it as further outputs.
+
+    Attributes:
+        name: the runtime and the mode, for messages, e.g. "onnxruntime, optimizations disabled".
+        session: runs the artifact; what it returns has the values besides the outputs.
+        values: names of the values.
+        channels_per_scale: width of a token -> how many of its consecutive channels share a scale where the recipe
+            says per token: all of them, fewer where the runtime is finer, 0 where it leaves them float.
+    """
+
+    name: str
+    session: Session
+    values: tuple[str, ...]
+    channels_per_scale: Callable[[int], int]

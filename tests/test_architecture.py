@@ -55,6 +55,7 @@ ROOMS = {
     "recipe": ["qcompile.recipe*"],
     "artifact": ["qcompile.artifact*", "qcompile.manifest*"],
     "verify": ["qcompile.verify*"],
+    "reference": ["qcompile.reference_*"],
     "calibration": ["qcompile.calibration*"],
     "graph": [
         "qcompile.graph*",
@@ -89,7 +90,9 @@ ARROWS = {
     "frontend": {"untrusted", "graph", "foundation"},
     "report": {"backends", "calibration", "graph", "solvers", "recipe", "foundation"},
     "recipe": {"foundation"},
-    "verify": {"calibration", "graph", "solvers", "foundation"},
+    "verify": {"calibration", "graph", "reference", "solvers", "foundation"},
+    # Judges what all others make, so it shares nothing with them.
+    "reference": set[str](),
     "artifact": {"backends", "frontend", "report", "recipe", "foundation"},
     "models": {"graph", "foundation"},
     "dynamo": {"compile", "frontend", "foundation"},

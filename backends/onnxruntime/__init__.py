@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from qcompile.backends import Capability, Lowered
 from qcompile.backends.onnxruntime import lowering
 from qcompile.backends.onnxruntime.session import OnnxRuntimeSession, Optimization, can_share, open_file
 from qcompile.scheme import Dtype, Granularity, Scheme
+from qcompile.session import Probe
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 SINGLE_FILE_BYTES = 512 * 2**20
 _EXTERNAL_BYTES = 1024
+_MODES: dict[Optimization, str] = {"disabled": "graph optimizations disabled", "all": "all graph optimizations"}
 
 _WEIGHT_GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
 _DTYPES: tuple[Dtype, ...] = ("uint8", "int8")
@@ -69,6 +72,16 @@ class OnnxRuntimeBackend:
         """Load a written model file; raises ModelError when ONNX Runtime refuses it."""
         return open_file(model_path, threads=threads, optimization=optimization)
 
+    def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
+        """Load a written model file with inner values as outputs: with graph optimizations disabled, then with all."""
+        model = ir.load(model_path)
+        found = expose(model, values)
+        with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
+            write(model, Path(folder), external=True)
+            for optimization, words in _MODES.items():
+                session = open_file(Path(folder) / MODEL_FILE, threads=None, optimization=optimization)
+                yield Probe(f"{self.name}, {words}", session, found, lambda channels: channels)
+
     def open_session(
         self, model: ir.Model, *, threads: int | None = None, optimization: Optimization = "all"
     ) -> OnnxRuntimeSession:
@@ -83,6 +96,15 @@ class OnnxRuntimeBackend:
             write(model, Path(folder), external=True)
             path, weights = Path(folder) / MODEL_FILE, _weights_in_memory(model)
             return open_file(path, threads=threads, optimization=optimization, weights=weights)
+
+
+def expose(model: ir.Model, values: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Make values outputs of the model, each under the first of its names that the model computes; return the names."""
+    computed = {value.name: value for node in model.graph for value in node.outputs}
+    found = [next((name for name in names if name in computed), None) for names in values]
+    names = tuple(dict.fromkeys(name for name in found if name is not None))
+    model.graph.outputs.extend(computed[name] for name in names if not computed[name].is_graph_output())
+    return names
 
 
 def write(model: ir.Model, folder: Path, *, external: bool) -> None:

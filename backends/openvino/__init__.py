@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,9 +12,11 @@ import onnx_ir as ir
 from qcompile.backends import Capability, Lowered
 from qcompile.backends.openvino import lowering
 from qcompile.backends.openvino.conversion import converted
+from qcompile.backends.openvino.probes import open_probe
 from qcompile.backends.openvino.runtime import core, openvino, runtime_errors
 from qcompile.backends.openvino.session import OpenVinoSession, Precision, load, refused
 from qcompile.scheme import Dtype, Granularity, Scheme
+from qcompile.session import Probe
 
 _GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
 _DTYPES: tuple[Dtype, ...] = ("uint8", "int8")
@@ -74,6 +77,10 @@ class OpenVinoBackend:
         except runtime_errors() as error:
             raise refused(f"model {model_path.name}", error) from error
         return load(model, f"model {model_path.name}", threads=threads, precision=precision)
+
+    def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
+        """Load a written model file with inner values as outputs; OpenVINO has one mode."""
+        yield open_probe(model_path, values)
 
     def open_session(
         self, model: ir.Model, *, threads: int | None = None, precision: Precision = "f32"

@@ -1,0 +1,71 @@
+"""What a quantized model means, computed by nothing that compiles or runs it: onnx's reference operators in numpy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from qcompile.reference_operators import ChannelsPerScale, operators, whole_token
+
+
+def evaluate(
+    model: ir.Model,
+    feed: Mapping[str, np.ndarray],
+    observed: Mapping[str, np.ndarray] | None = None,
+    *,
+    channels_per_scale: ChannelsPerScale = whole_token,
+) -> dict[str, np.ndarray]:
+    """Evaluate a portable model, and go on from observed values in the place of its own.
+
+    Q/DQ pairs are computed as they are written. Products are summed in float64, in which those of integers are exact.
+    Memory: every value is given up after its last reader.
+
+    Args:
+        model: any ONNX model of operators that onnx's reference implementation has; it is not changed.
+        feed: input name -> array.
+        observed: value name -> what a runtime computed for it. Its readers get that array.
+        channels_per_scale: how the tokens of QuantizeDequantizePerToken are quantized.
+
+    Returns:
+        Output name, and name of each observed value -> what the reference computes from the inputs and from the
+        observed values upstream of it.
+    """
+    observed = observed or {}
+    skeleton, initializers = _without_initializers(model)
+    evaluator = ReferenceEvaluator(ir.to_proto(skeleton), new_ops=operators(channels_per_scale))
+    wanted = {str(value.name) for value in model.graph.outputs}
+    results: dict[str, Any] = {"": None, **initializers, **evaluator.rt_inits_, **feed}
+    computed = {name: results[name] for name in wanted & set(results)}
+    # The bodies of If, Loop and Scan read values of the graph around them by name: then nothing is given up.
+    closed = not any(node.need_context() for node in evaluator.rt_nodes_)
+    readers = Counter(name for node in evaluator.rt_nodes_ for name in node.input)
+    with np.errstate(all="ignore"):  # what overflows in the model overflows here
+        for node in evaluator.rt_nodes_:
+            context = {"context": results} if node.need_context() else {}
+            values = node.run(*(results[name] for name in node.input), **context)
+            for name, value in zip(node.output, values, strict=False):
+                if name in wanted or name in observed:
+                    computed[name] = value
+                results[name] = observed.get(name, value)
+            readers.subtract(node.input)
+            for name in {*node.input, *node.output} if closed else ():
+                if name and readers[name] == 0:
+                    del results[name]
+    return computed
+
+
+def _without_initializers(model: ir.Model) -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """Return a copy of the graph without the data of its weights, and the arrays: they are not copied to protobuf."""
+    skeleton = model.clone()
+    arrays = {}
+    for name, value in list(skeleton.graph.initializers.items()):
+        if value.const_value is not None:
+            arrays[name] = value.const_value.numpy()
+            value.const_value = None
+        del skeleton.graph.initializers[name]
+    return skeleton, arrays

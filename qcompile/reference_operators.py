@@ -1,0 +1,110 @@
+"""Operators of the reference evaluation that onnx's own are too coarse, or wrong, for.
+
+Independent of everything that compiles: nothing of qcompile is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_conv import Conv as _Conv
+from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
+
+ChannelsPerScale = Callable[[int], int]
+"""Width of a token -> how many of its consecutive channels share a scale at run time; 0: they are not quantized."""
+
+
+def whole_token(channels: int) -> int:
+    """Return the number of channels itself: one scale for each token, as recipes say it."""
+    return channels
+
+
+def operators(channels_per_scale: ChannelsPerScale) -> list[type[OpRun]]:
+    """Return the operators that take the place of onnx's, with this way of quantizing tokens."""
+
+    class QuantizeDequantizePerToken(OpRun):
+        """Symmetric int8 in -127..127, one scale for each group of channels of a token."""
+
+        op_domain = "qcompile"
+
+        def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
+            return (quantize_dequantize_tokens(x, channels_per_scale(x.shape[-1])),)
+
+    return [MatMul, Conv, ConvTranspose, QuantizeLinear, GlobalMaxPool, QuantizeDequantizePerToken]
+
+
+def quantize_dequantize_tokens(x: np.ndarray, channels: int) -> np.ndarray:
+    """Return float32 [..., width] as int8 sees it, by one scale max|x| / 127 for each group of channels; 0: as it is."""
+    if channels == 0 or x.size == 0:
+        return x
+    groups = x.reshape(*x.shape[:-1], -1, channels)
+    scale = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+    scale[scale == 0] = 1
+    steps = np.clip(np.rint(groups / scale), -127, 127)
+    return np.asarray((steps * scale).reshape(x.shape), x.dtype)
+
+
+class MatMul(OpRun):
+    """Products in float64: those of 8-bit integers are exact, of any length."""
+
+    def _run(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
+        if a.dtype.kind != "f":
+            return (np.matmul(a, b),)
+        return (np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64)), a.dtype),)
+
+
+class Conv(_Conv):
+    """Sums in float64."""
+
+    def _run(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, **attributes: Any) -> tuple[np.ndarray]:
+        return _in_float64(super()._run, (x, w, b), attributes)
+
+
+class ConvTranspose(_ConvTranspose):
+    """Sums in float64."""
+
+    def _run(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, **attributes: Any) -> tuple[np.ndarray]:
+        return _in_float64(super()._run, (x, w, b), attributes)
+
+
+class QuantizeLinear(OpRun):
+    """Integers of 8 bits; onnx's own rounds to int32 first, where a number far out of range turns its sign."""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        scale: np.ndarray,
+        zero_point: np.ndarray | None = None,
+        axis: int = 1,
+        output_dtype: int | None = None,
+        **_: Any,
+    ) -> tuple[np.ndarray]:
+        from onnx.helper import tensor_dtype_to_np_dtype
+
+        point = np.zeros((), tensor_dtype_to_np_dtype(output_dtype) if output_dtype else np.uint8)
+        point = point if zero_point is None else zero_point
+        limits = np.iinfo(point.dtype)
+        shape = [1] * x.ndim
+        if scale.size > 1:
+            shape[axis] = scale.size
+        steps = np.rint(x / scale.reshape(shape if scale.size > 1 else ()))
+        shifted = steps + point.astype(np.float32).reshape(shape if point.size > 1 else ())
+        return (np.nan_to_num(np.clip(shifted, limits.min, limits.max)).astype(point.dtype),)
+
+
+class GlobalMaxPool(OpRun):
+    """Maximum over all axes but the first two, which stay as axes of size 1; onnx's own drops all but two of them."""
+
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+def _in_float64(
+    run: Callable[..., tuple[np.ndarray]], arrays: Sequence[np.ndarray | None], attributes: dict[str, Any]
+) -> tuple[np.ndarray]:
+    wide = [None if array is None else array.astype(np.float64) for array in arrays]
+    assert arrays[0] is not None
+    return (np.asarray(run(*wide, **attributes)[0], arrays[0].dtype),)

@@ -1,0 +1,231 @@
+"""Does the runtime compute what the quantized graph means? The artifact against the reference evaluation, step by step.
+
+Two runs of one deep quantized model may end far apart although both are right: a rounding tie that falls the other way
+is one step at the next quantizer, and a few layers later the difference is as large as the noise of quantization
+itself. So the artifact is run with the values at its quantizers as further outputs, and the reference computes each of
+them from the runtime's own values upstream. What then differs is the work of one layer, and is known in the steps of
+the quantizer that it comes to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.calibration_masks import PaddingMask
+from qcompile.errors import VerificationError
+from qcompile.graph import constant_array, is_standard, readers
+from qcompile.qdq import DOMAIN, PER_TOKEN
+from qcompile.reference_evaluator import evaluate
+from qcompile.session import Feed, Probe, Session
+
+MAX_STEPS = 2.0
+"""How many quantization steps one number may be apart: ties, and ties of ties within a layer."""
+
+RMS_STEPS = 12**-0.5
+"""How many steps all numbers of a value may be apart on average: as much as rounding to steps itself moves them."""
+
+NOISE_RATIO = 2.0
+"""How far outputs may be apart when nothing is observed on the way, in units of what quantization adds to them.
+
+Two runs whose roundings have nothing in common are apart by the square root of 2.
+"""
+
+_MEND = "Do not ship it: report this with the model, or compile with another backend; verify=False skips the comparison"
+
+Kind = Literal["static", "per tensor", "per token"]
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A value that a quantizer of the portable graph reads, and where it can be seen.
+
+    Attributes:
+        names: of its forms, the best to observe first: integers, what they stand for; of a quantizer whose scale is
+            known at run time only, the value itself.
+        kind: of the quantizer.
+        scale: of a static quantizer.
+    """
+
+    names: tuple[str, ...]
+    kind: Kind
+    scale: float = 1.0
+
+    def step(self, name: str, expected: np.ndarray) -> np.ndarray:
+        """Size of one step in the form of this name, where the reference computed `expected`; broadcasts to it."""
+        if self.kind == "static":
+            return np.array(1.0 if name == self.names[0] else self.scale)
+        if self.kind == "per tensor":
+            size = max(expected.max(initial=0), 0) - min(expected.min(initial=0), 0)
+            return np.array(size / 255)
+        return np.abs(expected).max(axis=-1, keepdims=True) / 127
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How a runtime agrees with the reference.
+
+    Attributes:
+        runtime: its name and mode.
+        observed: number of values inside of the artifact that were compared.
+        max_steps: largest difference of one number, in steps.
+        rms_steps: largest root mean square difference of a value, in steps.
+    """
+
+    runtime: str
+    observed: int
+    max_steps: float
+    rms_steps: float
+
+
+def verify_artifact(
+    portable: ir.Model, original: ir.Model, artifact: Session, probes: Iterable[Probe], sample: Feed
+) -> list[Agreement]:
+    """Compare an artifact with the arithmetic of the portable graph that it was made from, in each mode of its runtime.
+
+    Args:
+        portable: the quantized graph, before a backend lowered it.
+        original: the float model.
+        artifact: what was written, as it will be run.
+        probes: the same with values inside of it, see `quantized_values`.
+        sample: one input; see `without_padded_positions`.
+
+    Raises:
+        VerificationError: a value is more than MAX_STEPS, or on average more than RMS_STEPS, away from what follows
+            from the values before it; or the artifact as it is ends further from the reference than NOISE_RATIO.
+    """
+    steps = {name: value for value in quantized_values(portable) for name in value.names}
+    dtypes = {str(value.name): value.dtype for node in portable.graph for value in node.outputs}
+    found: list[Agreement] = []
+    expected: Arrays = {}
+    for probe in probes:
+        seen = {name: _as_written(array, dtypes.get(name)) for name, array in probe.session.run(sample).items()}
+        inner = {name: seen[name] for name in probe.values}
+        expected = evaluate(portable, sample, inner, channels_per_scale=probe.channels_per_scale)
+        found.append(_compare_inside(probe.name, expected, seen, steps))
+    _compare_whole(artifact.run(sample), expected, original, sample)
+    return found
+
+
+def quantized_values(portable: ir.Model) -> tuple[Quantized, ...]:
+    """Return the values that the graph quantizes at run time, in its order; not those in bodies of If and Loop."""
+    return tuple(found for node in portable.graph if (found := _quantized(node)) is not None)
+
+
+def without_padded_positions(sample: Feed, masks: Sequence[PaddingMask]) -> dict[str, np.ndarray]:
+    """Return the sample with every position valid: at padded ones runtimes differ, and nobody reads the result."""
+    valid = {mask.name: np.full_like(sample[mask.name], mask.valid) for mask in masks}
+    return {**sample, **valid}
+
+
+def _quantized(node: ir.Node) -> Quantized | None:
+    """Return what a quantizer of a computed value reads; None for other nodes."""
+    x = node.inputs[0] if node.inputs else None
+    if x is None or x.producer() is None:
+        return None
+    if (node.domain, node.op_type) == (DOMAIN, PER_TOKEN):
+        return Quantized((str(x.name),), "per token")
+    if is_standard(node, "DynamicQuantizeLinear"):
+        return Quantized((str(x.name),), "per tensor")
+    scale = constant_array(node.inputs[1]) if is_standard(node, "QuantizeLinear") else None
+    if scale is None or scale.size != 1:
+        return None
+    stands_for = [reader.outputs[0] for reader in readers(node.outputs[0]) if is_standard(reader, "DequantizeLinear")]
+    return Quantized(tuple(str(value.name) for value in (node.outputs[0], *stands_for)), "static", float(scale.item()))
+
+
+def _as_written(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
+    """Return integers in the 8-bit type of the portable graph: a backend may store q as q + 128 in the other one."""
+    if dtype == ir.DataType.INT8 and array.dtype == np.uint8:
+        return (array.astype(np.int16) - 128).astype(np.int8)
+    return array
+
+
+def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping[str, Quantized]) -> Agreement:
+    """Raise VerificationError for the first value that is too far from the reference, in the order of the graph."""
+    subject, largest, on_average = f"artifact on {runtime}", 0.0, 0.0
+    for name, array in expected.items():
+        actual = seen[name]
+        if not _comparable(array, actual):
+            raise VerificationError(subject, f"{name} is another kind of value: {_unlike(array, actual)}", _MEND)
+        if array.dtype.kind not in "fiu" or (array.dtype.itemsize > 1 and array.dtype.kind != "f"):
+            if not np.array_equal(array, actual):
+                raise VerificationError(subject, f"{name} differs from the reference", _MEND)
+            continue
+        step = steps[name].step(name, array) if name in steps else _output_step(array)
+        distance, mean = _apart(array, actual, step)
+        if distance > MAX_STEPS or mean > RMS_STEPS:
+            reason = (
+                f"{name} is up to {distance:.3g} quantization steps, and {mean:.2g} on average, away from what follows "
+                f"from the values before it; {MAX_STEPS:g} and {RMS_STEPS:.2g} are allowed"
+            )
+            raise VerificationError(subject, reason, _MEND)
+        largest, on_average = max(largest, distance), max(on_average, mean)
+    return Agreement(runtime, sum(name in steps for name in expected), largest, on_average)
+
+
+def _compare_whole(actual: Arrays, expected: Arrays, original: ir.Model, sample: Feed) -> None:
+    """Raise VerificationError when the artifact that nobody looks into ends further away than noise explains.
+
+    An output that is no float, or has another shape, depends on ties and is not compared: the same output was, of the
+    artifact with values on the way.
+    """
+    names = [name for name, array in actual.items() if array.dtype.kind == "f" and _comparable(expected[name], array)]
+    far = [name for name in names if not _close(expected[name], actual[name])]
+    if not far:
+        return
+    exact = evaluate(original, sample)
+    for name in far:
+        noise, distance = _rms(expected[name], exact[name]), _rms(expected[name], actual[name])
+        if distance > NOISE_RATIO * noise:
+            reason = (
+                f"output {name} is {distance / noise if noise else np.inf:.2g} times as far from the reference as "
+                f"quantization itself moves it; {NOISE_RATIO:g} times are allowed"
+            )
+            raise VerificationError("artifact", reason, _MEND)
+
+
+def _output_step(expected: np.ndarray) -> np.ndarray:
+    """Step of a value that nothing quantizes: that of 8 bits over its range; 1 for integers."""
+    if expected.dtype.kind != "f":
+        return np.array(1.0)
+    finite = expected[np.isfinite(expected)].astype(np.float64)
+    return np.array(max(float(np.ptp(finite)), float(np.abs(finite).max())) / 255 if finite.size else 0.0)
+
+
+def _close(expected: np.ndarray, actual: np.ndarray) -> bool:
+    distance, mean = _apart(expected, actual, _output_step(expected))
+    return distance <= MAX_STEPS and mean <= RMS_STEPS
+
+
+def _apart(expected: np.ndarray, actual: np.ndarray, step: np.ndarray) -> tuple[float, float]:
+    """Largest and root mean square difference in steps; infinite where only one side is finite.
+
+    Where the step is 0 every number is expected to be 0, and the runtime's rounding to float32 is forgiven.
+    """
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(actual)):
+        return float("inf"), float("inf")
+    if not finite.any():
+        return 0.0, 0.0
+    difference = np.abs(np.where(finite, expected, 0).astype(np.float64) - np.where(finite, actual, 0))
+    steps = difference / np.where(step > 0, step, np.finfo(np.float32).eps)
+    return float(steps.max()), float(np.sqrt(np.mean(steps**2)))
+
+
+def _rms(first: np.ndarray, second: np.ndarray) -> float:
+    difference = np.nan_to_num(first.astype(np.float64) - second, posinf=0, neginf=0)
+    return float(np.sqrt(np.mean(difference**2)))
+
+
+def _comparable(expected: np.ndarray, actual: np.ndarray) -> bool:
+    return np.shape(expected) == np.shape(actual) and np.asarray(expected).dtype.kind == np.asarray(actual).dtype.kind
+
+
+def _unlike(expected: np.ndarray, actual: np.ndarray) -> str:
+    return f"{actual.dtype} {list(actual.shape)} where {expected.dtype} {list(expected.shape)} is expected"
