@@ -76,7 +76,7 @@ class Backend(Protocol):
         ...
 
     def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
-        """Load a written model file with values from inside of it as further outputs, once for each mode of the runtime.
+        """Load a written model file with values from inside of it as further outputs, for each mode of the runtime.
 
         Each value is given by the names of its forms; the first form that the file computes is read. One that it does
         not compute is left out. The file is not changed.

@@ -29,6 +29,7 @@ from qcompile.pipeline import Log, Pipeline, Progress, apply_pass, name_of
 from qcompile.recipe import Recipe
 from qcompile.session import Feed
 from qcompile.verify import synthetic_samples, usable_masks
+from qcompile.verify_artifact import quantized_values, verification_sample, verify_artifact
 
 
 def compile(
@@ -63,7 +64,7 @@ def compile(
         targets: when not empty, the only layers that are quantized.
         output: folder to write; an artifact in it is replaced. None: a temporary folder.
         target: processor to compile for, see the backend's `targets`; None: one like this.
-        verify: compare outputs after exact passes, and run the artifact.
+        verify: compare outputs after exact passes, and the artifact with a reference of its arithmetic; run it.
         trust_input: read files of PyTorch, which run code, and ONNX without limits; see `qcompile.frontend.trace`.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
             1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
@@ -89,10 +90,17 @@ def compile(
     def write(folder: Path) -> Lowered:
         work.progress("lowering", 0.0)
         lowered = engine.lower(quantized, folder, target=target)
+        path = folder / lowered.model_file
+        if work.samples:
+            work.progress("verifying", 0.0)
+            sample = verification_sample(quantized, work.samples, work.pipeline.masks)
+            probes = engine.probes(path, [value.names for value in quantized_values(quantized)])
+            verify_artifact(quantized, original, engine.open_artifact(path), probes, sample)
+            work.progress("verifying", 1.0)
         for value in quantized.graph.initializers.values():
             value.const_value = None  # in the files now; measuring needs the room
         work.progress("measuring", 0.0)
-        measure(report, engine, original, folder / lowered.model_file, lowered, work.samples, work.pipeline.masks)
+        measure(report, engine, original, path, lowered, work.samples, work.pipeline.masks)
         if work.samples:
             report.accuracy["measured on"] = work.samples_are
         work.progress("measuring", 1.0)

@@ -37,7 +37,7 @@ def operators(channels_per_scale: ChannelsPerScale) -> list[type[OpRun]]:
 
 
 def quantize_dequantize_tokens(x: np.ndarray, channels: int) -> np.ndarray:
-    """Return float32 [..., width] as int8 sees it, by one scale max|x| / 127 for each group of channels; 0: as it is."""
+    """Return float32 [..., width] as int8, by one scale max|x| / 127 for each group of channels; 0: as it is."""
     if channels == 0 or x.size == 0:
         return x
     groups = x.reshape(*x.shape[:-1], -1, channels)
@@ -59,15 +59,15 @@ class MatMul(OpRun):
 class Conv(_Conv):
     """Sums in float64."""
 
-    def _run(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, **attributes: Any) -> tuple[np.ndarray]:
-        return _in_float64(super()._run, (x, w, b), attributes)
+    def _run(self, *arrays: Any, **attributes: Any) -> tuple[np.ndarray]:
+        return _in_float64(super()._run, arrays, attributes)
 
 
 class ConvTranspose(_ConvTranspose):
     """Sums in float64."""
 
-    def _run(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, **attributes: Any) -> tuple[np.ndarray]:
-        return _in_float64(super()._run, (x, w, b), attributes)
+    def _run(self, *arrays: Any, **attributes: Any) -> tuple[np.ndarray]:
+        return _in_float64(super()._run, arrays, attributes)
 
 
 class QuantizeLinear(OpRun):

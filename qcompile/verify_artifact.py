@@ -63,7 +63,7 @@ class Quantized:
         if self.kind == "per tensor":
             size = max(expected.max(initial=0), 0) - min(expected.min(initial=0), 0)
             return np.array(size / 255)
-        return np.abs(expected).max(axis=-1, keepdims=True) / 127
+        return np.asarray(np.abs(expected).max(axis=-1, keepdims=True) / 127)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def verify_artifact(
         original: the float model.
         artifact: what was written, as it will be run.
         probes: the same with values inside of it, see `quantized_values`.
-        sample: one input; see `without_padded_positions`.
+        sample: one input; see `verification_sample`.
 
     Raises:
         VerificationError: a value is more than MAX_STEPS, or on average more than RMS_STEPS, away from what follows
@@ -117,10 +117,20 @@ def quantized_values(portable: ir.Model) -> tuple[Quantized, ...]:
     return tuple(found for node in portable.graph if (found := _quantized(node)) is not None)
 
 
-def without_padded_positions(sample: Feed, masks: Sequence[PaddingMask]) -> dict[str, np.ndarray]:
-    """Return the sample with every position valid: at padded ones runtimes differ, and nobody reads the result."""
-    valid = {mask.name: np.full_like(sample[mask.name], mask.valid) for mask in masks}
-    return {**sample, **valid}
+def verification_sample(model: ir.Model, samples: Sequence[Feed], masks: Sequence[PaddingMask]) -> Feed:
+    """Return the smallest sample, of it the first item of a dynamic batch, every position valid.
+
+    At padded positions runtimes differ, and nobody reads the result. The first axis is a batch where it has one
+    symbolic name in all inputs.
+    """
+    smallest = min(samples, key=lambda sample: sum(array.size for array in sample.values()))
+    valid = {mask.name: np.full_like(smallest[mask.name], mask.valid) for mask in masks}
+    sample = {**smallest, **valid}
+    first = {value.shape[0] if value.shape else None for value in model.graph.inputs if value.name in sample}
+    (batch,) = first if len(first) == 1 else (None,)
+    if isinstance(batch, ir.SymbolicDim) and batch.value is not None:
+        return {name: array[:1] for name, array in sample.items()}
+    return sample
 
 
 def _quantized(node: ir.Node) -> Quantized | None:

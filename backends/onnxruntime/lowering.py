@@ -8,6 +8,7 @@ from onnx_ir.passes import common
 from qcompile.backends.onnxruntime.activations import quantize_activations_to_uint8
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
 from qcompile.backends.onnxruntime.attention_masks import legalize_attention_masks
+from qcompile.backends.onnxruntime.biases import fit_biases
 from qcompile.backends.onnxruntime.float_convolutions import protect_float_convolutions
 from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
@@ -28,6 +29,7 @@ def legalize(model: ir.Model) -> ir.Model:
     model = _accepted(model)
     quantize_activations_to_uint8(model)
     legalize_attention_masks(model)
+    fit_biases(model)
     protect_float_convolutions(model)
     return model
 
@@ -58,6 +60,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     remove_head_transposes(model)
     legalize_attention_masks(model)
     keep_residual_additions(model)
+    fit_biases(model)
     protect_float_convolutions(model)
     common.RemoveUnusedNodesPass()(model)
     model.graph.opset_imports.setdefault(CONTRIB, 1)
