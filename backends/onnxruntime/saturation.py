@@ -52,7 +52,8 @@ def _clip_integers(model: ir.Model, quantize: ir.Node, integers: np.ndarray) -> 
         dequantize.register(model, f"{value.name}.{end}", q) for end, q in zip(("low", "high"), integers, strict=True)
     ]
     clip = ir.node("Clip", [value, *ends])
-    clip.outputs[0].name = f"{value.name}.clipped"
+    # What is quantized keeps the name of what was: the verifier compares values by name.
+    clip.outputs[0].name, value.name = value.name, f"{value.name}.unclipped"
     clip.outputs[0].type, clip.outputs[0].shape = value.type, value.shape
     value.replace_all_uses_with(clip.outputs[0], replace_graph_outputs=True)
     clip.replace_input_with(0, value)

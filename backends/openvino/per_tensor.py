@@ -80,8 +80,8 @@ def _scale_output(
     ir.convenience.replace_all_uses_with(output, scaled, replace_graph_outputs=True)
     tape.nodes[1].replace_input_with(0, output)
     model.graph.insert_after(matmul, tape.nodes)
-    if scaled.is_graph_output():
-        output.name, scaled.name = scaled.name, output.name
+    # What the rest of the graph reads keeps its name: that of outputs, and of values that the verifier compares.
+    output.name, scaled.name = scaled.name, output.name
 
 
 def _name(tape: ir.tape.Tape, node: ir.Node, names: graph.Names) -> None:

@@ -1,0 +1,118 @@
+"""Passes and recipes on graphs that nobody thought of; `--hypothesis-profile=nightly` tries two thousand.
+
+The judge is the reference evaluation, which shares no code with the passes and the runtimes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import onnx_ir as ir
+import pytest
+from onnx_ir.passes import common
+
+import qcompile
+from qcompile.backends import get
+from qcompile.canonical import canonical_passes
+from qcompile.contract import Pass
+from qcompile.errors import NothingMatchedError
+from qcompile.reference_evaluator import evaluate
+from qcompile.verify import check_exact, check_valid, difference
+from tests.random_graphs import Choices, build, choices, feeds
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ("w8a8-static", "w8a8-dynamic", "smoothquant-o1", "smoothquant-o2", "smoothquant-o3")
+FEED, *_ = DATA = feeds(4)
+LEAST_SQNR_DB = 20.0
+"""Eight bits of a bell-shaped value are about 40 dB, and of these graphs a few follow each other."""
+
+every_graph = hypothesis.given(choices())
+some = hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 5, deadline=None)
+few = hypothesis.settings(
+    max_examples=hypothesis.settings.default.max_examples // 25,
+    deadline=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate],  # a compile takes a second
+)
+
+
+def exact_passes() -> Iterator[Pass]:
+    """Every pass that keeps the meaning and needs no calibration data."""
+    for path in sorted((ROOT / "passes").glob("[!_]*.py")):
+        module = importlib.import_module(f"qcompile.passes.{path.stem}")
+        cls = getattr(module, "".join(part.title() for part in path.stem.split("_")))
+        if cls.keeps == "exact" and "calibrator" not in cls.__dataclass_fields__ and path.stem != "observe_channels":
+            yield cls()
+
+
+def flat(drawn: Choices) -> ir.Model:
+    """The graph as passes expect it: functions inlined, constants as initializers, shapes known."""
+    model = build(drawn)
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.ShapeInferencePass(strict_mode=False)(model)
+    return model
+
+
+@some
+@every_graph
+def test_the_reference_agrees_with_the_runtime(drawn: Choices) -> None:
+    model = build(drawn)
+    runtime = get("onnxruntime").open_session(model, optimization="disabled").run(FEED)  # type: ignore[call-arg]
+    check_exact(difference([evaluate(model, FEED)], [runtime]), "no pass")
+
+
+@some
+@every_graph
+def test_exact_passes_keep_the_meaning_and_do_nothing_the_second_time(drawn: Choices) -> None:
+    original = flat(drawn)
+    expected = evaluate(original, FEED)
+    for item in exact_passes():
+        model = original.clone()
+        modified = item(model).modified
+        if modified:
+            check_valid(model, str(item))
+            check_exact(difference([expected], [evaluate(model, FEED)]), str(item))
+            assert not item(model).modified, item
+
+
+@some
+@every_graph
+def test_canonical_form_keeps_the_meaning_and_is_final(drawn: Choices) -> None:
+    original = build(drawn)
+    model = original.clone()
+    for item in canonical_passes():
+        item(model)
+    check_exact(difference([evaluate(original, FEED)], [evaluate(model, FEED)]), "canonical form")
+    text = str(ir.to_proto(model))
+    for item in canonical_passes():
+        item(model)
+    assert str(ir.to_proto(model)) == text
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@few
+@every_graph
+def test_recipes_quantize_within_bounds_and_only_once(recipe: str, drawn: Choices) -> None:
+    original = build(drawn)
+    try:
+        model = qcompile.rewrite(original.clone(), recipe, calibration=DATA)
+    except NothingMatchedError:
+        hypothesis.reject()
+    for feed in DATA[:2]:
+        assert difference([evaluate(original, feed)], [evaluate(model, feed)]).sqnr_db > LEAST_SQNR_DB
+    text = str(ir.to_proto(model))
+    assert str(ir.to_proto(qcompile.rewrite(model, recipe, calibration=DATA))) == text
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("recipe", RECIPES)
+@few
+@every_graph
+def test_artifacts_compute_what_the_quantized_graph_means(recipe: str, backend: str, drawn: Choices) -> None:
+    try:
+        qcompile.compile(build(drawn), recipe, backend=backend, calibration=DATA)
+    except NothingMatchedError:
+        hypothesis.reject()
