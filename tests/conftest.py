@@ -12,6 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# pytest --hypothesis-profile=nightly: ten recipes and backends with 200 graphs each, and 2,000 for the passes.
 hypothesis.settings.register_profile("nightly", max_examples=10_000)
 
 # Package whose presence tells that `make .venv/.installed-models` has run.
