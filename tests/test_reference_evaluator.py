@@ -49,6 +49,7 @@ CASES = {
     "RotaryEmbedding": "y = RotaryEmbedding(x, c, c)",
     "Shape": "i = Shape(x) y = Cast<to = 1>(i)",
     "Sigmoid": "y = Sigmoid(x)",
+    "Slice": "i = Constant<value = int64[1] {1}>() j = Constant<value = int64[1] {3}>() y = Slice(x, i, j, j)",
     "Softmax": "y = Softmax<axis = 1>(x)",
     "Split": "i = Constant<value = int64[2] {1, 3}>() a, b = Split<axis = 2>(x, i) y = Concat<axis = 2>(b, a)",
     "Sqrt": "a = Abs(x) y = Sqrt(a)",
