@@ -86,6 +86,7 @@ def compile(
     name = model_name(model, original.graph.name, output)
     ranges = work.ranges.found()
     report = build_report(original, plan, work.log, name=name, backend=backend, target=target, ranges=ranges)
+    work.log.outputs.clear()  # logits over a vocabulary are large
 
     def write(folder: Path) -> Lowered:
         work.progress("lowering", 0.0)

@@ -13,6 +13,9 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv import Conv as _Conv
 from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
 
+_COLUMNS = 4096
+"""Columns of a weight that are multiplied at a time."""
+
 ChannelsPerScale = Callable[[int], int]
 """Width of a token -> how many of its consecutive channels share a scale at run time; 0: they are not quantized."""
 
@@ -53,7 +56,12 @@ class MatMul(OpRun):
     def _run(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
         if a.dtype.kind != "f":
             return (np.matmul(a, b),)
-        return (np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64)), a.dtype),)
+        if b.ndim != 2:
+            return (np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64)), a.dtype),)
+        # A weight may be a large part of the model: no copy of all of it.
+        exact, blocks = a.astype(np.float64), range(0, max(b.shape[1], 1), _COLUMNS)
+        products = [np.matmul(exact, b[:, start : start + _COLUMNS].astype(np.float64)) for start in blocks]
+        return (np.concatenate([part.astype(a.dtype) for part in products], axis=-1),)
 
 
 class Conv(_Conv):

@@ -14,7 +14,7 @@ from qcompile.memory import return_freed_memory
 from qcompile.session import Feed, OpenSession
 from qcompile.solvers.sqnr import sqnr_db
 
-ROWS = 64
+ROWS = 16
 """Most rows of an output that are compared: tokens of linears and attention; of a convolution, one image."""
 
 

@@ -104,9 +104,12 @@ def quantize(x: Array, scale: Array, zero_point: Array, scheme: Scheme, axis: in
 def dequantize(quantized: Array, scale: Array, zero_point: Array, axis: int | None = None) -> Array:
     """Return (quantized - zero_point) * scale in float32, as ONNX DequantizeLinear; shapes as in `quantize`."""
     scale, zero_point = _along(scale, quantized.ndim, axis), _along(zero_point, quantized.ndim, axis)
+    # Integers of 8 bits are exact in float32, and one array less: a weight may be a large part of the model.
+    exact = np.float32 if quantized.dtype.itemsize == 1 else np.int32
+    steps = np.asarray(np.subtract(quantized, zero_point, dtype=exact, casting="unsafe"), np.float32)
     with np.errstate(over="ignore"):
-        steps = (quantized.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32)
-        return np.asarray(steps * scale)
+        in_place = np.broadcast_shapes(steps.shape, scale.shape) == steps.shape
+        return np.asarray(np.multiply(steps, scale, out=steps if in_place else None))
 
 
 def quantize_dequantize(x: Array, scale: Array, zero_point: Array, scheme: Scheme, axis: int | None = None) -> Array:
