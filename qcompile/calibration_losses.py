@@ -13,9 +13,13 @@ from qcompile.layer_bias import has_constant_bias
 from qcompile.layers import Layer
 from qcompile.saturation import told_apart
 from qcompile.scheme import Scheme
+from qcompile.solvers.affine import dequantize
 from qcompile.solvers.bias_correction import output_shift
 from qcompile.solvers.sqnr import as_quantized, decibels, powers, sqnr_db
 from qcompile.weight_rounding import Parts, Products, products
+
+_COLUMNS = 4096
+"""Outputs of a linear that are computed at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +62,32 @@ def output_loss(
     if seen is None or multiplied is None or not len(multiplied.rows):
         return None
     noisy = as_quantized(multiplied.rows, ranges.of(layer.x, seen), ranges.scheme)
+    if not isinstance(layer, Convolution):
+        return OutputLoss(np.zeros(1, np.float32), _linear_sqnr(weight, parts, multiplied.rows, noisy))
     found = products(layer, weight, parts, multiplied.rows, noisy, scheme)
     shift = np.zeros(1, np.float32)
-    if corrected and isinstance(layer, Convolution) and has_constant_bias(layer):
+    if corrected and has_constant_bias(layer):
         shift = output_shift(found.exact, found.quantized)
     return OutputLoss(shift, _sqnr(layer, found, shift, statistics, ranges))
 
 
-def _sqnr(layer: Layer, found: Products, shift: np.ndarray, statistics: LayerStatistics, ranges: StaticRanges) -> float:
+def _linear_sqnr(weight: np.ndarray, parts: Parts, rows: np.ndarray, noisy: np.ndarray) -> float:
+    """Compare rows @ weight with noisy @ quantized weight, some outputs at a time: a vocabulary has many."""
+    power = noise = 0.0
+    scale, zero_point = (np.broadcast_to(parameter, weight.shape[1]) for parameter in parts[1:])
+    for start in range(0, weight.shape[1], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        quantized = dequantize(parts[0][:, columns], scale[columns], zero_point[columns], axis=1)
+        found = powers(rows @ weight[:, columns], noisy @ quantized)
+        power, noise = power + found[0], noise + found[1]
+    return decibels(power, noise)
+
+
+def _sqnr(
+    layer: Convolution, found: Products, shift: np.ndarray, statistics: LayerStatistics, ranges: StaticRanges
+) -> float:
     result = found.quantized - np.atleast_2d(shift)[:, None, :]
-    written = statistics.of(layer.output) if isinstance(layer, Convolution) else None
+    written = statistics.of(layer.output)
     if written is None or not has_constant_bias(layer):
         return sqnr_db(found.exact, result)
     bias = constant_array(layer.bias)

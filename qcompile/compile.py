@@ -96,7 +96,7 @@ def compile(
             work.progress("verifying", 0.0)
             sample = verification_sample(quantized, work.samples, work.pipeline.masks)
             probes = engine.probes(path, [value.names for value in quantized_values(quantized)])
-            verify_artifact(quantized, original, engine.open_artifact(path), probes, sample)
+            verify_artifact(quantized, original, lambda: engine.open_artifact(path), probes, sample)
             work.progress("verifying", 1.0)
         for value in quantized.graph.initializers.values():
             value.const_value = None  # in the files now; measuring needs the room

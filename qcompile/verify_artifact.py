@@ -10,7 +10,7 @@ the quantizer that it comes to.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,9 +19,11 @@ import onnx_ir as ir
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import VerificationError
 from qcompile.graph import constant_array, is_standard, readers
+from qcompile.memory import return_freed_memory
 from qcompile.qdq import DOMAIN, PER_TOKEN
 from qcompile.reference_evaluator import evaluate
 from qcompile.session import Feed, Probe, Session
+from qcompile.verify import run_all
 
 MAX_STEPS = 2.0
 """How many quantization steps one number may be apart: ties, and ties of ties within a layer."""
@@ -84,15 +86,19 @@ class Agreement:
 
 
 def verify_artifact(
-    portable: ir.Model, original: ir.Model, artifact: Session, probes: Iterable[Probe], sample: Feed
+    portable: ir.Model,
+    original: ir.Model,
+    open_artifact: Callable[[], Session],
+    probes: Iterable[Probe],
+    sample: Feed,
 ) -> list[Agreement]:
     """Compare an artifact with the arithmetic of the portable graph that it was made from, in each mode of its runtime.
 
     Args:
         portable: the quantized graph, before a backend lowered it.
         original: the float model.
-        artifact: what was written, as it will be run.
-        probes: the same with values inside of it, see `quantized_values`.
+        open_artifact: loads what was written, as it will be run.
+        probes: the same with values inside of it, see `quantized_values`; one is loaded at a time.
         sample: one input; see `verification_sample`.
 
     Raises:
@@ -103,12 +109,17 @@ def verify_artifact(
     dtypes = {str(value.name): value.dtype for node in portable.graph for value in node.outputs}
     found: list[Agreement] = []
     expected: Arrays = {}
+    (actual,) = run_all(open_artifact(), [sample])
     for probe in probes:
-        seen = {name: _as_written(array, dtypes.get(name)) for name, array in probe.session.run(sample).items()}
-        inner = {name: seen[name] for name in probe.values}
-        expected = evaluate(portable, sample, inner, channels_per_scale=probe.channels_per_scale)
-        found.append(_compare_inside(probe.name, expected, seen, steps))
-    _compare_whole(artifact.run(sample), expected, original, sample)
+        runtime, values, channels_per_scale = probe.name, probe.values, probe.channels_per_scale
+        (outputs,) = run_all(probe.session, [sample])
+        del probe  # and its session, which holds the weights, before the reference takes room for its own
+        return_freed_memory()
+        seen = {name: _as_written(array, dtypes.get(name)) for name, array in outputs.items()}
+        inner = {name: seen[name] for name in values}
+        expected = evaluate(portable, sample, inner, channels_per_scale=channels_per_scale)
+        found.append(_compare_inside(runtime, expected, seen, steps))
+    _compare_whole(actual, expected, original, sample)
     return found
 
 

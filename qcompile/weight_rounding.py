@@ -12,7 +12,7 @@ from qcompile import layers, qdq
 from qcompile.layers import Layer
 from qcompile.multiplied import as_matrices, from_matrices, grouped_rows
 from qcompile.scheme import Scheme
-from qcompile.solvers.affine import dequantize, quantize_weight
+from qcompile.solvers.affine import dequantize, quantize_weight, weight_scale
 from qcompile.solvers.gptq import gptq, grouped_gptq
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -39,17 +39,17 @@ def rounded(
         scheme: of the weight; an asymmetric one is rounded to nearest.
         how: to nearest, or error-compensated; the scales are the same.
     """
-    nearest = quantize_weight(weight, scheme, scale_axis(layer, scheme))
     if how == "nearest" or (gram is None and not len(rows)) or not scheme.sym:
-        return nearest
+        return quantize_weight(weight, scheme, scale_axis(layer, scheme))
     parts = as_matrices(weight, layer)
     if gram is not None:
-        integers = gptq(parts[0], gram, scheme)[0][None]
-    else:
-        groups = grouped_rows(rows, layer)
-        scale = np.broadcast_to(nearest[1], (layers.outputs(layer),)).reshape(len(parts), 1, -1)
-        integers = grouped_gptq(parts / scale, groups.transpose(0, 2, 1) @ groups / groups.shape[1], scheme)
-    return from_matrices(integers, layer, weight.shape), *nearest[1:]
+        integers, scale, zero_point = gptq(parts[0], gram, scheme)
+        return from_matrices(integers[None], layer, weight.shape), scale, zero_point
+    groups = grouped_rows(rows, layer)
+    scale, zero_point = weight_scale(weight, scheme, scale_axis(layer, scheme))
+    steps = parts / np.broadcast_to(scale, (layers.outputs(layer),)).reshape(len(parts), 1, -1)
+    integers = grouped_gptq(steps, groups.transpose(0, 2, 1) @ groups / groups.shape[1], scheme)
+    return from_matrices(integers, layer, weight.shape), scale, zero_point
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,7 @@ def verify(right: ir.Model, wrong: ir.Model, backend: str, folder: Path) -> list
     engine = backends.get(backend)
     path = folder / engine.lower(wrong, folder, target=None).model_file
     probes = engine.probes(path, [value.names for value in quantized_values(right)])
-    return verify_artifact(right, network(), engine.open_artifact(path), probes, samples()[0])
+    return verify_artifact(right, network(), lambda: engine.open_artifact(path), probes, samples()[0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -161,9 +161,9 @@ def test_an_artifact_that_computes_something_else_when_nobody_looks_is_caught(tm
         (tmp_path / name).mkdir()
         paths.append(tmp_path / name / engine.lower(model, tmp_path / name, target=None).model_file)
     probes = list(engine.probes(paths[0], [value.names for value in quantized_values(right)]))
-    verify_artifact(right, network(), engine.open_artifact(paths[0]), probes, samples()[0])
+    verify_artifact(right, network(), lambda: engine.open_artifact(paths[0]), probes, samples()[0])
     with pytest.raises(VerificationError, match="times as far from the reference as quantization itself"):
-        verify_artifact(right, network(), engine.open_artifact(paths[1]), probes, samples()[0])
+        verify_artifact(right, network(), lambda: engine.open_artifact(paths[1]), probes, samples()[0])
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

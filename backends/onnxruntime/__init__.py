@@ -74,13 +74,17 @@ class OnnxRuntimeBackend:
 
     def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
         """Load a written model file with inner values as outputs: with graph optimizations disabled, then with all."""
-        model = ir.load(model_path)
-        found = expose(model, values)
         with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
-            write(model, Path(folder), external=True)
+            path = Path(folder) / MODEL_FILE
+            found = _write_exposed(model_path, values, Path(folder))
             for optimization, words in _MODES.items():
-                session = open_file(Path(folder) / MODEL_FILE, threads=None, optimization=optimization)
-                yield Probe(f"{self.name}, {words}", session, found, lambda channels: channels)
+                # No name for the session: it ends with the probe.
+                yield Probe(
+                    f"{self.name}, {words}",
+                    open_file(path, threads=None, optimization=optimization),
+                    found,
+                    lambda channels: channels,
+                )
 
     def open_session(
         self, model: ir.Model, *, threads: int | None = None, optimization: Optimization = "all"
@@ -96,6 +100,13 @@ class OnnxRuntimeBackend:
             write(model, Path(folder), external=True)
             path, weights = Path(folder) / MODEL_FILE, _weights_in_memory(model)
             return open_file(path, threads=threads, optimization=optimization, weights=weights)
+
+
+def _write_exposed(model_path: Path, values: Sequence[Sequence[str]], folder: Path) -> tuple[str, ...]:
+    model = ir.load(model_path)
+    found = expose(model, values)
+    write(model, folder, external=True)
+    return found
 
 
 def expose(model: ir.Model, values: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -134,7 +134,11 @@ def quantize_weight(weight: Array, scheme: Scheme, axis: int | None = None) -> t
         scheme: per_tensor gives a scalar scale, per_channel one of shape [weight.shape[axis]].
         axis: channel axis for per_channel, e.g. 1 for linears; ignored for per_tensor.
     """
-    low, high = value_range(weight, scheme, axis)
-    scale, zero_point = scale_and_zero_point(low, high, scheme)
+    scale, zero_point = weight_scale(weight, scheme, axis)
     channel_axis = axis if scheme.granularity == "per_channel" else None
     return quantize(weight, scale, zero_point, scheme, channel_axis), scale, zero_point
+
+
+def weight_scale(weight: Array, scheme: Scheme, axis: int | None = None) -> tuple[Array, Array]:
+    """Return the scale and zero point of `quantize_weight` without rounding anything."""
+    return scale_and_zero_point(*value_range(weight, scheme, axis), scheme)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.scheme import Scheme
-from qcompile.solvers.affine import quantize_weight
+from qcompile.solvers.affine import quantize_weight, weight_scale
 
 Array = npt.NDArray[Any]
 
@@ -34,12 +34,12 @@ def gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01)
     Frantar et al., "GPTQ: Accurate Post-Training Quantization" (2023), algorithm 1.
     """
     axis = 1 if scheme.granularity == "per_channel" else None
-    nearest, scale, zero_point = quantize_weight(weight, scheme, axis)
     order = np.argsort(-np.diagonal(gram), kind="stable")
     triangle = _triangle(gram[np.ix_(order, order)], damp_percent)
     if triangle is None or not scheme.sym or not np.all(np.isfinite(weight)):
-        return nearest, scale, zero_point
-    quantized, triangle = np.empty_like(nearest), triangle.astype(np.float32)
+        return quantize_weight(weight, scheme, axis)
+    scale, zero_point = weight_scale(weight, scheme, axis)
+    quantized, triangle = np.empty(weight.shape, scheme.dtype), triangle.astype(np.float32)
     scales = np.broadcast_to(scale, weight.shape[1])
     for start in range(0, weight.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)
