@@ -83,8 +83,12 @@ class Backend(Protocol):
         """
         ...
 
-    def open_session(self, model: ir.Model, *, threads: int | None = None) -> Session:
-        """Load an IR model (float, or portable quantized) as it is, in float32 precision."""
+    def open_session(self, model: ir.Model, *, threads: int | None = None, few_runs: bool = False) -> Session:
+        """Load an IR model (float, or portable quantized) as it is, in float32 precision.
+
+        With `few_runs`, a backend may leave out what takes memory and time before the first run to make the others
+        faster.
+        """
         ...
 
 

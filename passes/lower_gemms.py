@@ -57,7 +57,7 @@ class _Derived:
         def apply(array: np.ndarray) -> np.ndarray:
             turned = array.T if transposed else array
             whole = turned if turned.shape == shape else np.broadcast_to(turned.reshape(-1), shape)
-            return whole if factor == 1.0 else (whole * factor).astype(array.dtype)
+            return whole if factor == 1.0 else (whole * factor).astype(array.dtype, copy=False)
 
         key = (source, shape, transposed, factor)
         if key not in self._made:

@@ -136,7 +136,7 @@ def multiply_constant(node: ir.Node, index: int, factor: np.ndarray) -> None:
     single = factor.astype(np.float32)
 
     def product(array: np.ndarray) -> np.ndarray:
-        return np.asarray((array * single).astype(array.dtype))
+        return np.asarray((array * single).astype(array.dtype, copy=False))
 
     name = f"{value.name}.scaled"
     node.replace_input_with(index, initializers.derive_initializer(value, name, shape, product))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -201,7 +202,8 @@ class _Work:
         calibrator = None if data is None else _calibrator(data, reference, report_progress, ranges)
         samples, kind = _samples(traced, calibrator, example_inputs) if verify else ([], "")
         masks = usable_masks(padding_masks(traced), samples) if calibrator is None else calibrator.masks(traced)
-        pipeline = Pipeline(reference.open_session, samples, masks, report_progress)
+        open_session = functools.partial(reference.open_session, few_runs=True)
+        pipeline = Pipeline(open_session, samples, masks, report_progress)
         log = Log()
         canonical = pipeline.run(traced, canonical_passes(_runs(reference)), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
@@ -248,7 +250,7 @@ def _runs(reference: Backend) -> Callable[[ir.Model], bool]:
 
     def runs(model: ir.Model) -> bool:
         try:
-            reference.open_session(model)
+            reference.open_session(model, few_runs=True)
         except ModelError:
             return False
         return True

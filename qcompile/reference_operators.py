@@ -12,7 +12,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv import Conv as _Conv
 from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
-from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_23 as _DequantizeLinear
+from onnx.reference.ops.op_dequantize_linear import _CommonDequantizeLinear as _DequantizeLinear
 
 _COLUMNS = 4096
 """Columns of a weight that are multiplied at a time."""

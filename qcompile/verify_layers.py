@@ -47,6 +47,7 @@ def layer_outputs(
         ModelError: the runtime refuses the model.
     """
     seen = model.clone()
+    seen.graph.outputs.clear()  # logits over a vocabulary are large
     probes = _add_probes(seen, names)
     if not probes:
         return {}
@@ -81,15 +82,16 @@ def _add_probes(model: ir.Model, names: Mapping[str, str]) -> dict[str, str]:
     probes = {}
     for layer, name in names.items():
         value = values.get(name)
-        if value is None or value.dtype not in (ir.DataType.FLOAT, None):
+        producer = None if value is None else value.producer()
+        if value is None or producer is None or value.dtype not in (ir.DataType.FLOAT, None):
             continue
-        image = is_standard(value.producer(), "Conv", "ConvTranspose")
+        image = is_standard(producer, "Conv", "ConvTranspose")
         flat = ir.node("Flatten", [value], {"axis": 1 if image else -1}, name=new.new(f"qcompile.probe/{name}/flat"))
         bounds = (ends[0], ends[1 if image else ROWS], ends[0])
         rows = ir.node("Slice", [flat.outputs[0], *bounds], name=new.new(f"qcompile.probe/{name}"))
         for node in (flat, rows):
             node.outputs[0].name = new.new(f"{node.name}/output")
-        graph.extend([flat, rows])
+        graph.insert_after(producer, [flat, rows])  # not at the end: all values would be kept until then
         rows.outputs[0].dtype = ir.DataType.FLOAT
         graph.outputs.append(rows.outputs[0])
         probes[layer] = str(rows.outputs[0].name)

@@ -66,7 +66,12 @@ class OnnxRuntimeSession:
 
 
 def open_file(
-    path: Path, *, threads: int | None, optimization: Optimization, weights: Mapping[str, np.ndarray] | None = None
+    path: Path,
+    *,
+    threads: int | None,
+    optimization: Optimization,
+    weights: Mapping[str, np.ndarray] | None = None,
+    few_runs: bool = False,
 ) -> OnnxRuntimeSession:
     """Load a model file; raises ModelError when ONNX Runtime refuses it.
 
@@ -76,11 +81,18 @@ def open_file(
         optimization: of the graph, by ONNX Runtime.
         weights: initializers of the file that are in memory already, by name: of a type that `can_share` takes. They
             are not loaded again; what a kernel packs for itself, it copies all the same.
+        few_runs: for less memory, kernels pack their weights in every run, not once into a copy, and nodes run in the
+            order of the graph.
     """
     import onnxruntime
 
     return_freed_memory()
     options = session_options(threads, optimization)
+    if few_runs:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False  # it grows by powers of two
+        # That of the graph, where a value ends with its last reader; by default those that lead to outputs come late.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
     for name, value in shared.items():
         options.add_initializer(name, value)

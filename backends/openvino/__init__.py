@@ -83,11 +83,17 @@ class OpenVinoBackend:
         yield open_probe(model_path, values)
 
     def open_session(
-        self, model: ir.Model, *, threads: int | None = None, precision: Precision = "f32"
+        self,
+        model: ir.Model,
+        *,
+        threads: int | None = None,
+        few_runs: bool = False,  # noqa: ARG002
+        precision: Precision = "f32",
     ) -> OpenVinoSession:
         """Load an IR model as it is: nothing is quantized at run time that the model does not quantize itself.
 
-        Raises ModelError when OpenVINO refuses the model, and MissingDependencyError without OpenVINO.
+        OpenVINO prepares for few runs as for many. Raises ModelError when OpenVINO refuses the model, and
+        MissingDependencyError without OpenVINO.
         """
         with converted(model) as result:
             subject = f"model {model.graph.name or 'without a name'}"
