@@ -30,12 +30,12 @@ def onnxruntime_dynamic(model: Path, output: Path) -> Path:
     return output
 
 
-def onnxruntime_static(model: Path, output: Path, calibration: Sequence[Feed]) -> Path:
-    """ONNX Runtime's quantize_static with its defaults: QDQ, INT8, minmax; weights per channel."""
+def onnxruntime_static(model: Path, output: Path, calibration: Sequence[Feed], *, per_channel: bool = True) -> Path:
+    """ONNX Runtime's quantize_static with its defaults: QDQ, INT8, minmax; weights per channel or per tensor."""
     prepared = output.with_suffix(".prepared.onnx")
     quantization.shape_inference.quant_pre_process(model, prepared, skip_symbolic_shape=True)
     quantization.quantize_static(
-        prepared, output, _Reader(calibration), quant_format=quantization.QuantFormat.QDQ, per_channel=True
+        prepared, output, _Reader(calibration), quant_format=quantization.QuantFormat.QDQ, per_channel=per_channel
     )
     prepared.unlink()
     return output

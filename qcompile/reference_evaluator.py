@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,48 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from qcompile.reference_operators import ChannelsPerScale, operators, whole_token
+
+_COVERED = """
+    Abs Add And Attention Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos DequantizeLinear Div
+    DynamicQuantizeLinear Equal Erf Exp Expand Flatten Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater
+    GreaterOrEqual HardSigmoid HardSwish Identity IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max
+    Min Mul Neg Not Or Pow QuantizeLinear RMSNormalization Range Reciprocal ReduceMax ReduceMean ReduceSum Relu
+    Reshape RotaryEmbedding Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Tanh Tile
+    Transpose Trilu Unsqueeze Where
+"""
+COVERED = frozenset(_COVERED.split())
+"""Standard operators whose reference agrees with the runtimes; of each there is a test. Others of onnx's own ignore
+attributes or inputs (LSTM, MaxPool), take minutes in Python, or turn a tie into another result (ArgMax, TopK)."""
+
+
+MOST_PRODUCTS = 10**11
+"""Most products of one evaluation: some seconds. It is for one small sample."""
+
+
+class OutOfReachError(Exception):
+    """The reference cannot say what a model computes; the message says why."""
+
+
+def not_covered(model: ir.Model) -> str | None:
+    """Return why a model cannot be evaluated in the place of a runtime; None: it can."""
+    for node in model.graph:
+        if node.domain == "qcompile":
+            continue
+        if node.domain not in ("", "ai.onnx") or node.op_type not in COVERED:
+            return f"the reference does not cover {node.domain + '.' if node.domain else ''}{node.op_type}"
+        if node.op_type == "QuantizeLinear" and not _in_8_bits(node):
+            return "the reference covers QuantizeLinear of 8 bits, and none in blocks"
+        source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+        rounds = node.op_type == "Cast" and not ir.DataType(node.attributes.get_int("to")).is_floating_point()
+        if rounds and source is not None and source.is_floating_point():
+            return "a Cast to integers makes another number of a tie"
+    return None
+
+
+def _in_8_bits(node: ir.Node) -> bool:
+    point = node.inputs[2].dtype if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    kind = point or ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
+    return kind in (ir.DataType.INT8, ir.DataType.UINT8) and not node.attributes.get_int("block_size", 0)
 
 
 def evaluate(
@@ -34,6 +77,9 @@ def evaluate(
     Returns:
         Output name, and name of each observed value -> what the reference computes from the inputs and from the
         observed values upstream of it.
+
+    Raises:
+        OutOfReachError: it would take more than MOST_PRODUCTS.
     """
     observed = observed or {}
     skeleton, initializers = _without_initializers(model)
@@ -44,19 +90,36 @@ def evaluate(
     # The bodies of If, Loop and Scan read values of the graph around them by name: then nothing is given up.
     closed = not any(node.need_context() for node in evaluator.rt_nodes_)
     readers = Counter(name for node in evaluator.rt_nodes_ for name in node.input)
+    products = 0
     with np.errstate(all="ignore"):  # what overflows in the model overflows here
         for node in evaluator.rt_nodes_:
+            products += _products(node.op_type, [results[name] for name in node.input])
+            if products > MOST_PRODUCTS:
+                raise OutOfReachError(f"the reference takes more than {MOST_PRODUCTS:.0e} products")
             context = {"context": results} if node.need_context() else {}
             values = node.run(*(results[name] for name in node.input), **context)
             for name, value in zip(node.output, values, strict=False):
                 if name in wanted or name in observed:
                     computed[name] = value
-                results[name] = observed.get(name, value)
+                if name:  # one without a name is not read; the empty name stands for inputs that are left out
+                    results[name] = observed.get(name, value)
             readers.subtract(node.input)
             for name in {*node.input, *node.output} if closed else ():
                 if name and readers[name] == 0:
                     del results[name]
     return computed
+
+
+def _products(operator: str, inputs: Sequence[Any]) -> int:
+    """Return about how many products an operator adds up."""
+    shapes: list[tuple[int, ...]] = [np.shape(array) for array in inputs]
+    if operator == "MatMul" and len(shapes[1]) > 1:
+        return math.prod(shapes[0]) * shapes[1][-1]
+    if operator in ("Conv", "ConvTranspose"):
+        return math.prod(shapes[0]) * math.prod(shapes[1][2:]) * shapes[1][0 if operator == "Conv" else 1]
+    if operator == "Attention":
+        return math.prod(shapes[0]) * (shapes[1][-2] + shapes[2][-2])
+    return 0
 
 
 def _without_initializers(model: ir.Model) -> tuple[ir.Model, dict[str, np.ndarray]]:

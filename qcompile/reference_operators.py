@@ -1,18 +1,18 @@
 """Operators of the reference evaluation that onnx's own are too coarse, or wrong, for.
 
-Independent of everything that compiles: nothing of qcompile is imported here.
+Independent of everything that compiles: of qcompile, only other parts of the reference are imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_conv import Conv as _Conv
-from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
 from onnx.reference.ops.op_dequantize_linear import _CommonDequantizeLinear as _DequantizeLinear
+
+from qcompile.reference_convolutions import Conv, ConvTranspose
 
 _COLUMNS = 4096
 """Columns of a weight that are multiplied at a time."""
@@ -66,20 +66,6 @@ class MatMul(OpRun):
         exact, blocks = a.astype(np.float64), range(0, max(b.shape[1], 1), _COLUMNS)
         products = [np.matmul(exact, b[:, start : start + _COLUMNS].astype(np.float64)) for start in blocks]
         return (np.concatenate([part.astype(a.dtype) for part in products], axis=-1),)
-
-
-class Conv(_Conv):
-    """Sums in float64."""
-
-    def _run(self, *arrays: Any, **attributes: Any) -> tuple[np.ndarray]:
-        return _in_float64(super()._run, arrays, attributes)
-
-
-class ConvTranspose(_ConvTranspose):
-    """Sums in float64."""
-
-    def _run(self, *arrays: Any, **attributes: Any) -> tuple[np.ndarray]:
-        return _in_float64(super()._run, arrays, attributes)
 
 
 class QuantizeLinear(OpRun):
@@ -139,11 +125,3 @@ class GlobalMaxPool(OpRun):
 
     def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
-
-
-def _in_float64(
-    run: Callable[..., tuple[np.ndarray]], arrays: Sequence[np.ndarray | None], attributes: dict[str, Any]
-) -> tuple[np.ndarray]:
-    wide = [None if array is None else array.astype(np.float64) for array in arrays]
-    assert arrays[0] is not None
-    return (np.asarray(run(*wide, **attributes)[0], arrays[0].dtype),)

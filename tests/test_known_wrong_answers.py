@@ -142,10 +142,10 @@ def test_the_verifier_knows_right_from_wrong(name: str, runtime: str, tmp_path: 
     session = open_as_it_is(case.model, runtime, tmp_path)
     probe = Probe(runtime, session, (), whole_token)
     if state == "right":
-        verify_artifact(case.model, case.model, session, [probe], case.feed)
+        verify_artifact(case.model, case.model, lambda: session, [probe], case.feed)
         return
     with pytest.raises(VerificationError, match="quantization steps"):
-        verify_artifact(case.model, case.model, session, [probe], case.feed)
+        verify_artifact(case.model, case.model, lambda: session, [probe], case.feed)
 
 
 SATURATING = """

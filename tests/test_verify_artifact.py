@@ -16,6 +16,7 @@ from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import VerificationError
 from qcompile.recipe_named import NAMED
 from qcompile.verify_artifact import Agreement, quantized_values, verification_sample, verify_artifact
+from tests.backends.portable import parse
 
 BACKENDS = ("onnxruntime", "openvino")
 WIDTH, LAYERS = 64, 4
@@ -211,3 +212,36 @@ def test_the_sample_is_small_and_has_no_padding() -> None:
     assert {name: array.tolist() for name, array in sample.items()} == {"ids": [[0] * 5], "mask": [[1] * 5]}
     model.graph.inputs[0].shape = ir.Shape([4, "s"])
     assert verification_sample(model, feeds, [])["ids"].shape == (3, 5)
+
+
+def sampled(inputs: str, outputs: str, **arrays: np.ndarray) -> dict[str, tuple[int, ...]]:
+    header = '<ir_version: 10, opset_import: ["" : 23]>'
+    model = ir.from_onnx_text(f"{header} g ({inputs}) => ({outputs}) {{ y = Identity(x) }}")
+    return {name: array.shape for name, array in verification_sample(model, [arrays], []).items()}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "shapes", "kept"),
+    [
+        ("float[batch, 4] x", "float[batch, 4] y", {"x": (3, 4)}, {"x": (1, 4)}),
+        ("float[time] x", "float[time] y", {"x": (3,)}, {"x": (3,)}),
+        ("float[time, 4] x", "float[shorter, 4] y", {"x": (3, 4)}, {"x": (3, 4)}),
+        ("float[n, 4] x, float[n, n] z", "float[n, 4] y", {"x": (3, 4), "z": (3, 3)}, {"x": (3, 4), "z": (3, 3)}),
+    ],
+    ids=["batch", "one axis", "no batch behind", "nodes of a graph"],
+)
+def test_only_a_batch_is_cut_to_its_first(
+    inputs: str, outputs: str, shapes: dict[str, tuple[int, ...]], kept: dict[str, tuple[int, ...]]
+) -> None:
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    assert sampled(inputs, outputs, **arrays) == kept
+
+
+def test_a_model_that_the_reference_does_not_cover_is_compiled_and_the_report_says_so() -> None:
+    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    model = parse(
+        "(float[2, 8] x) => (int64[2] y) { h = MatMul(x, w) y = ArgMax<axis = 1, keepdims = 0>(h) }", w=weight
+    )
+    data = [{"x": np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)}]
+    artifact = qcompile.compile(model, "w8a8-dynamic", calibration=data)
+    assert any("does not cover ArgMax" in finding.reason for finding in artifact.report.findings)

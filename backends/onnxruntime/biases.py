@@ -65,7 +65,7 @@ def _dequantized(
     zero_point: np.ndarray,
 ) -> ir.Value:
     old = weight.node.outputs[0]
-    name = f"{old.name}.fitted"
+    name = graph.Names(model.graph).new(f"{old.name}.fitted")  # convolutions may share a weight
     arrays = {"quantized": integers, "scale": scale, "zero_point": zero_point}
     inputs = [dequantize.register(model, f"{name}.{part}", array) for part, array in arrays.items()]
     new = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=name)

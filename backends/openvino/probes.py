@@ -15,7 +15,7 @@ from qcompile.session import Probe
 def open_probe(model_path: Path, values: Sequence[Sequence[str]]) -> Probe:
     """Load a written model file with values as outputs, each under the first of its names that the file computes.
 
-    Leaves out what is an output of the model already.
+    What is an output of the model already is read as that.
 
     Raises ModelError when OpenVINO refuses the file.
     """
@@ -24,7 +24,8 @@ def open_probe(model_path: Path, values: Sequence[Sequence[str]]) -> Probe:
     outputs = {name for port in model.outputs for name in port.get_names()}
     computed = {name for node in model.get_ordered_ops() for port in node.outputs() for name in port.get_names()}
     found = [next((name for name in names if name in computed), None) for names in values]
-    inner = tuple(dict.fromkeys(name for name in found if name is not None and name not in outputs))
+    wanted = tuple(dict.fromkeys(name for name in found if name is not None))
+    inner = tuple(name for name in wanted if name not in outputs)
     if inner:
         model.add_outputs(list(inner))
     session = load(model, f"model {model_path.name}")
@@ -32,7 +33,7 @@ def open_probe(model_path: Path, values: Sequence[Sequence[str]]) -> Probe:
     return Probe(
         "openvino",
         dataclasses.replace(session, output_names=(*session.output_names[:count], *inner)),
-        inner,
+        tuple(name for name in wanted if name in inner or name in session.output_names[:count]),
         lambda channels: _channels_per_scale(channels, group_size),
     )
 

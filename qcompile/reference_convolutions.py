@@ -1,0 +1,134 @@
+"""Convolutions of the reference evaluation: sums in float64, tap by tap, in memory of a few copies of a block of rows.
+
+onnx's own gather every patch with an index of 64 bits for each element, which takes gigabytes for a photo, and add up
+transposed convolutions in Python, pixel by pixel. Independent of everything that compiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+
+_ELEMENTS = 2**21
+"""Elements of a block of rows, of what is read or written: 16 MiB in float64."""
+
+
+class Conv(OpRun):
+    """x [batch, channels, ..] * w [outputs, channels / group, ..] + b [outputs], added up in float64."""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        w: np.ndarray,
+        b: np.ndarray | None = None,
+        auto_pad: str | None = None,
+        dilations: Sequence[int] | None = None,
+        group: int | None = None,
+        kernel_shape: Sequence[int] | None = None,  # noqa: ARG002  # that of w
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> tuple[np.ndarray]:
+        kernel, groups = w.shape[2:], group or 1
+        steps, spread = strides or (1,) * len(kernel), dilations or (1,) * len(kernel)
+        reach = [(size - 1) * each + 1 for size, each in zip(kernel, spread, strict=True)]
+        before, after = _pads(x.shape[2:], reach, steps, auto_pad or "NOTSET", pads)
+        padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
+        sizes = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, steps, strict=True)]
+        result = np.empty((len(x), len(w), *sizes), x.dtype)
+        rows = max(1, _ELEMENTS // max(1, len(x) * max(x.shape[1], len(w)) * math.prod(sizes[1:])))
+        weight = w.reshape(groups, -1, *w.shape[1:]).astype(np.float64)
+        for start in range(0, sizes[0], rows):
+            block = [min(rows, sizes[0] - start), *sizes[1:]]
+            total = np.zeros((len(x), groups, len(w) // groups, math.prod(block)))
+            for tap in np.ndindex(*kernel):
+                first = [start * steps[0] + tap[0] * spread[0]]
+                first += [t * d for t, d in zip(tap[1:], spread[1:], strict=True)]
+                part = padded[_window(first, block, steps)]
+                total += weight[(..., *tap)] @ part.reshape(len(x), groups, -1, math.prod(block)).astype(np.float64)
+            result[:, :, start : start + rows] = total.reshape(len(x), len(w), *block) + _bias(b, len(kernel))
+        return (result,)
+
+
+class ConvTranspose(OpRun):
+    """x [batch, channels, ..] spread by w [channels, outputs / group, ..], plus b [outputs], added up in float64."""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        w: np.ndarray,
+        b: np.ndarray | None = None,
+        auto_pad: str | None = None,
+        dilations: Sequence[int] | None = None,
+        group: int | None = None,
+        kernel_shape: Sequence[int] | None = None,  # noqa: ARG002  # that of w
+        output_padding: Sequence[int] | None = None,
+        output_shape: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> tuple[np.ndarray]:
+        kernel, groups, ones = w.shape[2:], group or 1, (1,) * (w.ndim - 2)
+        steps, spread, more = strides or ones, dilations or ones, output_padding or (0,) * len(kernel)
+        inputs, outputs = x.shape[2:], groups * w.shape[1]
+        whole = [
+            (n - 1) * s + (k - 1) * d + 1 + m for n, s, k, d, m in zip(inputs, steps, kernel, spread, more, strict=True)
+        ]
+        before, sizes = _cropped(whole, inputs, steps, auto_pad or "NOTSET", pads, output_shape)
+        total = np.zeros((len(x), outputs, *whole))
+        values = x.reshape(len(x), groups, -1, math.prod(inputs)).astype(np.float64)
+        weight = w.reshape(groups, -1, *w.shape[1:]).astype(np.float64).swapaxes(1, 2)
+        for tap in np.ndindex(*kernel):
+            first = [t * d for t, d in zip(tap, spread, strict=True)]
+            reached = _window(first, inputs, steps)
+            total[reached] += (weight[(..., *tap)] @ values).reshape(len(x), outputs, *inputs)
+        kept = total[_window(before, sizes, ones)]
+        return (np.asarray(kept + _bias(b, len(kernel)), x.dtype),)
+
+
+def _window(first: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
+    """Return the index of every step-th element from the first, as many as there are, along the last axes."""
+    return (..., *(slice(f, f + (n - 1) * s + 1, s) for f, n, s in zip(first, sizes, steps, strict=True)))
+
+
+def _bias(b: np.ndarray | None, rank: int) -> np.ndarray:
+    return np.zeros(()) if b is None else b.astype(np.float64).reshape(-1, *(1,) * rank)
+
+
+def _pads(
+    sizes: Sequence[int], reach: Sequence[int], steps: Sequence[int], auto_pad: str, pads: Sequence[int] | None
+) -> tuple[list[int], list[int]]:
+    """Return how much is added in front of each axis, and behind it."""
+    if auto_pad == "NOTSET":
+        given = list(pads or (0,) * 2 * len(sizes))
+        return given[: len(sizes)], given[len(sizes) :]
+    if auto_pad == "VALID":
+        return [0] * len(sizes), [0] * len(sizes)
+    totals = [max(0, (-(-n // s) - 1) * s + r - n) for n, r, s in zip(sizes, reach, steps, strict=True)]
+    return _halves(totals, auto_pad)
+
+
+def _cropped(
+    whole: Sequence[int],
+    inputs: Sequence[int],
+    steps: Sequence[int],
+    auto_pad: str,
+    pads: Sequence[int] | None,
+    output_shape: Sequence[int] | None,
+) -> tuple[list[int], list[int]]:
+    """Return where what is kept of each axis begins, and how long it is."""
+    same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
+    if output_shape is None and not same:
+        given = list(pads or (0,) * 2 * len(whole)) if auto_pad == "NOTSET" else [0] * 2 * len(whole)
+        before, after = given[: len(whole)], given[len(whole) :]
+        return before, [n - b - a for n, b, a in zip(whole, before, after, strict=True)]
+    sizes = list(output_shape or (n * s for n, s in zip(inputs, steps, strict=True)))[-len(whole) :]
+    return _halves([n - size for n, size in zip(whole, sizes, strict=True)], auto_pad)[0], sizes
+
+
+def _halves(totals: Sequence[int], auto_pad: str) -> tuple[list[int], list[int]]:
+    """Split each total; of an odd one the larger half comes last for SAME_UPPER, and first otherwise."""
+    smaller, larger = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (smaller, larger) if auto_pad == "SAME_UPPER" else (larger, smaller)
