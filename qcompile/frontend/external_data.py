@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -129,20 +129,42 @@ def _check_entry(name: str, location: str, path: Path) -> None:
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """Yield the main graph, the bodies of functions and all of their subgraphs; `Model.graphs` leaves functions out."""
+    """Yield the main graph, the bodies of functions and all of their subgraphs; `Model.graphs` leaves functions out.
+
+    Graphs that are the default of a function's attribute count as its subgraphs.
+    """
     yield from model.graphs()
     for function in model.functions.values():
         yield function.graph
         yield from function.subgraphs()
+        for graph in _default_graphs(function):
+            yield graph
+            yield from graph.subgraphs()
+
+
+def _default_graphs(function: ir.Function) -> Iterator[ir.Graph]:
+    for attribute in function.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH and attribute.value is not None:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS and attribute.value is not None:
+            yield from attribute.as_graphs()
 
 
 def _tensors_of_ir(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for graph in all_graphs(model):
         yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
-    for nodes in (model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
-        for node in nodes:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield attribute.as_tensor()
-                elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
-                    yield from attribute.as_tensors()
+        for node in graph:
+            yield from _tensors_of_attributes(node.attributes.values())
+    for function in model.functions.values():
+        yield from _tensors_of_attributes(function.attributes.values())
+
+
+def _tensors_of_attributes(attributes: Iterable[ir.Attr]) -> Iterator[ir.TensorProtocol]:
+    """Yield the tensors that attributes hold; the parameters of functions without a default hold none."""
+    for attribute in attributes:
+        if attribute.is_ref() or attribute.value is None:
+            continue
+        if attribute.type == ir.AttributeType.TENSOR:
+            yield attribute.as_tensor()
+        elif attribute.type == ir.AttributeType.TENSORS:
+            yield from attribute.as_tensors()

@@ -208,6 +208,10 @@ def _set_folder(model: ir.Model, folder: Path) -> None:
     """Tell every external tensor the folder that it was checked in, those in the bodies of functions included."""
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         ir.external_data.set_base_dir(graph, folder)
+    for function in model.functions.values():
+        for attribute in function.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                attribute.value.base_dir = folder
 
 
 def _hold(model: ir.Model) -> None:
@@ -221,11 +225,11 @@ def _hold(model: ir.Model) -> None:
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and (graph is not model.graph or tensor.nbytes <= _SPARED_ABOVE):
                 value.const_value = _in_memory(tensor)
-    for nodes in (model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
-        for node in nodes:
-            for name, attribute in list(node.attributes.items()):
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, _in_memory(attribute.value))
+    nodes = (node for graph in external_data.all_graphs(model) for node in graph)
+    for owner in (*nodes, *model.functions.values()):
+        for name, attribute in list(owner.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                owner.attributes[name] = ir.AttrTensor(name, _in_memory(attribute.value))
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:

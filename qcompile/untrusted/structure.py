@@ -27,6 +27,9 @@ Function = tuple[str, str, str]
 
 Calls = Counter[Function]
 
+Depths = dict[Function, int]
+"""Operator or function -> how deep the deepest subgraph lies that calls it; 0 in a body itself."""
+
 
 def check_structure(model: onnx.ModelProto, subject: str) -> None:
     """Check that a model, which may have been made to break its reader, is as large as it looks.
@@ -62,10 +65,10 @@ def _graphs(model: onnx.ModelProto, subject: str) -> Iterator[onnx.GraphProto]:
     nodes = sum(len(function.node) for function in model.functions)
     _check_count(nodes, subject)
     waiting += [(graph, 1) for function in model.functions for graph in _subgraphs(function.node)]
+    waiting += [(graph, 1) for function in model.functions for graph in _graphs_of_attributes(function.attribute_proto)]
     while waiting:
         graph, depth = waiting.pop()
-        if depth > DEEPEST_SUBGRAPH:
-            raise UnsafeModelError(subject, f"its subgraphs nest deeper than {DEEPEST_SUBGRAPH}", _WRITE_FLAT)
+        _check_depth(depth, subject)
         nodes += len(graph.node)
         _check_count(nodes, subject)
         yield graph
@@ -74,15 +77,21 @@ def _graphs(model: onnx.ModelProto, subject: str) -> Iterator[onnx.GraphProto]:
 
 def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
     for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield attribute.g
-            yield from attribute.graphs
+        yield from _graphs_of_attributes(node.attribute)
+
+
+def _graphs_of_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:
+    for attribute in attributes:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _check_size(model: onnx.ModelProto, subject: str) -> None:
+    calls, depths = _calls(model.graph.node)
     bodies = {(_domain(each.domain), each.name, each.overload): _calls(each.node) for each in model.functions}
-    check_expansion(_calls(model.graph.node), bodies, subject)
+    check_expansion(calls, {name: body[0] for name, body in bodies.items()}, subject)
+    check_nesting(depths, {name: body[1] for name, body in bodies.items()}, subject)
 
 
 def check_expansion(main: Calls, bodies: Mapping[Function, Calls], subject: str) -> None:
@@ -96,15 +105,47 @@ def check_expansion(main: Calls, bodies: Mapping[Function, Calls], subject: str)
     Raises:
         UnsafeModelError: a function calls itself, or there are more than MOST_NODES.
     """
-    calls = {name: [called for called in body if called in bodies] for name, body in bodies.items()}
     sizes: dict[Function, int] = {}
+    for name in _callees_first(bodies, subject):
+        sizes[name] = _expanded(bodies[name], sizes)
+    _check_count(_expanded(main, sizes), subject)
+
+
+def check_nesting(main: Depths, bodies: Mapping[Function, Depths], subject: str) -> None:
+    """Check how deep subgraphs nest once every function is written out where it is called.
+
+    Args:
+        main: how deep the main graph calls each operator or function.
+        bodies: the same for each function.
+        subject: what to call the model in errors.
+
+    Raises:
+        UnsafeModelError: a function calls itself, or subgraphs nest deeper than DEEPEST_SUBGRAPH.
+    """
+    deepest: Depths = {}
+    for name in _callees_first(bodies, subject):
+        deepest[name] = _written_out(bodies[name], deepest)
+        _check_depth(deepest[name], subject)
+    _check_depth(_written_out(main, deepest), subject)
+
+
+def _written_out(body: Depths, deepest: Depths) -> int:
+    return max((depth + deepest.get(called, 0) for called, depth in body.items()), default=0)
+
+
+def _check_depth(depth: int, subject: str) -> None:
+    if depth > DEEPEST_SUBGRAPH:
+        raise UnsafeModelError(subject, f"its subgraphs nest deeper than {DEEPEST_SUBGRAPH}", _WRITE_FLAT)
+
+
+def _callees_first(bodies: Mapping[Function, Iterable[Function]], subject: str) -> Iterator[Function]:
+    """Yield every function after those that it calls; raises when one calls itself."""
+    calls = {name: [called for called in body if called in bodies] for name, body in bodies.items()}
     try:
-        for name in graphlib.TopologicalSorter(calls).static_order():
-            sizes[name] = _expanded(bodies[name], sizes)
+        yield from graphlib.TopologicalSorter(calls).static_order()
     except graphlib.CycleError as error:
         name = error.args[1][0]
         raise UnsafeModelError(subject, f"its function {name[0]}.{name[1]} calls itself", _WRITE_FLAT) from error
-    _check_count(_expanded(main, sizes), subject)
 
 
 def _check_count(nodes: int, subject: str) -> None:
@@ -117,15 +158,19 @@ def _expanded(body: Calls, sizes: Mapping[Function, int]) -> int:
     return sum(times * sizes.get(called, 1) for called, times in body.items())
 
 
-def _calls(nodes: Iterable[onnx.NodeProto]) -> Calls:
-    """How often each operator or function is called, in subgraphs too."""
+def _calls(nodes: Iterable[onnx.NodeProto]) -> tuple[Calls, Depths]:
+    """How often and how deep each operator or function is called, in subgraphs too."""
     found: Calls = Counter()
-    waiting = [nodes]
+    depths: Depths = {}
+    waiting = [(nodes, 0)]
     while waiting:
-        for node in waiting.pop():
-            found[_domain(node.domain), node.op_type, node.overload] += 1
-            waiting += [graph.node for graph in _subgraphs((node,))]
-    return found
+        body, depth = waiting.pop()
+        for node in body:
+            name = (_domain(node.domain), node.op_type, node.overload)
+            found[name] += 1
+            depths[name] = max(depth, depths.get(name, 0))
+            waiting += [(graph.node, depth + 1) for graph in _subgraphs((node,))]
+    return found, depths
 
 
 def _domain(name: str) -> str:

@@ -253,10 +253,45 @@ def test_models_without_a_folder_are_refused(place) -> None:
             trace(given, trust_input=True)
 
 
-@pytest.mark.parametrize("place", [in_constant, in_function, in_subgraph, in_tensor_list, in_subgraph_of_function])
+NOT_IN_MEMORY = (
+    in_sparse,
+    in_indices,
+    in_sparse_attribute,
+    in_sparse_list,
+    in_an_attribute_of_another_type,
+    in_training,
+)
+"""Where onnx_ir has no place for a tensor: it raises or leaves it out."""
+
+
+def in_graph_that_is_a_default_of_function(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model = in_default_of_function(tensor)
+    del model.functions[0].attribute_proto[:]
+    branches = in_subgraph(tensor).graph.node[0].attribute
+    branch = next(each.g for each in branches if each.name == "then_branch")
+    model.functions[0].attribute_proto.append(oh.make_attribute("b", branch))
+    return model
+
+
+IN_MEMORY = [place for place in PLACES if place not in NOT_IN_MEMORY] + [in_graph_that_is_a_default_of_function]
+
+
+@pytest.mark.parametrize("place", IN_MEMORY)
 def test_external_tensors_anywhere_in_a_model_in_memory_are_checked(folder: Path, place) -> None:
-    with pytest.raises(UnsafeModelError):
-        trace(ir.load(save(folder, place(external("../secret.bin")))))
+    for location in ("../secret.bin", str(folder.parent / "secret.bin")):
+        proto = place(external(location))
+        for model in (ir.from_proto(proto), ir.load(save(folder, proto))):
+            with pytest.raises(UnsafeModelError):
+                trace(model)
+
+
+@pytest.mark.parametrize("place", NOT_IN_MEMORY)
+def test_onnx_ir_drops_the_tensors_that_are_not_checked(place) -> None:
+    try:
+        model = ir.from_proto(place(external("../secret.bin")))
+    except ir.serde.SerdeError:
+        return
+    assert b"secret.bin" not in ir.to_proto(model).SerializeToString()
 
 
 def test_external_tensors_of_a_model_in_memory_are_checked(folder: Path) -> None:

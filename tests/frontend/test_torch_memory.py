@@ -9,10 +9,10 @@ COUNT_PROGRAMS = """
     import torch
     from qcompile.frontend import trace
 
-    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
-    traced = trace(module, example_inputs=torch.zeros(2, 4))
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
+    traced = trace(module, example_inputs=torch.zeros(2, 3, 4))
     gc.collect()
-    print(sum(issubclass(type(item), torch.fx.GraphModule) for item in gc.get_objects()))
+    print(sum(issubclass(type(item), (torch.fx.GraphModule, torch.fx.Node)) for item in gc.get_objects()))
     assert traced.graph.initializers
 """
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +18,7 @@ import pytest
 
 from qcompile.errors import ModelError, UnsafeModelError
 from qcompile.frontend import trace
-from qcompile.untrusted.limits import MOST_BYTES, first_read
+from qcompile.untrusted.limits import MOST_BYTES, first_read, processor_seconds
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -61,11 +64,11 @@ def test_a_model_of_many_empty_messages_is_refused() -> None:
     assert time.perf_counter() - start < 5
 
 
-def reads_under(content: bytes, memory: int, seconds: int) -> subprocess.CompletedProcess[bytes]:
+def reads_under(content: bytes, memory: int, seconds: int, before=None) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-P", "-m", "qcompile.untrusted", "m", str(memory), str(seconds)]
     path = os.pathsep.join(sys.path)
     environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
-    return subprocess.run(command, input=content, capture_output=True, env=environment, check=False)
+    return subprocess.run(command, input=content, capture_output=True, env=environment, check=False, preexec_fn=before)
 
 
 def test_the_limit_of_time_ends_the_process(content: bytes) -> None:
@@ -77,6 +80,51 @@ def test_the_limit_of_time_ends_the_process(content: bytes) -> None:
     slow = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 20)]).SerializeToString()
     assert reads_under(slow, 2**32, 1).returncode < 0
     assert reads_under(content, 2**32, 3).returncode == 0
+
+
+def test_stricter_limits_that_are_there_already_stay(content: bytes) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+
+    found = reads_under(content, 2**40, 100, before=limit)
+    assert (found.returncode, found.stdout, found.stderr) == (0, b"", b"")
+    starved = reads_under(split_into(2**33), 2**40, 100, before=limit)
+    assert json.loads(starved.stdout) == {"type": "MemoryError", "scarce": True}
+
+
+def test_time_and_memory_grow_with_the_length() -> None:
+    assert processor_seconds(0) == 3
+    assert processor_seconds(19 * 2**30 // 10) > 3 * 12  # as measured, on a core three times as slow
+    length = 2**28
+    weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.UINT8, dims=[2**14, 2**14], raw_data=bytes(length))
+    y = oh.make_tensor_value_info("y", onnx.TensorProto.UINT8, [2**14, 2**14])
+    graph = oh.make_graph([oh.make_node("Constant", [], ["y"], value=weight)], "g", [], [y])
+    content = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    first_read(content, length, "m")
+
+
+def started_with(lines: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run lines in every Python that starts, before anything else."""
+    (folder / "sitecustomize.py").write_text(lines)
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_a_process_that_cannot_import_is_not_the_fault_of_the_model(content, tmp_path, monkeypatch) -> None:
+    started_with("import sys\nsys.modules['onnx'] = None", tmp_path, monkeypatch)
+    with pytest.raises(ModelError, match="fails before it does") as caught:
+        first_read(content, len(content), "m")
+    assert not isinstance(caught.value, UnsafeModelError)
+
+
+@pytest.mark.parametrize(("end", "reason"), [("{}[0]", "exit code 3"), ("os.abort()", "Aborted")])
+def test_what_ends_the_read_is_the_fault_of_the_model(content, tmp_path, monkeypatch, end: str, reason: str) -> None:
+    lines = f"import os, qcompile.untrusted.structure as s\ndef check_structure(*given): {end}\n"
+    started_with(lines + "s.check_structure = check_structure", tmp_path, monkeypatch)
+    for name in ("SIGXCPU", "SIGKILL"):  # Windows has neither
+        monkeypatch.delattr(signal, name)
+    with pytest.raises(UnsafeModelError, match=reason):
+        first_read(content, len(content), "m")
 
 
 def test_a_name_that_is_not_text_is_no_crash(content: bytes) -> None:

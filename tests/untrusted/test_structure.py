@@ -109,6 +109,34 @@ def test_subgraphs_nest_up_to_the_limit(place: str) -> None:
                 check_structure(model, "m")
 
 
+def chain_in_branches(functions: int, depth: int) -> onnx.ModelProto:
+    """Each function calls the one before it from inside nested branches; none of them is deep itself."""
+    model = model_of([call(f"f{functions - 1}", "x", "y")], [function(f"f{index}", []) for index in range(functions)])
+    for index, body in enumerate(model.functions):
+        nest(body, depth)
+        inner = body
+        for _ in range(depth):
+            inner = inner.node[0].attribute[0].g
+        if index:
+            inner.node[0].op_type, inner.node[0].domain = f"f{index - 1}", "local"
+    return model
+
+
+def test_depths_add_up_along_calls() -> None:
+    check_structure(chain_in_branches(4, DEEPEST_SUBGRAPH // 4), "m")
+    check_structure(chain_in_branches(40, 0), "m")
+    for model in (chain_in_branches(40, 30), chain_in_branches(3, 11)):
+        with pytest.raises(UnsafeModelError, match="deeper than 32"):
+            check_structure(model, "m")
+
+
+def test_defaults_of_functions_nest_too() -> None:
+    model = model_of([], [function("f", [])])
+    nest(model.functions[0].attribute_proto.add(name="b", type=onnx.AttributeProto.GRAPH).g, DEEPEST_SUBGRAPH)
+    with pytest.raises(UnsafeModelError, match="deeper than 32"):
+        check_structure(model, "m")
+
+
 def test_bytes_that_nest_deeper_than_the_format_can_are_refused() -> None:
     content = b""
     for _ in range(200):  # graph.node.attribute.g, written by hand: protobuf's own parser cannot

@@ -57,3 +57,13 @@ def test_biases_that_fit_leave_the_weight_alone() -> None:
     for _ in range(2):
         fit_biases(model)
         assert sum(node.op_type == "DequantizeLinear" for node in model.graph) == 4  # the old one is read by nobody
+
+
+def test_convolutions_that_share_a_weight_get_weights_of_their_own() -> None:
+    shared = TEXT.replace("o = Quant", "e = Conv <pads = [1, 1, 1, 1]> (d, v, b2) f = Add (c, e) o = Quant")
+    shared = shared.replace("QuantizeLinear (c, t, z)", "QuantizeLinear (f, t, z)")
+    one = case(np.array([1e-3, 1e-9, 1e-3, 1e-3]))
+    arrays = {name: value.const_value.numpy() for name, value in one.graph.initializers.items() if value.const_value}
+    model = parse(shared, **arrays, b2=np.array([0.5, 1.5, 0.5, 0.5], np.float32))
+    expected = reference(model, {"x": X})["y"]
+    np.testing.assert_allclose(BACKEND.open_session(model).run({"x": X})["y"], expected, atol=0.031)
