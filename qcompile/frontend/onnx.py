@@ -226,7 +226,8 @@ def _hold(model: ir.Model) -> None:
             if isinstance(tensor, ir.ExternalTensor) and (graph is not model.graph or tensor.nbytes <= _SPARED_ABOVE):
                 value.const_value = _in_memory(tensor)
     nodes = (node for graph in external_data.all_graphs(model) for node in graph)
-    for owner in (*nodes, *model.functions.values()):
+    owners: list[ir.Node | ir.Function] = [*nodes, *model.functions.values()]
+    for owner in owners:
         for name, attribute in list(owner.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
                 owner.attributes[name] = ir.AttrTensor(name, _in_memory(attribute.value))
