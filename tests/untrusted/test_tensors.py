@@ -13,7 +13,7 @@ import pytest
 from qcompile.errors import ModelError
 from qcompile.frontend import trace
 from qcompile.untrusted.tensors import check_data, stored_bytes
-from tests.frontend.test_external_data import PLACES
+from tests.frontend.tensor_places import PLACES
 
 TYPES = sorted({*onnx.TensorProto.DataType.keys()} - {"UNDEFINED", "STRING"})
 
