@@ -31,7 +31,10 @@ def fit_biases(model: ir.Model) -> None:
             continue
         fitted = _fitted(bias, x, weight)
         if fitted is not None:
-            node.replace_input_with(1, _dequantized(model, node, weight, *fitted))
+            name = f"{weight.node.outputs[0].name}.fitted"
+            parts = zip(("quantized", "scale", "zero_point"), fitted, strict=True)
+            inputs = [dequantize.register(model, f"{name}.{part}", array) for part, array in parts]
+            node.replace_input_with(1, dequantize.insert(model, node, weight, "fitted", inputs, axis=0))
 
 
 def _fitted(
@@ -54,21 +57,3 @@ def _fitted(
     shape = (-1, *(1 for _ in integers.shape[1:]))
     steps = (integers.astype(np.float64) - zeros.reshape(shape)) * (before / after).reshape(shape)
     return (np.rint(steps) + zeros.reshape(shape)).astype(integers.dtype), after.astype(np.float32), zeros.copy()
-
-
-def _dequantized(
-    model: ir.Model,
-    node: ir.Node,
-    weight: dequantize.Dequantized,
-    integers: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
-) -> ir.Value:
-    old = weight.node.outputs[0]
-    name = graph.Names(model.graph).new(f"{old.name}.fitted")  # convolutions may share a weight
-    arrays = {"quantized": integers, "scale": scale, "zero_point": zero_point}
-    inputs = [dequantize.register(model, f"{name}.{part}", array) for part, array in arrays.items()]
-    new = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=name)
-    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = name, old.type, old.shape
-    model.graph.insert_before(node, new)
-    return new.outputs[0]

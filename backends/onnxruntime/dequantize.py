@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -57,6 +58,21 @@ def of_node(node: ir.Node | None) -> Dequantized | None:
 def of_value(value: ir.Value | None) -> Dequantized | None:
     """Return the parts of the DequantizeLinear that makes the value; None when another node makes it."""
     return None if value is None else of_node(value.producer())
+
+
+def insert(
+    model: ir.Model, before: ir.Node, old: Dequantized, suffix: str, inputs: Sequence[ir.Value], axis: int
+) -> ir.Value:
+    """Write DequantizeLinear(*inputs) in front of a node that is to read it in the place of another; return its value.
+
+    Its name is that of the other with a suffix, and a number where several nodes that read the other get their own.
+    """
+    replaced = old.node.outputs[0]
+    name = graph.unique_name(model.graph, f"{replaced.name}.{suffix}")
+    new = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=name)
+    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = name, replaced.type, replaced.shape
+    model.graph.insert_before(before, new)
+    return new.outputs[0]
 
 
 def as_float_constant(model: ir.Model, value: ir.Value | None) -> ir.Value | None:

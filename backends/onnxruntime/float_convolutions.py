@@ -45,8 +45,4 @@ def _per_channel(model: ir.Model, node: ir.Node, parts: dequantize.Dequantized, 
     if zero_point is not None:
         vector = np.full(channels, zero_point, zero_point.dtype)
         inputs.append(dequantize.register(model, f"{name}.zero_point", vector))
-    new = ir.Node("", "DequantizeLinear", inputs, [ir.AttrInt64("axis", 1)], name=name)
-    new.outputs[0].name, new.outputs[0].type = name, parts.node.outputs[0].type
-    new.outputs[0].shape = parts.node.outputs[0].shape
-    model.graph.insert_before(node, new)
-    return new.outputs[0]
+    return dequantize.insert(model, node, parts, "per_channel", inputs, axis=1)

@@ -36,6 +36,10 @@ def kernel(*shape: int) -> np.ndarray:
 CASES = {
     "Conv": case("c = Conv (d, w, b) r = Relu (c)", "float[2,3,6,6]", "float[2,4,4,4]", kernel(4, 3, 3, 3)),
     "depthwise": case("r = Conv <group = 4> (d, w)", "float[2,4,6,6]", "float[2,4,4,4]", kernel(4, 1, 3, 3)),
+    "two of one value": case(
+        "c = Conv <group = 4> (d, w) e = Conv <group = 4> (d, w, b) r = Add (c, e)",
+        "float[2,4,6,6]", "float[2,4,4,4]", kernel(4, 1, 3, 3),
+    ),
     "ConvTranspose": case("r = ConvTranspose (d, w, b)", "float[2,4,3,3]", "float[2,4,5,5]", kernel(4, 4, 3, 3)),
     "Gemm": case("r = Gemm <transB = 1> (d, w, b)", "float[5,6]", "float[5,4]", kernel(4, 6)),
     "MatMul": case("c = MatMul (d, w) r = Add (c, b)", "float[5,6]", "float[5,4]", kernel(4, 6).T.copy()),
