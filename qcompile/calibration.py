@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompile import calibration_cache
 from qcompile.calibration_data import Calibration
@@ -24,6 +23,7 @@ from qcompile.calibration_statistics import ChannelStatistics, RunningStatistics
 from qcompile.errors import CalibrationError, QCompileError
 from qcompile.memory import return_freed_memory
 from qcompile.session import OpenSession, Session
+from qcompile.unused_nodes import RemoveUnusedNodes
 
 __all__ = ["Calibrator", "ChannelStatistics"]
 
@@ -113,7 +113,7 @@ class Calibrator:
         result = self.instrument(axes, rows=max_rows, gram=gram, masks=self.masks(model))(observed)
         assert isinstance(result, Observation)
         del observed.graph.outputs[:outputs]  # the runtime need not compute what only they read
-        RemoveUnusedNodesPass()(observed)
+        RemoveUnusedNodes()(observed)
         return _Observed(observed, self.samples(model), result.groups, max_rows)
 
     def _cached(self, observed: _Observed) -> dict[str, ChannelStatistics]:

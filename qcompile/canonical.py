@@ -26,6 +26,7 @@ from qcompile.passes.order_operands import OrderOperands
 from qcompile.passes.squeeze_scalars import SqueezeScalars
 from qcompile.passes.unflatten_softmax import UnflattenSoftmax
 from qcompile.qdq import DOMAIN, PER_TOKEN
+from qcompile.unused_nodes import RemoveUnusedNodes
 
 
 class EliminateIdentities(ir.passes.InPlacePass):
@@ -93,7 +94,7 @@ def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.
         common.CommonSubexpressionEliminationPass(),
         LowerGemms(),
         CanonicalizeLinears(),
-        common.RemoveUnusedNodesPass(),
+        RemoveUnusedNodes(),
         SqueezeScalars(),
         UnflattenSoftmax(),
         OrderOperands(),
@@ -109,7 +110,7 @@ def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.
         common.CommonSubexpressionEliminationPass(),
         ExpandRotaryCaches(),
         common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
+        RemoveUnusedNodes(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.ShapeInferencePass(strict_mode=False),

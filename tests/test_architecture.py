@@ -72,6 +72,7 @@ ROOMS = {
         "qcompile.qdq",
         "qcompile.saturation",
         "qcompile.untouched",
+        "qcompile.unused_nodes",
         "qcompile.weight_rounding",
     ],
     "foundation": ["qcompile.contract", "qcompile.errors", "qcompile.memory", "qcompile.scheme", "qcompile.session"],

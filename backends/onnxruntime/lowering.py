@@ -16,6 +16,7 @@ from qcompile.backends.onnxruntime.norms import keep_residual_additions
 from qcompile.backends.onnxruntime.saturation import drop_saturated_clips
 from qcompile.contract import Finding
 from qcompile.rotary_caches import expand_caches
+from qcompile.unused_nodes import RemoveUnusedNodes
 
 IR_VERSION = 10
 
@@ -52,7 +53,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     quantize_activations_to_uint8(model)
     fuse_integer_linears(model)
     fuse_per_token_linears(model)
-    common.RemoveUnusedNodesPass()(model)
+    RemoveUnusedNodes()(model)
     common.InlinePass()(model)
     model.functions.clear()
     drop_saturated_clips(model)
@@ -62,7 +63,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     keep_residual_additions(model)
     fit_biases(model)
     protect_float_convolutions(model)
-    common.RemoveUnusedNodesPass()(model)
+    RemoveUnusedNodes()(model)
     model.graph.opset_imports.setdefault(CONTRIB, 1)
     common.RemoveUnusedOpsetsPass()(model)
     return model, findings

@@ -20,6 +20,7 @@ from qcompile.backends.openvino.splits import separate_joined_linears
 from qcompile.backends.openvino.vectors import keep_vectors_in_float
 from qcompile.backends.openvino.zero_points import fold_zero_points
 from qcompile.contract import Finding
+from qcompile.unused_nodes import RemoveUnusedNodes
 
 MODEL_FILE = "model.xml"
 WEIGHTS_FILE = "model.bin"
@@ -43,7 +44,7 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     scale_outputs_at_run_time(model)
     group_size, findings = quantize_at_run_time(model)
     fold_zero_points(model)
-    common.RemoveUnusedNodesPass()(model)
+    RemoveUnusedNodes()(model)
     with converted(model) as result:
         decompose_attention(result)
         split_norm_branches(result)
