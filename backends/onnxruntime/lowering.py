@@ -14,6 +14,7 @@ from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
 from qcompile.backends.onnxruntime.norms import keep_residual_additions
 from qcompile.backends.onnxruntime.saturation import drop_saturated_clips
+from qcompile.backends.onnxruntime.subgraph_inputs import requantize_for_subgraphs
 from qcompile.contract import Finding
 from qcompile.rotary_caches import expand_caches
 from qcompile.unused_nodes import RemoveUnusedNodes
@@ -32,6 +33,7 @@ def legalize(model: ir.Model) -> ir.Model:
     legalize_attention_masks(model)
     fit_biases(model)
     protect_float_convolutions(model)
+    requantize_for_subgraphs(model)
     return model
 
 
@@ -63,6 +65,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     keep_residual_additions(model)
     fit_biases(model)
     protect_float_convolutions(model)
+    requantize_for_subgraphs(model)
     RemoveUnusedNodes()(model)
     model.graph.opset_imports.setdefault(CONTRIB, 1)
     common.RemoveUnusedOpsetsPass()(model)
