@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,8 +17,8 @@ from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError, RecipeError
 from qcompile.graph import Convolution
 from qcompile.scheme import Scheme
+from qcompile.smoothing_problem import smoothing_problem
 from qcompile.solvers import smoothing
-from qcompile.solvers.smoothing_convolutions import Convolutions, Reading
 
 STATIC = Scheme("uint8", sym=False)
 PER_CHANNEL = Scheme("int8", "per_channel")
@@ -26,8 +26,6 @@ PER_CHANNEL = Scheme("int8", "per_channel")
 # The summands of a residual stream are quantized one by one, which the error of what reads the sums does not show: by
 # scales that removed 30 to 40% of it the output of EfficientNet-Lite0 lost 0.2 dB.
 _JOINED_GAIN = 0.5
-
-Statistics = dict[str, ChannelStatistics]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +98,20 @@ class SmoothActivations(Pass):
 
     def _smooths(self, layer: layers.Layer) -> bool:
         kept = layer.name in self.ignore or (isinstance(layer, Convolution) and self.activations.dynamic)
-        return not kept and layer.weight.shape is not None and 0 not in layer.weight.shape and _channels(layer) > 1
+        return (
+            not kept
+            and layer.weight.shape is not None
+            and 0 not in layer.weight.shape
+            and layers.input_channels(layer) > 1
+        )
 
-    def _collect(self, model: ir.Model, groups: Iterable[Group]) -> Statistics:
+    def _collect(self, model: ir.Model, groups: Iterable[Group]) -> dict[str, ChannelStatistics]:
         """Statistics by value, along one axis: where a linear reads it too, no scale of a convolution's input folds."""
         assert self.calibrator is not None
         axes = {str(x.name): layers.input_axis(found[0]) for group in groups for x, found in group.readings}
         return self.calibrator.collect(model, axes)
 
-    def _smooth(self, group: Group, statistics: Statistics, claims: Claims) -> list[Finding]:
+    def _smooth(self, group: Group, statistics: Mapping[str, ChannelStatistics], claims: Claims) -> list[Finding]:
         """Decide on one group; findings of its values, the last first."""
         names = [found[0].name for _, found in reversed(group.readings)]
         answer = group.answer
@@ -118,7 +121,7 @@ class SmoothActivations(Pass):
             return [
                 Finding(name, "kept", "not smoothed: what it reads is smoothed with another value") for name in names
             ]
-        problem = self._problem(group, statistics, claims)
+        problem = smoothing_problem(group, statistics, claims, self.activations, self.weights)
         found = smoothing.search(problem) if self.alpha == "auto" else smoothing.by_alpha(problem, self.alpha)
         effect = f"relative error of the output {found.error_without:.2e} without, {found.error:.2e} with a scale"
         required = (_JOINED_GAIN if group.joined and not group.linears else 0.0) if self.alpha == "auto" else -np.inf
@@ -130,27 +133,3 @@ class SmoothActivations(Pass):
             channel_groups.multiply_rows(layer, found.scale)
         claims.take(answer, 1 / found.scale)
         return [Finding(name, "converted", f"smoothed: {effect}") for name in names]
-
-    def _problem(self, group: Group, statistics: Statistics, claims: Claims) -> smoothing.Problem:
-        """What quantization does to the layers of a group."""
-        readings = []
-        for x, found in group.readings:
-            seen = statistics[str(x.name)]
-            kernels = [channel_groups.kernel(layer, claims.weight(layer)) for layer in found]
-            readings.append(Reading(seen.rows, seen.minimum, seen.maximum, seen.count, kernels))
-        ties = group.answer.groups if isinstance(group.answer, Placement) else np.arange(readings[0].minimum.size)
-        if not group.linears:
-            return Convolutions(readings, self.activations, self.weights, ties)
-        (one,) = readings
-        weights = [kernel[0, :, :, 0] for kernel in one.kernels]
-        schemes = self.activations, self.weights
-        return smoothing.Linears(one.rows, one.minimum, one.maximum, weights, *schemes, ties, one.count)
-
-
-def _channels(layer: layers.Layer) -> int:
-    """Input channels of a layer whose weight has a known shape."""
-    assert layer.weight.shape is not None
-    inputs, of_group = layer.weight.shape.numpy()[:2]
-    if isinstance(layer, Convolution) and not layer.transposed:
-        return int(of_group * layer.node.attributes.get_int("group", 1))
-    return int(inputs)

@@ -133,3 +133,12 @@ def of_convolution(value: ir.Value) -> bool:
     while producer is not None and is_standard(producer, "Relu", "Clip") and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()
     return is_standard(producer, "Conv", "ConvTranspose")
+
+
+def input_channels(layer: Layer) -> int:
+    """Return how many input channels a layer has; its weight must have a known shape."""
+    assert layer.weight.shape is not None
+    inputs, of_group = layer.weight.shape.numpy()[:2]
+    if isinstance(layer, Convolution) and not layer.transposed:
+        return int(of_group * layer.node.attributes.get_int("group", 1))
+    return int(inputs)

@@ -57,7 +57,7 @@ ROOMS = {
     "artifact": ["qcompile.artifact*", "qcompile.manifest*"],
     "verify": ["qcompile.verify*"],
     "reference": ["qcompile.reference_*"],
-    "calibration": ["qcompile.calibration*"],
+    "calibration": ["qcompile.calibration*", "qcompile.smoothing_problem"],
     "graph": [
         "qcompile.graph*",
         "qcompile.attention_parts",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.layers import accumulated, float_layers
+from qcompile.layers import accumulated, float_layers, input_channels
 from tests.passes.quantizable import parse
 
 PRODUCTS = {
@@ -22,3 +22,18 @@ def test_products_that_are_added_up_for_one_output(call: str, shape: tuple[int, 
     model = parse(f"g (float[n, 4, 9, 9] x) => (float[n, ?, ?, ?] y) {{ y = {call} }}", w=np.zeros(shape, np.float32))
     (layer,) = float_layers(model)
     assert accumulated(layer) == count
+
+
+@pytest.mark.parametrize(
+    ("call", "shape", "channels"),
+    [
+        ("Conv<group = 2>(x, w)", (8, 2, 3, 3), 4),
+        ("Conv<group = 4>(x, w)", (8, 1, 3, 3), 4),
+        ("ConvTranspose<group = 2>(x, w)", (4, 3, 2, 2), 4),
+        ("MatMul(x, w)", (9, 5), 9),
+    ],
+)
+def test_input_channels(call: str, shape: tuple[int, ...], channels: int) -> None:
+    model = parse(f"g (float[n, 4, 9, 9] x) => (float[n, ?, ?, ?] y) {{ y = {call} }}", w=np.zeros(shape, np.float32))
+    (layer,) = float_layers(model)
+    assert input_channels(layer) == channels
