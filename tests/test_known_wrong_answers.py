@@ -3,7 +3,8 @@
 Every case says what the installed runtimes make of it. Where one of them says "right", the mistake is mended there, or
 needs another form than this one; the test fails when that changes, in either direction. That our own emission avoids
 each form is tested beside the code that does: overflow in tests/passes/test_insert_qdq_refusals.py, blocks in
-tests/backends/test_openvino.py, biases in tests/backends/onnxruntime/test_biases.py, alpha in
+tests/backends/test_openvino.py, biases in tests/backends/onnxruntime/test_biases.py and
+tests/backends/openvino/test_convolution_biases.py, maxima in tests/backends/openvino/test_extrema.py, alpha in
 tests/passes/test_lower_gemms.py; saturation here.
 """
 
@@ -90,6 +91,34 @@ def long_sums() -> Case:
     return Case(model, {"x": np.full((2, LONG), 2.55, np.float32)}, "wrong", "wrong")
 
 
+def quantized_maximum() -> Case:
+    model = parse(
+        "(float[2,7,16] x) => (float[2,3] y) { i = Constant<value = int64[1] {1}>() x_ = ReduceMax<keepdims = 0>(x, i) "
+        f"{PAIR.replace('(x,', '(x_,', 1)} d = DequantizeLinear(w, s, z) y = MatMul(e, d) }}",
+        **ACTIVATION,
+        **INT8,
+        w=RANDOM.integers(-127, 128, (16, 3)).astype(np.int8),
+    )
+    return Case(model, {"x": RANDOM.normal(size=(2, 7, 16)).astype(np.float32)}, "right", "wrong")
+
+
+def bias_of_patches_behind_a_token() -> Case:
+    model = parse(
+        f"(float[n,3,8,8] x) => (float[n,17,4] y) {{ {PAIR} d = DequantizeLinear<axis = 0>(w, s, z) "
+        "c = Conv<strides = [2, 2]>(e, d, b) o = QuantizeLinear(c, xs, xz) p = DequantizeLinear(o, xs, xz) "
+        "i = Constant<value = int64[3] {0, 4, 16}>() v = Reshape(p, i) t = Transpose<perm = [0, 2, 1]>(v) "
+        "n = Shape<start = 0, end = 1>(x) j = Constant<value = int64[2] {1, 4}>() g = Concat<axis = 0>(n, j) "
+        "k = Expand(token, g) y = Concat<axis = 1>(k, t) }",
+        **ACTIVATION,
+        w=RANDOM.integers(-127, 128, (4, 3, 2, 2)).astype(np.int8),
+        s=np.full(4, 0.003, np.float32),
+        z=np.zeros(4, np.int8),
+        b=np.array([1, -1, 0.5, 2], np.float32),
+        token=np.ones((1, 1, 1), np.float32),
+    )
+    return Case(model, {"x": RANDOM.normal(size=(2, 3, 8, 8)).astype(np.float32)}, "right", "wrong")
+
+
 INT8 = {"s": np.float32(0.01), "z": np.int8(0)}
 CASES = {
     "int8 DequantizeLinear, Reshape (onnxruntime 27845)": linear(
@@ -119,6 +148,8 @@ CASES = {
     ),
     "sums beyond int32": long_sums(),
     "float bias beyond int32": convolution_with_a_large_bias(),
+    "maximum, quantized": quantized_maximum(),
+    "bias of a convolution behind which the batch size is read": bias_of_patches_behind_a_token(),
 }
 
 

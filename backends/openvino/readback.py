@@ -157,8 +157,9 @@ def _names(node: ir.Node) -> frozenset[str]:
         nodes.append(add)
     names = [each.name for each in nodes] + [value.name for each in nodes for value in each.outputs]
     dequantize = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    if dequantize is not None and dequantize.inputs[0] is not None and graph.constant(dequantize.inputs[0]) is not None:
-        names.append(dequantize.inputs[0].name)
+    weight = dequantize.inputs[0] if graph.is_standard(dequantize, "DequantizeLinear") and dequantize else None
+    if weight is not None and graph.constant(weight) is not None:
+        names.append(weight.name)
     return frozenset(name for name in names if name)
 
 
