@@ -23,6 +23,7 @@ from qcompile.passes.fuse_rms_normalization import FuseRmsNormalization
 from qcompile.passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from qcompile.passes.lower_gemms import LowerGemms
 from qcompile.passes.order_operands import OrderOperands
+from qcompile.passes.resolve_auto_pads import ResolveAutoPads
 from qcompile.passes.squeeze_scalars import SqueezeScalars
 from qcompile.passes.unflatten_softmax import UnflattenSoftmax
 from qcompile.qdq import DOMAIN, PER_TOKEN
@@ -102,6 +103,7 @@ def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.
         FuseRmsNormalization(),
         FuseGelu(),
         FuseHardSwish(),
+        ResolveAutoPads(),
         FoldConvolutionAffine(),
         FuseAttention(),
         FuseRotaryEmbedding(),

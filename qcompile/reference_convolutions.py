@@ -84,7 +84,9 @@ class ConvTranspose(OpRun):
             first = [t * d for t, d in zip(tap, spread, strict=True)]
             reached = _window(first, inputs, steps)
             total[reached] += (weight[(..., *tap)] @ values).reshape(len(x), outputs, *inputs)
-        kept = total[_window(before, sizes, ones)]
+        kept = np.zeros((len(x), outputs, *sizes))  # an output_shape may be larger than what the inputs reach
+        there = [min(size, n - first) for size, n, first in zip(sizes, whole, before, strict=True)]
+        kept[_window([0] * len(kernel), there, ones)] = total[_window(before, there, ones)]
         return (np.asarray(kept + _bias(b, len(kernel)), x.dtype),)
 
 
@@ -124,8 +126,10 @@ def _cropped(
         given = list(pads or (0,) * 2 * len(whole)) if auto_pad == "NOTSET" else [0] * 2 * len(whole)
         before, after = given[: len(whole)], given[len(whole) :]
         return before, [n - b - a for n, b, a in zip(whole, before, after, strict=True)]
-    sizes = list(output_shape or (n * s for n, s in zip(inputs, steps, strict=True)))[-len(whole) :]
-    return _halves([n - size for n, size in zip(whole, sizes, strict=True)], auto_pad)[0], sizes
+    asked = list(output_shape or (n * s for n, s in zip(inputs, steps, strict=True)))[-len(whole) :]
+    before, _ = _halves([max(0, n - size) for n, size in zip(whole, asked, strict=True)], auto_pad)
+    # As in the runtimes: what the inputs do not reach is made for an output_shape only.
+    return before, asked if output_shape else [min(n, size) for n, size in zip(whole, asked, strict=True)]
 
 
 def _halves(totals: Sequence[int], auto_pad: str) -> tuple[list[int], list[int]]:

@@ -26,6 +26,8 @@ TRANSPOSED = [
     "ConvTranspose<auto_pad = 'SAME_UPPER', strides = [2, 2]>(x, t)",
     "ConvTranspose<auto_pad = 'SAME_LOWER', strides = [2, 2]>(x, t)",
     "ConvTranspose<output_shape = [16, 17], strides = [2, 2]>(x, t)",
+    "ConvTranspose<output_shape = [17, 19], strides = [2, 2]>(x, t, c)",
+    "ConvTranspose<auto_pad = 'SAME_UPPER', strides = [4, 3]>(x, t)",
     "ConvTranspose<group = 4, strides = [1, 2]>(x, t, e)",
 ]
 

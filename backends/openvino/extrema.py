@@ -33,7 +33,7 @@ def keep_extrema_apart(model: ov.Model) -> None:
 def _is_quantized(output: ov.Output) -> bool:
     """True when the one reader of the value, or of what it becomes, is a FakeQuantize."""
     while len(ports := readers(output)) == 1:
-        node, index = ports[0].get_node(), ports[0].get_index()
+        node, index = ports[0].get_node(), int(ports[0].get_index())
         others = [node.input_value(other) for other in range(node.get_input_size()) if other != index]
         if node.get_output_size() != 1 or any(constant(other) is None for other in others):
             return False
