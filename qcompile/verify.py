@@ -193,10 +193,14 @@ def is_numeric(array: np.ndarray) -> bool:
     return np.asarray(array).dtype.kind not in "OSUT"
 
 
-def check_exact(found: Difference, pass_name: str) -> None:
-    """Raise VerificationError when an exact pass changed an output by more than EXACT_TOLERANCE of its range."""
+def check_exact(found: Difference, pass_name: str, first: str | None = None) -> None:
+    """Raise VerificationError when an exact pass changed an output by more than EXACT_TOLERANCE of its range.
+
+    `first` is the first value that differs, see `qcompile.first_difference`; None: nobody has looked.
+    """
     if found.relative > EXACT_TOLERANCE:
         reason = f"it changes output {found.output} by {found.relative:.2g} of its range where it promises to keep it"
+        reason += "" if first is None else f"; the first value that differs is {first}"
         raise VerificationError(f"pass {pass_name}", reason, "Report this, or leave the pass out of the recipe")
 
 

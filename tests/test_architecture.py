@@ -55,7 +55,7 @@ ROOMS = {
     ],
     "recipe": ["qcompile.recipe*"],
     "artifact": ["qcompile.artifact*", "qcompile.manifest*"],
-    "verify": ["qcompile.verify*"],
+    "verify": ["qcompile.verify*", "qcompile.first_difference"],
     "reference": ["qcompile.reference_*"],
     "calibration": ["qcompile.calibration*", "qcompile.smoothing_problem"],
     "graph": [
