@@ -1,4 +1,4 @@
-"""Brings a finished folder to the disk and puts it in the place of another."""
+"""Brings a folder to the disk, and puts it in the place of another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOT_OFFERED = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
 
 
 def put_in_place(new: Path, output: Path, old: Path) -> None:
-    """Bring `new` to the disk and rename it to `output`; on a failure `output` is what it was.
+    """Rename `new`, which is on the disk, to `output`; on a failure `output` is what it was.
 
     What lies at `output` goes to `new` or to `old`. Linux exchanges the two folders in one step: whatever stops the
     process, `output` is the one or the other. Where the system has no such step there are two, and what stops the
@@ -28,7 +28,6 @@ def put_in_place(new: Path, output: Path, old: Path) -> None:
         output: where; on the same file system.
         old: a name that is free, on the same file system.
     """
-    _bring_to_disk(new)
     if not output.exists():
         new.rename(output)
     elif not exchanged(new, output):
@@ -38,7 +37,8 @@ def put_in_place(new: Path, output: Path, old: Path) -> None:
         except BaseException:
             old.rename(output)
             raise
-    _sync(output.parent)
+    sync(new.parent)
+    sync(output.parent)
 
 
 def exchanged(first: Path, second: Path) -> bool:
@@ -57,15 +57,17 @@ def exchanged(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), str(second))
 
 
-def _bring_to_disk(folder: Path) -> None:
+def bring_to_disk(folder: Path) -> None:
+    """Wait until the disk has everything in a folder, and the folder itself; raises OSError where it has no room."""
     for name in relative_files(folder):
-        _sync(folder / name)
+        sync(folder / name)
     for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        _sync(inner)
-    _sync(folder)
+        sync(inner)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the list of names in a folder; on Windows folders are left out."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -9,7 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile import backends, frontend
-from qcompile.artifact import Artifact, check_output, write_artifact
+from qcompile.artifact import Artifact
+from qcompile.artifact_writing import check_output, write_artifact
 from qcompile.backends import Lowered
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, integer_operators, wanted_operators

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,21 +13,23 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import ArtifactError, ModelError
+from qcompile.sealed_json import fingerprint, sealed, unsealed
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+SIGNATURE = "manifest.json.sig"
 FORMAT = "qcompile artifact"
-FORMAT_VERSION = 1
-MEASUREMENTS = (REPORT, "report.html")
-"""Files that hold measurements, which differ from run to run; the manifest does not list them."""
-
+FORMAT_VERSION = 2
+UNLISTED = frozenset({MANIFEST, SIGNATURE, REPORT, "report.html"})
+"""Files of an artifact that the manifest does not list: itself, what comes after it, and measurements, which differ
+from run to run. The page is there when the user saves it there."""
 
 MODEL_FILES = "model."
 """How the names of the files begin that backends write."""
 
 
 class DamagedManifestError(ArtifactError):
-    """The manifest of an artifact is not whole."""
+    """The manifest of an artifact is not whole, or was made by another version."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +99,17 @@ class Manifest:
     versions: Mapping[str, str]
     files: Mapping[str, FileEntry]
 
-    def to_json(self) -> str:
-        """Return the text of manifest.json."""
-        data = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the manifest says, hexadecimal: artifacts of equal fingerprint run the same files."""
+        return fingerprint(self._data())
+
+    def to_json(self) -> bytes:
+        """Return the content of manifest.json."""
+        return sealed(self._data())
+
+    def _data(self) -> dict[str, Any]:
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -109,23 +117,24 @@ class Manifest:
 
         Raises:
             ArtifactError: there is none, it is of another format, or a path leaves the folder.
-            DamagedManifestError: it is not JSON, or an entry is missing or wrong.
+            DamagedManifestError: it is not JSON, of another version, or was changed.
         """
         path, mend = folder / MANIFEST, "Compile the model again"
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+            data = unsealed(content)
         except FileNotFoundError as error:
             raise ArtifactError(str(path), "there is no such file", "Give the folder that compile wrote") from error
         except OSError as error:
             raise ArtifactError(str(path), f"it cannot be read: {error}", mend) from error
         except (ValueError, RecursionError) as error:
             raise DamagedManifestError(str(path), f"it cannot be read: {error}", mend) from error
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        if data.pop("format", None) != FORMAT:
             raise ArtifactError(str(path), "it is not a manifest of qcompile", "Give the folder that compile wrote")
         version = data.pop("format_version", None)
         if version != FORMAT_VERSION:
             reason = f"it has format version {version!r}; this qcompile reads {FORMAT_VERSION}"
-            raise ArtifactError(str(path), reason, "Use the qcompile that wrote it, or compile again")
+            raise DamagedManifestError(str(path), reason, "Use the qcompile that wrote it, or compile again")
         try:
             data |= {key: tuple(map(_port, data[key])) for key in ("inputs", "outputs")}
             files = {str(name): FileEntry(**entry) for name, entry in data.pop("files").items()}
@@ -138,6 +147,8 @@ class Manifest:
         if manifest.model_file not in files:
             reason = f"its model file {manifest.model_file!r} is not among its files"
             raise DamagedManifestError(str(path), reason, mend)
+        if manifest.to_json() != content:
+            raise DamagedManifestError(str(path), "it was changed: its fingerprint does not fit", mend)
         return manifest
 
     def _check_types(self) -> None:
@@ -146,13 +157,15 @@ class Manifest:
                 raise TypeError(f"{name} is {getattr(self, name)!r}")
 
     def check_files(self, folder: Path) -> None:
-        """Compare the files of the manifest with those in the folder; what else lies there is the user's own.
+        """Compare the files of the manifest with those in the folder.
 
         Raises:
-            ArtifactError: a file is missing, is a link or differs in size or digest; with its name.
+            ArtifactError: a file is missing, too many, a link or differs in size or digest; with its name.
         """
         mend = "Copy the whole folder again, or compile again"
         present = set(relative_files(folder))
+        for name in sorted(present - set(self.files) - UNLISTED):
+            raise ArtifactError(str(folder / name), "it is in the folder and not in the manifest", "Move it elsewhere")
         for name, entry in sorted(self.files.items()):
             path = folder / name
             if name not in present:
@@ -183,10 +196,10 @@ def files_to_replace(folder: Path) -> frozenset[str]:
 def _is_report(path: Path) -> bool:
     """True for what `Report.to_dict` made; other tools have files of this name too."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = unsealed(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(data, dict) and {"layers", "passes", "channel_scales", "findings"} <= set(data)
+    return {"layers", "passes", "channel_scales", "findings"} <= set(data)
 
 
 def relative_files(folder: Path) -> list[str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.artifact import Artifact, write_artifact
+from qcompile.artifact import Artifact
+from qcompile.artifact_writing import write_artifact
 from qcompile.backends import Lowered
 from qcompile.recipe import Recipe
 from qcompile.report import LayerReport, Report

@@ -75,7 +75,14 @@ ROOMS = {
         "qcompile.unused_nodes",
         "qcompile.weight_rounding",
     ],
-    "foundation": ["qcompile.contract", "qcompile.errors", "qcompile.memory", "qcompile.scheme", "qcompile.session"],
+    "foundation": [
+        "qcompile.contract",
+        "qcompile.errors",
+        "qcompile.memory",
+        "qcompile.scheme",
+        "qcompile.sealed_json",
+        "qcompile.session",
+    ],
 }
 _BELOW_PASSES = {"graph", "calibration", "solvers", "foundation"}
 # Room -> the rooms that it may import, besides itself.

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from qcompile import artifact_exchange, backends
-from qcompile.artifact import check_output, load
+from qcompile.artifact import load
+from qcompile.artifact_writing import check_output
 from qcompile.backends import Lowered
 from qcompile.errors import ArtifactError, InputError
 from qcompile.recipe import Recipe

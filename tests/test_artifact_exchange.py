@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from qcompile import artifact_exchange
-from qcompile.artifact import check_output, load
+from qcompile.artifact import load
 from qcompile.artifact_exchange import exchanged
+from qcompile.artifact_writing import check_output
 from qcompile.errors import ArtifactError
 from qcompile.report import Report
 from tests.artifacts import REPORT, files, write

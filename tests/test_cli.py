@@ -10,7 +10,8 @@ import pytest
 import typer.testing
 
 from qcompile import backends, cli_inputs, errors
-from qcompile.artifact import load, write_artifact
+from qcompile.artifact import load
+from qcompile.artifact_writing import write_artifact
 from qcompile.cli import EXIT_CODES, app, exit_code
 from qcompile.recipe import Recipe
 from qcompile.report import LayerReport, Report

@@ -1,19 +1,24 @@
+import bisect
+import itertools
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from qcompile.artifact import load
 from qcompile.backends import Lowered
 from qcompile.errors import ArtifactError, UnsafeModelError
+from qcompile.sealed_json import sealed, unsealed
 from tests.artifacts import a_web_application, save, write
 
 
 def edit_manifest(folder: Path, **changes) -> None:
-    data = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(data | changes))
+    """As somebody does who knows how a fingerprint is made."""
+    data = unsealed((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_bytes(sealed(data | changes))
 
 
 def remove_file(folder: Path) -> str:
@@ -26,6 +31,19 @@ def list_less_than_is_read(folder: Path) -> str:
     del files["model.onnx.data"]
     edit_manifest(folder, files=files)
     return "model.onnx.data"
+
+
+def list_less_than_the_model_names(folder: Path) -> str:
+    list_less_than_is_read(folder)
+    (folder / "model.onnx.data").unlink()
+    seal_the_report_again(folder)
+    return "model.onnx"
+
+
+def seal_the_report_again(folder: Path) -> None:
+    report = unsealed((folder / "report.json").read_bytes())
+    report["artifact"] = json.loads((folder / "manifest.json").read_text())["fingerprint"]
+    (folder / "report.json").write_bytes(sealed(report))
 
 
 def flip_a_bit(folder: Path) -> str:
@@ -64,15 +82,63 @@ def cut_manifest(folder: Path) -> str:
 
 
 def come_from_the_future(folder: Path) -> str:
-    edit_manifest(folder, format_version=2)
+    edit_manifest(folder, format_version=3)
     return "manifest.json"
 
 
 def lack_an_entry(folder: Path) -> str:
-    data = json.loads((folder / "manifest.json").read_text())
+    data = unsealed((folder / "manifest.json").read_bytes())
     del data["backend"]
-    (folder / "manifest.json").write_text(json.dumps(data))
+    (folder / "manifest.json").write_bytes(sealed(data))
     return "manifest.json"
+
+
+def edit_by_hand(folder: Path) -> str:
+    text = (folder / "manifest.json").read_text()
+    assert '"target": "avx2"' in text
+    (folder / "manifest.json").write_text(text.replace('"target": "avx2"', '"target": null'))
+    return "manifest.json"
+
+
+def write_another_type_in_other_words(folder: Path) -> str:
+    edit_manifest(folder, inputs=[{"name": "x", "dtype": "float", "shape": None}])  # numpy reads it as float64
+    return "manifest.json"
+
+
+def change_line_ends(folder: Path) -> str:
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    return "manifest.json"
+
+
+def add_a_file(folder: Path) -> str:
+    (folder / "extension.so").write_bytes(b"code")
+    return "extension.so"
+
+
+def add_a_file_deeper(folder: Path) -> str:
+    (folder / "inner" / "folder").mkdir(parents=True)
+    (folder / "inner" / "folder" / "extension.so").write_bytes(b"code")
+    return "inner/folder/extension.so"
+
+
+def swap_the_weights(folder: Path) -> str:
+    path = folder / "model.onnx.data"
+    path.write_bytes(np.arange(2, 5, dtype=np.float32).tobytes())
+    return "model.onnx.data"
+
+
+def swap_the_report(folder: Path) -> str:
+    write(folder.parent / "other", lambda inside: save(inside, "model.onnx.data"), target=None)
+    shutil.copy(folder.parent / "other" / "report.json", folder / "report.json")
+    return "report.json"
+
+
+def edit_the_report(folder: Path) -> str:
+    text = (folder / "report.json").read_text()
+    assert '"float_ms": 1.5' in text
+    (folder / "report.json").write_text(text.replace('"float_ms": 1.5', '"float_ms": 9.5'))
+    return "report.json"
 
 
 def have_a_type_that_is_none(folder: Path) -> str:
@@ -114,6 +180,7 @@ def remove_report(folder: Path) -> str:
     [
         remove_file,
         list_less_than_is_read,
+        list_less_than_the_model_names,
         flip_a_bit,
         cut_off,
         link,
@@ -128,6 +195,14 @@ def remove_report(folder: Path) -> str:
         load_what_is_not_listed,
         cut_report,
         remove_report,
+        edit_by_hand,
+        write_another_type_in_other_words,
+        change_line_ends,
+        add_a_file,
+        add_a_file_deeper,
+        swap_the_weights,
+        swap_the_report,
+        edit_the_report,
     ],
 )
 def test_a_damaged_artifact_is_refused_and_the_file_named(damage, tmp_path):
@@ -144,7 +219,7 @@ def test_a_damaged_artifact_is_refused_and_the_file_named(damage, tmp_path):
     [
         (leave_the_folder, "leaves the folder"),
         (start_at_the_root, "leaves the folder"),
-        (come_from_the_future, "format version 2"),
+        (come_from_the_future, "format version 3"),
         (a_web_application, "not a manifest of qcompile"),
     ],
 )
@@ -156,12 +231,32 @@ def test_what_is_wrong_with_a_manifest_is_said(damage, reason, tmp_path):
         load(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["report.html", "model.html", "model.bin", "notes/mine.txt"])
-def test_what_no_runtime_reads_may_lie_in_the_folder(name, tmp_path):
-    written = write(tmp_path / "out", lambda inside: save(inside, "model.onnx.data"))
-    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
-    (tmp_path / "out" / name).write_text("<p>")
+def test_the_page_of_the_report_may_lie_in_the_folder(tmp_path):
+    written = write(tmp_path / "out")
+    (tmp_path / "out" / "report.html").write_text("<p>")
     assert load(tmp_path / "out") == written
+
+
+@pytest.mark.parametrize("external", [None, "model.onnx.data"])
+def test_of_200_single_byte_flips_each_is_refused(external, tmp_path):
+    folder = tmp_path / "out"
+    write(folder, lambda inside: save(inside, external))
+    paths = sorted(path for path in folder.iterdir())
+    ends = list(itertools.accumulate(path.stat().st_size for path in paths))
+    rng = np.random.default_rng(0)
+    refused = {path.name: 0 for path in paths}
+    for place in rng.choice(ends[-1], size=200, replace=False):
+        index = bisect.bisect_right(ends, place)
+        path, offset = paths[index], int(place) - ends[index] + paths[index].stat().st_size
+        whole = path.read_bytes()
+        flipped = whole[offset] ^ int(rng.integers(1, 256))
+        path.write_bytes(whole[:offset] + bytes([flipped]) + whole[offset + 1 :])
+        with pytest.raises(ArtifactError):
+            load(folder)
+        path.write_bytes(whole)
+        refused[path.name] += 1
+    assert min(refused.values()) > 0, "every file had its turn"
+    load(folder)
 
 
 def test_weights_of_openvino_that_the_manifest_does_not_list_are_refused(tmp_path):
@@ -172,7 +267,7 @@ def test_weights_of_openvino_that_the_manifest_does_not_list_are_refused(tmp_pat
     write(tmp_path / "out", without_weights, backend="openvino")
     load(tmp_path / "out")
     (tmp_path / "out" / "model.bin").write_bytes(b"x")
-    with pytest.raises(ArtifactError, match="the manifest does not list it") as raised:
+    with pytest.raises(ArtifactError, match="not in the manifest") as raised:
         load(tmp_path / "out")
     assert raised.value.subject == str(tmp_path / "out" / "model.bin")
 

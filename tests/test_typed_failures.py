@@ -12,7 +12,7 @@ import pytest
 import typer.testing
 
 import qcompile
-from qcompile.artifact import check_output
+from qcompile.artifact_writing import check_output
 from qcompile.cli import app
 from qcompile.compile_requests import recipe_of
 from qcompile.errors import ArtifactError, InputError, ModelError, QCompileError, RecipeError
