@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from qcompile.artifact import Artifact, absolute, report_json
 from qcompile.artifact_exchange import bring_to_disk, put_in_place, sync
 from qcompile.artifact_stage import replaced, stage_beside, try_out
 from qcompile.backends import Lowered
+from qcompile.disk_room import is_full
 from qcompile.errors import ArtifactError
 from qcompile.manifest import (
     MANIFEST,
@@ -31,8 +31,6 @@ from qcompile.manifest import (
 )
 from qcompile.recipe import Recipe
 from qcompile.report import Report
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_output(output: str | Path) -> None:
@@ -161,7 +159,7 @@ def _failures_elsewhere(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         named = None if error.filename is None else Path(os.fsdecode(error.filename))
-        if error.errno in _NO_ROOM or (named is not None and named.is_relative_to(folder)):
+        if is_full(error) or (named is not None and named.is_relative_to(folder)):
             raise
         reason = f"no artifact was written, because the work on it failed: {error}"
         mend = "Keep the files of the model in place until compile returns"

@@ -17,6 +17,7 @@ from qcompile.capability import check_data, check_recipe, for_target, integer_op
 from qcompile.compile_requests import recipe_of
 from qcompile.compile_selection import check_selection
 from qcompile.contract import Finding
+from qcompile.disk_room import room_for_temporary_files
 from qcompile.outcome import build_report, measure, model_name
 from qcompile.pipeline import Progress, apply_pass
 from qcompile.recipe import Recipe
@@ -25,6 +26,7 @@ from qcompile.verify_artifact import quantized_values, verification_sample, veri
 from qcompile.work import Work, runs_on
 
 
+@room_for_temporary_files()
 def compile(
     model: Any,
     recipe: str | Path | Recipe = "w8a8-dynamic",
@@ -117,6 +119,7 @@ def compile(
     )
 
 
+@room_for_temporary_files()
 def rewrite(
     model: Any,
     recipe: str | Path | Recipe,

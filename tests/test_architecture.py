@@ -77,6 +77,7 @@ ROOMS = {
     ],
     "foundation": [
         "qcompile.contract",
+        "qcompile.disk_room",
         "qcompile.errors",
         "qcompile.memory",
         "qcompile.scheme",

@@ -1,9 +1,6 @@
 import errno
 import gc
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -240,39 +237,3 @@ def test_a_file_of_the_artifact_that_cannot_be_written_is_blamed_on_the_folder(t
 
     with pytest.raises(ArtifactError, match="out: it cannot be written"):
         write(tmp_path / "out", write_into_nothing)
-
-
-ROOT = Path(__file__).resolve().parents[1]
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from tests.artifacts import save, write
-
-def killed(folder):
-    lowered = save(folder)
-    if sys.argv[3] == "while writing":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return lowered
-
-if sys.argv[3] == "before the manifest":
-    from qcompile.manifest import Manifest
-    Manifest.to_json = lambda self: os.kill(os.getpid(), signal.SIGKILL)
-write(Path(sys.argv[2]), killed)
-"""
-
-
-@pytest.mark.parametrize("moment", ["while writing", "before the manifest"])
-@pytest.mark.parametrize("existing", [True, False])
-def test_a_killed_compilation_leaves_the_old_artifact_or_none(moment, existing, tmp_path):
-    output = tmp_path / "out"
-    if existing:
-        write(output, lambda folder: save(folder, "model.onnx.data"))
-    before = files(output) if existing else {}
-    done = subprocess.run([sys.executable, "-c", KILLED, ROOT, output, moment], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert output.exists() == existing
-    assert (files(output) if existing else {}) == before
-    write(output)
-    load(output)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -51,6 +53,18 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
         compress_weights(result)
         result.validate_nodes_and_infer_types()
         result.set_rt_info(str(group_size), ["runtime_options", GROUP_SIZE])
-        openvino().save_model(result, folder / MODEL_FILE, compress_to_fp16=False)
+        save(result, folder / MODEL_FILE)
         session = load(result, f"model {MODEL_FILE}")
     return findings + vectors + kept_in_float(model, session.compiled, group_size)
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a model of OpenVINO to an .xml file and a .bin file of its name.
+
+    Raises:
+        OSError: there is no room or no right; OpenVINO raises a RuntimeError and does not say which.
+    """
+    try:
+        openvino().save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, f"OpenVINO could not write it: {error}", str(path)) from error
