@@ -1,6 +1,7 @@
 """qcompile: a quantizing graph compiler for CPUs, edge boxes and single GPUs.
 
-`compile` is the whole compiler; `rewrite` its passes only; `trace` its front doors; `load` opens an artifact.
+`compile` is the whole compiler; `rewrite` its passes only; `trace` its front doors; `load` opens an artifact, and
+`verify` repeats its verification on the machine where it is.
 """
 
 from __future__ import annotations
@@ -18,10 +19,22 @@ if TYPE_CHECKING:
     from qcompile.compile import compile, rewrite, trace
     from qcompile.recipe import Recipe
     from qcompile.report import Report
+    from qcompile.verification import verify
 
 __version__ = "0.1.0"
 
-__all__ = ["Artifact", "Calibration", "QCompileError", "Recipe", "Report", "compile", "load", "rewrite", "trace"]
+__all__ = [
+    "Artifact",
+    "Calibration",
+    "QCompileError",
+    "Recipe",
+    "Report",
+    "compile",
+    "load",
+    "rewrite",
+    "trace",
+    "verify",
+]
 
 _HOMES = {
     "Artifact": "qcompile.artifact",
@@ -32,6 +45,7 @@ _HOMES = {
     "load": "qcompile.artifact",
     "rewrite": "qcompile.compile",
     "trace": "qcompile.compile",
+    "verify": "qcompile.verification",
 }
 
 
@@ -43,11 +57,11 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(types.ModuleType):
-    """Keeps `qcompile.compile` the function: importing the submodule of that name would put the module there."""
+    """Keeps `compile` and `verify` functions: importing the submodules of these names would put modules there."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "compile" and isinstance(value, types.ModuleType):
-            value = value.compile
+        if name in __all__ and isinstance(value, types.ModuleType):
+            return  # __getattr__ finds the function
         super().__setattr__(name, value)
 
 

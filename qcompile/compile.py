@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qcompile import backends, frontend
 from qcompile.artifact import Artifact
+from qcompile.artifact_portable import write_portable
 from qcompile.artifact_writing import check_output, write_artifact
 from qcompile.backends import Lowered
 from qcompile.canonical import canonical_passes
@@ -59,7 +60,8 @@ def compile(
         targets: when not empty, the only layers that are quantized.
         output: folder to write; an artifact in it is replaced. None: a temporary folder.
         target: processor to compile for, see the backend's `targets`; None: one like this.
-        verify: compare outputs after exact passes, and the artifact with a reference of its arithmetic; run it.
+        verify: compare outputs after exact passes, and the artifact with a reference of its arithmetic; run it; and
+            keep in the folder what `qcompile.verify` needs to repeat that: the quantized graph and one sample.
         trust_input: read files of PyTorch, which run code, and ONNX without limits; see `qcompile.frontend.trace`.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
             1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
@@ -92,10 +94,13 @@ def compile(
             sample = verification_sample(quantized, work.samples, work.pipeline.masks)
             probes = engine.probes(path, [value.names for value in quantized_values(quantized)])
             try:
-                verify_artifact(quantized, original, lambda: engine.open_artifact(path), probes, sample)
+                report.agreements = verify_artifact(
+                    quantized, original, lambda: engine.open_artifact(path), probes, sample
+                )
             except OutOfReachError as error:
                 reason = f"not compared with the reference of its arithmetic: {error}"
                 report.findings.append(Finding("artifact", "kept", reason))
+            write_portable(quantized, sample, folder, lowered.files)
             work.progress("verifying", 1.0)
         for value in quantized.graph.initializers.values():
             value.const_value = None  # in the files now; measuring needs the room

@@ -24,8 +24,8 @@ UNLISTED = frozenset({MANIFEST, SIGNATURE, REPORT, "report.html"})
 """Files of an artifact that the manifest does not list: itself, what comes after it, and measurements, which differ
 from run to run. The page is there when the user saves it there."""
 
-MODEL_FILES = "model."
-"""How the names of the files begin that backends write."""
+MODEL_FILES = ("model.", "portable.")
+"""How the names of the files begin that backends and `write_portable` write."""
 
 
 class DamagedManifestError(ArtifactError):

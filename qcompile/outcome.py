@@ -7,7 +7,7 @@ import gc
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,12 +153,12 @@ def measure(
     gc.collect()  # graphs are cycles: those that the lowering left behind hold quantized weights
     before, first = _run_and_time(lambda: engine.open_session(model), samples, 0.25)
     after, quantized = _run_and_time(lambda: engine.open_artifact(path), samples, 0.5)
-    _check_shapes(before, after, model.graph, path.name)
-    _check_finite(before, after, path.name)
+    check_shapes(before, after, model.graph, path.name)
+    check_finite(before, after, path.name)
     before, after = (without_padding(side, samples, masks) for side in (before, after))
     report.accuracy = {
         "sqnr_db": difference(before, after).sqnr_db,
-        "cosine": {name: _cosine(before, after, name) for name in before[0]},
+        "cosine": {name: mean_cosine(map(cosine, *_both(before, after, name))) for name in before[0]},
     }
     del before, after  # logits over a vocabulary are large
     _, last = _run_and_time(lambda: engine.open_session(model), samples[:1], 0.25)
@@ -206,7 +206,7 @@ def _run_and_time(
     return run_all(session, samples), durations(lambda: session.run(samples[0]), seconds=share * LATENCY_SECONDS)
 
 
-def _check_shapes(
+def check_shapes(
     before: Sequence[Mapping[str, np.ndarray]],
     after: Sequence[Mapping[str, np.ndarray]],
     graph: ir.Graph,
@@ -232,9 +232,10 @@ def _check_shapes(
                 raise VerificationError(f"artifact {name}", reason, _REPORT)
 
 
-def _check_finite(
+def check_finite(
     before: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]], name: str
 ) -> None:
+    """Raise VerificationError for NaN or infinity in an output that is finite in the float model."""
     for expected, actual in zip(before, after, strict=True):
         for output, array in expected.items():
             if is_numeric(array) and np.all(np.isfinite(array)) and not np.all(np.isfinite(actual[output])):
@@ -242,17 +243,22 @@ def _check_finite(
                 raise VerificationError(f"artifact {name}", reason, _REPORT)
 
 
-def _cosine(before: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]], name: str) -> float:
-    """Mean over the samples of the cosine between the two outputs, as one vector each; NaN: nothing to compare."""
-    found = []
-    for expected, actual in zip(before, after, strict=True):
-        first, second = expected[name], actual[name]
-        if np.size(first) == 0 and np.size(second) == 0:
-            continue
-        if np.shape(first) != np.shape(second) or not is_numeric(first):
-            found.append(float(np.array_equal(first, second)))
-            continue
-        x, y = (np.ravel(array).astype(np.float64) for array in (first, second))
-        size = float(np.linalg.norm(x) * np.linalg.norm(y))
-        found.append(float(x @ y) / size if size > 0 else float(np.array_equal(x, y)))
-    return statistics.fmean(found) if found else float("nan")
+def cosine(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Cosine between two arrays, as one vector each; None where both are empty; 1 or 0 for what has no numbers."""
+    if np.size(first) == 0 and np.size(second) == 0:
+        return None
+    if np.shape(first) != np.shape(second) or not is_numeric(first):
+        return float(np.array_equal(first, second))
+    x, y = (np.ravel(array).astype(np.float64) for array in (first, second))
+    size = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / size if size > 0 else float(np.array_equal(x, y))
+
+
+def mean_cosine(found: Iterable[float | None]) -> float:
+    """Mean over the samples; NaN: there was nothing to compare."""
+    cosines = [each for each in found if each is not None]
+    return statistics.fmean(cosines) if cosines else float("nan")
+
+
+def _both(before: Outputs, after: Outputs, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return [outputs[name] for outputs in before], [outputs[name] for outputs in after]

@@ -44,3 +44,27 @@ class Probe:
     session: Session
     values: tuple[str, ...]
     channels_per_scale: Callable[[int], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How far an artifact is from the reference of its arithmetic, in one mode of its runtime.
+
+    Attributes:
+        runtime: its name and mode, that of the probe.
+        values: names of the values inside of the artifact that were compared.
+        max_steps: largest difference of one number, in quantization steps.
+        rms_steps: largest root mean square difference of a value, in quantization steps.
+        worst: name of the value or output with the largest difference; empty where all are equal.
+    """
+
+    runtime: str
+    values: tuple[str, ...]
+    max_steps: float
+    rms_steps: float
+    worst: str = ""
+
+    @property
+    def observed(self) -> int:
+        """Number of values inside of the artifact that were compared."""
+        return len(self.values)

@@ -131,15 +131,20 @@ def usable_masks(masks: Iterable[PaddingMask], samples: Sequence[Feed]) -> tuple
 
 
 def difference(before: Outputs, after: Outputs) -> Difference:
-    """Compare the outputs of two models on the same samples.
+    """Compare the outputs of two models on the same samples; see `total_difference`."""
+    return total_difference(zip(before, after, strict=True))
+
+
+def total_difference(pairs: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]) -> Difference:
+    """Compare the outputs of two models sample by sample: pairs of output name -> array.
 
     Outputs that are not numbers must be equal; an output of another shape is infinitely far. Where there is no number
     to compare, the ratio is NaN: nothing was measured.
     """
-    compared = {name: _Comparison() for name in (before[0] if before else ())}
-    for expected, actual in zip(before, after, strict=True):
-        for name, comparison in compared.items():
-            comparison.add(np.asarray(expected[name]), np.asarray(actual[name]))
+    compared: dict[str, _Comparison] = {}
+    for expected, actual in pairs:
+        for name, array in expected.items():
+            compared.setdefault(name, _Comparison()).add(np.asarray(array), np.asarray(actual[name]))
     worst = max(compared, key=lambda name: compared[name].relative, default="")
     found = compared.values()
     nothing = not any(item.count for item in found) or any(item.other_shape for item in found)

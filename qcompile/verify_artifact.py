@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import VerificationError
@@ -22,7 +23,7 @@ from qcompile.graph import constant_array, is_standard, readers
 from qcompile.memory import return_freed_memory
 from qcompile.qdq import DOMAIN, PER_TOKEN
 from qcompile.reference_evaluator import OutOfReachError, evaluate, not_covered
-from qcompile.session import Feed, Probe, Session
+from qcompile.session import Agreement, Feed, Probe, Session
 from qcompile.verify import run_all
 
 MAX_STEPS = 2.0
@@ -76,26 +77,9 @@ class Quantized:
         return np.asarray(np.maximum(size, _FLOOR * np.abs(finite).max(initial=0)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Agreement:
-    """How a runtime agrees with the reference.
-
-    Attributes:
-        runtime: its name and mode.
-        observed: number of values inside of the artifact that were compared.
-        max_steps: largest difference of one number, in steps.
-        rms_steps: largest root mean square difference of a value, in steps.
-    """
-
-    runtime: str
-    observed: int
-    max_steps: float
-    rms_steps: float
-
-
 def verify_artifact(
     portable: ir.Model,
-    original: ir.Model,
+    original: ir.Model | None,
     open_artifact: Callable[[], Session],
     probes: Iterable[Probe],
     sample: Feed,
@@ -104,7 +88,7 @@ def verify_artifact(
 
     Args:
         portable: the quantized graph, before a backend lowered it.
-        original: the float model.
+        original: the float model; None: it is not at hand, see `without_quantizers`.
         open_artifact: loads what was written, as it will be run.
         probes: the same with values inside of it, see `quantized_values`; one is loaded at a time.
         sample: one input; see `verification_sample`.
@@ -114,6 +98,7 @@ def verify_artifact(
         VerificationError: a value is more than MAX_STEPS, or on average more than RMS_STEPS, away from what follows
             from the values before it; or the artifact as it is ends further from the reference than NOISE_RATIO.
     """
+    original = without_quantizers(portable) if original is None else original
     reason = not_covered(portable) or not_covered(original)
     if reason is not None:
         raise OutOfReachError(reason)
@@ -159,6 +144,36 @@ def verification_sample(model: ir.Model, samples: Sequence[Feed], masks: Sequenc
     return sample
 
 
+def without_quantizers(portable: ir.Model) -> ir.Model:
+    """Return the graph without what quantizes activations: how far it ends away tells what their rounding adds.
+
+    Weights keep their rounding, which every run shares: where the float model is at hand, it tells a little more.
+    """
+    model = portable.clone()
+    for node in list(model.graph):
+        if not _quantizes(node):
+            continue
+        per_token = node.op_type == PER_TOKEN
+        ends = (
+            [node] if per_token else [end for end in readers(node.outputs[0]) if is_standard(end, "DequantizeLinear")]
+        )
+        for end in ends:
+            same = ir.node("Identity", [node.inputs[0]])
+            ir.convenience.replace_nodes_and_values(model.graph, end, [end], [same], [end.outputs[0]], same.outputs)
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _quantizes(node: ir.Node) -> bool:
+    """True for what quantizes a value at run time."""
+    kinds = is_standard(node, "QuantizeLinear", "DynamicQuantizeLinear") or node.op_identifier() == (
+        DOMAIN,
+        PER_TOKEN,
+        "",
+    )
+    return kinds and constant_array(node.inputs[0]) is None
+
+
 def _quantized(node: ir.Node) -> Quantized | None:
     """Return what a quantizer of a computed value reads; None for other nodes."""
     x = node.inputs[0] if node.inputs else None
@@ -184,7 +199,7 @@ def _as_written(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
 
 def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping[str, Quantized]) -> Agreement:
     """Raise VerificationError for the first value that is too far from the reference, in the order of the graph."""
-    subject, largest, on_average = f"artifact on {runtime}", 0.0, 0.0
+    subject, largest, on_average, worst = f"artifact on {runtime}", 0.0, 0.0, ""
     for name, array in expected.items():
         actual = seen[name]
         if not _comparable(array, actual):
@@ -199,8 +214,9 @@ def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping
                 f"from the values before it; {MAX_STEPS:g} and {RMS_STEPS:.2g} are allowed"
             )
             raise VerificationError(subject, reason, _MEND)
+        worst = name if distance > largest else worst
         largest, on_average = max(largest, distance), max(on_average, mean)
-    return Agreement(runtime, sum(name in steps for name in expected), largest, on_average)
+    return Agreement(runtime, tuple(name for name in expected if name in steps), largest, on_average, worst)
 
 
 def _compare_whole(actual: Arrays, expected: Arrays, original: ir.Model, sample: Feed) -> None:

@@ -51,6 +51,7 @@ ROOMS = {
         "qcompile.outcome",
         "qcompile.activation_ranges",
         "qcompile.capability",
+        "qcompile.verification",
         "qcompile.work",
     ],
     "recipe": ["qcompile.recipe*"],

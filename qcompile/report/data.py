@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import numpy as np
 
 from qcompile.contract import Action, Finding, Keeps
 from qcompile.errors import ArtifactError
+from qcompile.session import Agreement
 
-_MEASURED = frozenset({"seconds", "max_error", "sqnr_db", "accumulated_db", "before", "after"})
+_MEASURED = frozenset(
+    {"seconds", "max_error", "sqnr_db", "accumulated_db", "before", "after", "max_steps", "rms_steps"}
+)
 """Fields of the entries of a report that are numbers, or tuples of them, and may be infinite or NaN."""
 
 CULPRIT_DB = 20.0
@@ -134,6 +137,8 @@ class Report:
         passes: one entry per pass, in order.
         activation_ranges: one entry per smoothed activation.
         findings: decisions that concern no single layer of `layers`.
+        agreements: how far the artifact is from the reference of its arithmetic, in each mode of the runtime; empty
+            when that was not compared: then a finding on "artifact" says why, but where nothing was verified.
     """
 
     model: str = ""
@@ -148,6 +153,7 @@ class Report:
     passes: list[PassReport] = dataclasses.field(default_factory=list)
     activation_ranges: list[ActivationRange] = dataclasses.field(default_factory=list)
     findings: list[Finding] = dataclasses.field(default_factory=list)
+    agreements: list[Agreement] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""
@@ -161,9 +167,8 @@ class Report:
         Raises:
             TypeError, ValueError: the data is not that of a report.
         """
-        items = {"layers": LayerReport, "passes": PassReport, "activation_ranges": ActivationRange, "findings": Finding}
         fields = dict(data)
-        for name, item in items.items():
+        for name, item in _ENTRIES.items():
             fields[name] = [item(**{key: _field(key, value) for key, value in entry.items()}) for entry in data[name]]
         for name in ("latency", "accuracy"):
             fields[name] = _numbers(fields[name])
@@ -208,6 +213,16 @@ class Report:
         except (OSError, TypeError) as error:
             mend = "Give a file in a folder that is there"
             raise ArtifactError(f"page {path}", f"it cannot be written: {error}", mend) from error
+
+
+_ENTRIES: Mapping[str, Callable[..., Any]] = {
+    "layers": LayerReport,
+    "passes": PassReport,
+    "activation_ranges": ActivationRange,
+    "findings": Finding,
+    "agreements": Agreement,
+}
+"""Fields of a report that are lists, and what is in them."""
 
 
 def _jsonable(value: Any) -> Any:
