@@ -137,8 +137,8 @@ class Report:
         passes: one entry per pass, in order.
         activation_ranges: one entry per smoothed activation.
         findings: decisions that concern no single layer of `layers`.
-        agreements: how far the artifact is from the reference of its arithmetic, in each mode of the runtime; empty
-            when that was not compared: then a finding on "artifact" says why, but where nothing was verified.
+        agreements: how far the artifact is from the reference of its arithmetic, in each mode of the runtime.
+        not_compared: why there is none of them; empty where there is.
     """
 
     model: str = ""
@@ -154,6 +154,7 @@ class Report:
     activation_ranges: list[ActivationRange] = dataclasses.field(default_factory=list)
     findings: list[Finding] = dataclasses.field(default_factory=list)
     agreements: list[Agreement] = dataclasses.field(default_factory=list)
+    not_compared: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -15,6 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from qcompile.report.data import PassReport, Report
+    from qcompile.session import Agreement
 
 WIDTH = 110
 SHOWN = 12
@@ -33,7 +34,7 @@ def summarise(report: Report) -> str:
     console.print(Text(f"{title} · {report.target}" if report.target else title))
     for line in (*headlines(report), *warnings(report)):
         console.print(Text(f"  {line}"))
-    for table in (_layers(report), _kept(report), _passes(report)):
+    for table in (_layers(report), _kept(report), _elsewhere(report), _passes(report)):
         if table.row_count:
             console.print()
             console.print(table)
@@ -68,7 +69,17 @@ def headlines(report: Report) -> list[str]:
     if any(report.channel_scales.values()):
         counted = ", ".join(f"{count} {name}" for name, count in report.channel_scales.items())
         lines.append(f"scales    {counted}")
-    return lines
+    return [*lines, *(f"verified  {line}" for line in verified(report.agreements, report.not_compared))]
+
+
+def verified(agreements: Sequence[Agreement], not_compared: str) -> list[str]:
+    """Return one line for each mode of the runtime that was compared with the reference, or why none was."""
+    lines = []
+    for found in agreements:
+        values = f"{len(found.values)} values and the outputs" if found.values else "the outputs"
+        where = f" ({found.worst})" if found.worst else ""
+        lines.append(f"{found.runtime}: {values}, at most {found.max_steps:.2g} quantization steps off{where}")
+    return [f"not compared with the reference of its arithmetic: {not_compared}"] if not_compared else lines
 
 
 def warnings(report: Report) -> list[str]:
@@ -148,6 +159,16 @@ def _kept(report: Report) -> Table:
     for (action, reason), count in Counter((layer.action, layer.reason) for layer in kept).most_common(SHOWN):
         example = next(layer.name for layer in kept if (layer.action, layer.reason) == (action, reason))
         table.add_row(str(count), action, Text(reason), Text(example))
+    return table
+
+
+def _elsewhere(report: Report) -> Table:
+    """What was kept, and is no layer: the others of `findings` say how a layer was quantized."""
+    table = _table("Left as they were besides", "where", "reason")
+    layers = {layer.name for layer in report.layers}
+    kept = [found for found in report.findings if found.action == "kept" and found.layer not in layers]
+    for found in dict.fromkeys(kept[:SHOWN]):
+        table.add_row(Text(found.layer), Text(found.reason))
     return table
 
 

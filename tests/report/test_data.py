@@ -6,6 +6,7 @@ import pytest
 
 from qcompile.contract import Finding
 from qcompile.report import ActivationRange, LayerReport, PassReport, Report
+from qcompile.session import Agreement
 
 
 def layer(name: str, action="quantized", sqnr_db=None, reason="") -> LayerReport:
@@ -26,6 +27,8 @@ def full_report() -> Report:
         passes=[PassReport("fold_scales()", 0.25, True, "exact", max_error=1e-6)],
         activation_ranges=[ActivationRange("fine", (1.0, 2.0), (1.0, 1.5), 2)],
         findings=[Finding("fine", "folded", "into the norm")],
+        agreements=[Agreement("openvino", ("a", "b"), math.inf, 0.25, "b")],
+        not_compared="",
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from qcompile.errors import MissingDependencyError
 from qcompile.report import ActivationRange, LayerReport, PassReport, Report
 from qcompile.report.page import render
+from qcompile.session import Agreement
 
 HOSTILE = """<script>alert("x")</script><img src=//evil/x onerror='y'>&"""
 VOID = {"meta", "br", "img", "input", "line", "path"}
@@ -152,3 +153,13 @@ def test_without_jinja2_the_mend_names_the_extra(tmp_path):
     assert done.stdout.strip() == "Run: pip install 'qcompile[report]'"
     assert not target.exists()
     assert issubclass(MissingDependencyError, Exception)
+
+
+def test_the_page_says_how_far_the_artifact_is_from_the_reference_or_why_nobody_knows():
+    page = Page(render(Report(agreements=[Agreement(HOSTILE, ("a", "b"), 0.75, 0.012, "b")])))
+    assert "Compared with the reference" in page.text
+    assert [part in page.text for part in (HOSTILE, "0.75", "0.012")] == [True] * 3
+    page = Page(render(Report(not_compared=HOSTILE)))
+    assert "Not compared with the reference" in page.text
+    assert HOSTILE in page.text
+    assert "ompared with the reference" not in Page(render(Report())).text

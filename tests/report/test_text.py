@@ -1,7 +1,9 @@
 import pytest
 
+from qcompile.contract import Finding
 from qcompile.report import LayerReport, PassReport, Report
 from qcompile.report.text import headlines, human_bytes, measures, promise, warnings
+from qcompile.session import Agreement
 
 
 def quantized(name: str, sqnr_db: float | None) -> LayerReport:
@@ -125,3 +127,30 @@ def test_passes_that_changed_nothing_are_only_counted():
     assert "0.25  FoldScales  exact" in text
     assert "1 more changed nothing" in text
     assert "FuseGelu" not in text
+
+
+def test_the_summary_says_how_far_the_artifact_is_from_the_reference_or_why_nobody_knows():
+    found = [
+        Agreement("onnxruntime, all graph optimizations", ("a", "b"), 0.75, 0.01, "b"),
+        Agreement("onnxruntime, graph optimizations disabled", (), 0.0, 0.0),
+    ]
+    assert headlines(Report(agreements=found)) == [
+        "verified  onnxruntime, all graph optimizations: 2 values and the outputs, at most 0.75 quantization steps off (b)",
+        "verified  onnxruntime, graph optimizations disabled: the outputs, at most 0 quantization steps off",
+    ]
+    assert headlines(Report(not_compared="[the reference] is out")) == [
+        "verified  not compared with the reference of its arithmetic: [the reference] is out"
+    ]
+
+
+def test_what_was_kept_and_is_no_layer_is_listed():
+    findings = [
+        Finding("mask", "kept", "its table [0] is computed"),
+        Finding("mask", "kept", "its table [0] is computed"),
+        Finding("fc", "kept", "not smoothed"),
+        Finding("norm", "folded", "into fc"),
+    ]
+    text = Report(layers=FINE, findings=findings).summary()
+    assert text.count("its table [0] is computed") == 1
+    assert "not smoothed" not in text
+    assert "into fc" not in text
