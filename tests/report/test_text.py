@@ -131,11 +131,11 @@ def test_passes_that_changed_nothing_are_only_counted():
 
 def test_the_summary_says_how_far_the_artifact_is_from_the_reference_or_why_nobody_knows():
     found = [
-        Agreement("onnxruntime, all graph optimizations", ("a", "b"), 0.75, 0.01, "b"),
+        Agreement("openvino", ("a", "b"), 0.75, 0.01, "b"),
         Agreement("onnxruntime, graph optimizations disabled", (), 0.0, 0.0),
     ]
     assert headlines(Report(agreements=found)) == [
-        "verified  onnxruntime, all graph optimizations: 2 values and the outputs, at most 0.75 quantization steps off (b)",
+        "verified  openvino: 2 values and the outputs, at most 0.75 quantization steps off (b)",
         "verified  onnxruntime, graph optimizations disabled: the outputs, at most 0 quantization steps off",
     ]
     assert headlines(Report(not_compared="[the reference] is out")) == [
