@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qcompile.errors import QCompileError
 
 if TYPE_CHECKING:
+    from qcompile.accuracy_budget import AccuracyBudget
     from qcompile.artifact import Artifact, load
     from qcompile.calibration_data import Calibration
     from qcompile.compile import compile, rewrite, trace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccuracyBudget",
     "Artifact",
     "Calibration",
     "QCompileError",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AccuracyBudget": "qcompile.accuracy_budget",
     "Artifact": "qcompile.artifact",
     "Calibration": "qcompile.calibration_data",
     "Recipe": "qcompile.recipe",

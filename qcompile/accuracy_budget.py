@@ -42,11 +42,13 @@ class AccuracyBudget:
     max_trials: int = 32
 
     def __post_init__(self) -> None:
-        drop, trials = self.max_drop, self.max_trials
+        drop: Any = self.max_drop  # whatever the user gave
+        trials: Any = self.max_trials
+        metric: Any = self.metric
         if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop < math.inf:
             raise RecipeError(f"max_drop {drop!r}", "it is not a number from 0 on", "Give one, such as 0.01")
-        if self.metric is not None and not callable(self.metric):
-            reason = f"it is a {type(self.metric).__name__}"
+        if metric is not None and not callable(metric):
+            reason = f"it is a {type(metric).__name__}"
             raise RecipeError("metric", reason, "Give a function that takes run and returns a number")
         if self.drop_type not in get_args(DropType):
             known = " or ".join(get_args(DropType))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from qcompile import backends, frontend
+from qcompile.accuracy_budget import AccuracyBudget
 from qcompile.artifact import Artifact
 from qcompile.artifact_portable import write_portable
 from qcompile.artifact_writing import check_output, write_artifact
 from qcompile.backends import Lowered
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, integer_operators, wanted_operators
+from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
 from qcompile.compile_requests import recipe_of
 from qcompile.compile_selection import check_selection
 from qcompile.disk_room import room_for_temporary_files
@@ -39,6 +41,7 @@ def compile(
     targets: str | Sequence[str] = (),
     output: str | Path | None = None,
     target: str | None = None,
+    accuracy: AccuracyBudget | Mapping[str, Any] | None = None,
     verify: bool = True,
     trust_input: bool = False,
     progress: Progress | None = None,
@@ -61,6 +64,8 @@ def compile(
         target: processor to compile for, see the backend's `targets`; None: one like this.
         verify: compare outputs after exact passes, and the artifact with a reference of its arithmetic; run it; and
             keep in the folder what `qcompile.verify` needs to repeat that: the quantized graph and one sample.
+        accuracy: how much accuracy the artifact may lose, e.g. {"max_drop": 0.01, "metric": function}: as few layers as
+            possible stay float for it, see `AccuracyBudget`. None: none does.
         trust_input: read files of PyTorch, which run code, and ONNX without limits; see `qcompile.frontend.trace`.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
             1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
@@ -73,12 +78,15 @@ def compile(
     plan = for_target(recipe_of(recipe, ignore, targets), engine.targets, target)
     check_recipe(plan, engine)
     check_data(plan, calibration)
+    budget = budget_of(accuracy, plan)
     if output is not None:
         check_output(output)
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     check_selection(work.model, plan, lambda recipe: integer_operators(recipe, engine, target))
     original = work.model.clone()
     quantized = work.apply(plan, integer_operators(plan, engine, target))
+    quantized, plan = hold_budget(budget, quantized, plan, work, original, engine, target)
+    weigh_layers(quantized, plan, work)
     name = model_name(model, original.graph.name, output)
     ranges = work.ranges.found()
     report = build_report(original, plan, work.log, name=name, backend=backend, target=target, ranges=ranges)

@@ -63,7 +63,7 @@ def build_report(
     shapes = {layer.name: tuple(layer.weight.shape.numpy()) for layer in float_layers(model) if layer.weight.shape}
     schemes = " + ".join(f"{_words(item.activations)} × {_words(item.weights)}" for item in quantizers(recipe))
     scales = [finding for name, finding in entries if name == "FoldScales"]
-    layers = [_layer(finding, shapes, schemes, log.accumulated.get(finding.layer)) for finding in quantizing]
+    layers = [_layer(finding, shapes, schemes, log) for finding in quantizing]
     return Report(
         model=name,
         recipe=recipe.name,
@@ -74,6 +74,7 @@ def build_report(
         passes=list(log.passes),
         activation_ranges=list(ranges),
         findings=[f for _, f in entries if f not in quantizing],
+        budget=log.budget,
     )
 
 
@@ -102,13 +103,18 @@ def _position(model: ir.Model) -> Callable[[LayerReport], float]:
     return lambda layer: places.get(layer.name, math.inf)
 
 
-def _layer(
-    finding: Finding, shapes: Mapping[str, tuple[int, ...]], schemes: str, accumulated_db: float | None
-) -> LayerReport:
+def _layer(finding: Finding, shapes: Mapping[str, tuple[int, ...]], schemes: str, log: Log) -> LayerReport:
     shape = shapes.get(finding.layer, ())
-    scheme = schemes if finding.action == "quantized" and shape else ""
     return LayerReport(
-        finding.layer, finding.operator, finding.action, finding.reason, finding.sqnr_db, shape, scheme, accumulated_db
+        finding.layer,
+        finding.operator,
+        finding.action,
+        finding.reason,
+        finding.sqnr_db,
+        shape,
+        scheme=schemes if finding.action == "quantized" and shape else "",
+        accumulated_db=log.accumulated.get(finding.layer),
+        gain_db=log.gains.get(finding.layer) if finding.action == "quantized" else None,
     )
 
 
@@ -158,7 +164,7 @@ def measure(
     before, after = (without_padding(side, samples, masks) for side in (before, after))
     report.accuracy = {
         "sqnr_db": difference(before, after).sqnr_db,
-        "cosine": {name: mean_cosine(map(cosine, *_both(before, after, name))) for name in before[0]},
+        "cosine": {name: cosine_of_output(before, after, name) for name in before[0]},
     }
     del before, after  # logits over a vocabulary are large
     _, last = _run_and_time(lambda: engine.open_session(model), samples[:1], 0.25)
@@ -194,7 +200,9 @@ def _correct_layers(report: Report, findings: Sequence[Finding]) -> None:
     for index, layer in enumerate(report.layers):
         if layer.action == "quantized" and layer.name in reasons:
             reason = "; ".join(dict.fromkeys(reasons[layer.name]))
-            report.layers[index] = dataclasses.replace(layer, action="kept", reason=reason, sqnr_db=None, scheme="")
+            report.layers[index] = dataclasses.replace(
+                layer, action="kept", reason=reason, sqnr_db=None, gain_db=None, scheme=""
+            )
 
 
 def _run_and_time(
@@ -260,5 +268,6 @@ def mean_cosine(found: Iterable[float | None]) -> float:
     return statistics.fmean(cosines) if cosines else float("nan")
 
 
-def _both(before: Outputs, after: Outputs, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [outputs[name] for outputs in before], [outputs[name] for outputs in after]
+def cosine_of_output(before: Outputs, after: Outputs, name: str) -> float:
+    """Mean over the samples of the cosine between what two models compute for an output; NaN: nothing to compare."""
+    return mean_cosine(cosine(first[name], second[name]) for first, second in zip(before, after, strict=True))

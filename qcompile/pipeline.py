@@ -23,6 +23,7 @@ from qcompile.manifest import check_native
 from qcompile.recipe import short
 from qcompile.recipe_settings import BOUND
 from qcompile.report import PassReport
+from qcompile.report.budget import BudgetReport
 from qcompile.session import Feed, OpenSession
 from qcompile.untouched import of_other_types, other_types, quantized_already
 from qcompile.verify import (
@@ -75,12 +76,18 @@ class Log:
         findings: of each pass, by the name of its class, and of none, by `UNTOUCHED`.
         outputs: outputs of the model on the samples, as it is now; empty when nothing is verified.
         accumulated: of each layer, signal-to-noise ratio of its output in dB behind all lossy passes.
+        before_loss: the model in front of the first lossy pass; None where there is none.
+        gains: by how many dB the outputs are nearer to float where one layer alone is left in float, of the worst.
+        budget: how the search for a budget of accuracy ended.
     """
 
     passes: list[PassReport] = dataclasses.field(default_factory=list)
     findings: dict[str, list[Finding]] = dataclasses.field(default_factory=dict)
     outputs: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
     accumulated: dict[str, float] = dataclasses.field(default_factory=dict)
+    before_loss: ir.Model | None = None
+    gains: dict[str, float] = dataclasses.field(default_factory=dict)
+    budget: BudgetReport | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +129,8 @@ class Pipeline:
         names: dict[str, str] = {}
         exact: dict[str, np.ndarray] = {}
         for group in _groups(passes):
+            if log.before_loss is None and _keeps(group[0]) == "lossy":
+                log.before_loss = model.clone()  # its weights are lazy, or those of the model that came
             if self.samples and not names and _keeps(group[0]) == "lossy":
                 # Not of the model as it came: folded scales change what layers in between compute.
                 names = output_names(model)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import networkx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes import common
 
 from qcompile.graph import Names, constant, is_standard, layer_name
 from qcompile.layers import every_layer, flowing_outputs, node_of
@@ -34,8 +34,9 @@ def restored(quantized: ir.Model, before: ir.Model, layers: Collection[str]) -> 
     for node in before.graph:
         if node not in still and writer.changed(node):
             writer.restore(node, flowing)
-    for item in (RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass(), RemoveUnusedOpsetsPass()):
-        item(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(model)
     return model
 
 
@@ -93,14 +94,14 @@ class _Writer:
         """Let the quantized model compute the output as the node does, but for inputs that are quantized for all."""
         now = self._now(node)
         same = now.op_type == node.op_type
-        inputs = []
+        inputs: list[ir.Value | None] = []
         for index, value in enumerate(node.inputs):
             stays = same and value is not None and value.name in flowing
             inputs.append(now.inputs[index] if stays else None if value is None else self._value(value))
         if same:
             now.resize_inputs(len(inputs))
-            for index, new in enumerate(inputs):
-                now.replace_input_with(index, new)
+            for index, read in enumerate(inputs):
+                now.replace_input_with(index, read)
             return
         new = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), name=node.name)
         new.metadata_props.update(node.metadata_props)

@@ -9,6 +9,8 @@ from qcompile.graph import constant, is_standard, layer_name
 from qcompile.layers import every_layer, operator
 from qcompile.qdq import is_dequantized
 
+QUANTIZED_ALREADY = "it is already quantized"
+
 _MICROSOFT = "com.microsoft"
 _INTEGER_PRODUCTS = frozenset(
     {
@@ -36,7 +38,7 @@ def quantized_already(model: ir.Model) -> list[Finding]:
     are not: a recipe that finds nothing but them has something to say.
     """
     return [
-        Finding(layer_name(node), "kept", "it is already quantized", _operator(node))
+        Finding(layer_name(node), "kept", QUANTIZED_ALREADY, _operator(node))
         for node in model.graph
         if (node.domain, node.op_type) in _INTEGER_PRODUCTS or _reads_dequantized(node)
     ]

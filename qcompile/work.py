@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class Work:
     calibration_hash: str | None
     ranges: Ranges
     samples_are: str
+    started: float
 
     @classmethod
     def of(
@@ -54,6 +56,7 @@ class Work:
         progress: Progress | None,
     ) -> Work:
         """Trace the model, bring it to canonical form and bind the calibration data to it."""
+        started = time.perf_counter()
         report_progress = progress or (lambda _stage, _part: None)
         report_progress("tracing", 0.0)
         data = None if calibration is None else Calibration.of(calibration)
@@ -74,7 +77,7 @@ class Work:
         log = Log()
         canonical = pipeline.run(traced, canonical_passes(runs_on(reference)), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
-        return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest, ranges, kind)
+        return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest, ranges, kind, started)
 
     def apply(self, plan: Recipe, operators: frozenset[str] | None = None) -> ir.Model:
         """Run the passes of the recipe; `operators` are those that the backend computes in integers."""

@@ -12,10 +12,11 @@ import numpy as np
 
 from qcompile.contract import Action, Finding, Keeps
 from qcompile.errors import ArtifactError
+from qcompile.report.budget import BudgetReport
 from qcompile.session import Agreement
 
 _MEASURED = frozenset(
-    {"seconds", "max_error", "sqnr_db", "accumulated_db", "before", "after", "max_steps", "rms_steps"}
+    {"seconds", "max_error", "sqnr_db", "accumulated_db", "gain_db", "before", "after", "max_steps", "rms_steps"}
 )
 """Fields of the entries of a report that are numbers, or tuples of them, and may be infinite or NaN."""
 
@@ -38,6 +39,8 @@ class LayerReport:
             the Q/DQ graph before lowering. None if not measured.
         shape: of its weight; () when it has none.
         scheme: how it is quantized, in words, e.g. "uint8 per tensor × int8 per channel".
+        gain_db: by how many dB the ratio of the outputs rises when this layer alone is left in float: what `ignore`
+            would bring. Measured for the worst layers; None if not measured.
     """
 
     name: str
@@ -48,6 +51,7 @@ class LayerReport:
     shape: tuple[int, ...] = ()
     scheme: str = ""
     accumulated_db: float | None = None
+    gain_db: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +143,7 @@ class Report:
         findings: decisions that concern no single layer of `layers`.
         agreements: how far the artifact is from the reference of its arithmetic, in each mode of the runtime.
         not_compared: why there is none of them; empty where there is.
+        budget: how the search for a budget of accuracy ended; None where there was no budget.
     """
 
     model: str = ""
@@ -155,6 +160,7 @@ class Report:
     findings: list[Finding] = dataclasses.field(default_factory=list)
     agreements: list[Agreement] = dataclasses.field(default_factory=list)
     not_compared: str = ""
+    budget: BudgetReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""
@@ -173,10 +179,12 @@ class Report:
             fields[name] = [item(**{key: _field(key, value) for key, value in entry.items()}) for entry in data[name]]
         for name in ("latency", "accuracy"):
             fields[name] = _numbers(fields[name])
+        if fields.get("budget") is not None:
+            fields["budget"] = BudgetReport.from_dict(fields["budget"])
         return cls(**fields)
 
     def culprits(self) -> list[LayerReport]:
-        """Return the quantized layers that lose most, worst first: those below CULPRIT_DB."""
+        """Return the quantized layers that lose most, ranked as by `ranked_layers`: those below CULPRIT_DB."""
         return [
             layer
             for layer in self.ranked_layers()
@@ -184,12 +192,13 @@ class Report:
         ]
 
     def ranked_layers(self) -> list[LayerReport]:
-        """Return the layers, worst first: quantized by SQNR, then kept, then ignored."""
+        """Return the layers, worst first: quantized by gain where it was measured, then by SQNR; kept, then ignored."""
         order = ("quantized", "kept", "ignored")
 
-        def rank(layer: LayerReport) -> tuple[int, float]:
+        def rank(layer: LayerReport) -> tuple[int, float, float]:
             place = order.index(layer.action) if layer.action in order else len(order)
-            return place, math.inf if layer.sqnr_db is None or math.isnan(layer.sqnr_db) else layer.sqnr_db
+            loss = math.inf if layer.sqnr_db is None or math.isnan(layer.sqnr_db) else layer.sqnr_db
+            return place, math.inf if layer.gain_db is None else -layer.gain_db, loss
 
         return sorted(self.layers, key=rank)
 

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import TYPE_CHECKING
 
-import yaml
-
 from qcompile.errors import MissingDependencyError
 from qcompile.report import charts
 from qcompile.report.data import CULPRIT_DB, Report
-from qcompile.report.text import MEASURED_ON, decibel, human_bytes, measures, number, promise, warnings
+from qcompile.report.text import MEASURED_ON, decibel, human_bytes, ignore_lines, measures, number, promise, warnings
 
 if TYPE_CHECKING:
     import jinja2
@@ -27,7 +25,6 @@ def render(report: Report) -> str:
         MissingDependencyError: jinja2 (extra `report`) is not installed.
     """
     ranges = charts.range_charts(report.activation_ranges, RANGES_SHOWN + RANGES_FOLDED_AWAY)
-    culprits = [layer.name for layer in report.culprits()]
     return _template().render(
         report=report,
         layers=report.ranked_layers(),
@@ -38,7 +35,8 @@ def render(report: Report) -> str:
         measures=measures(report),
         measured_on=report.accuracy.get(MEASURED_ON, ""),
         warnings=[line.removeprefix("warning: ") for line in warnings(report)],
-        ignore=yaml.safe_dump({"ignore": culprits}, allow_unicode=True, width=10_000) if culprits else "",
+        ignore=ignore_lines(report),
+        gained=any(layer.gain_db is not None for layer in report.layers),
         depth=charts.depth_chart(report.layers),
         ranges=ranges[:RANGES_SHOWN],
         more_ranges=ranges[RANGES_SHOWN:],

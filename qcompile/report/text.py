@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcompile.untouched import QUANTIZED_ALREADY
+
 if TYPE_CHECKING:
     from qcompile.report.data import PassReport, Report
     from qcompile.session import Agreement
@@ -24,7 +26,7 @@ MEASURED_ON = "measured on"
 """Key of `Report.accuracy` under which a text says what the figures were measured on."""
 
 _WORDS = {"sqnr_db": "SQNR of the outputs in dB", "cosine": "cosine to float"}
-_NUMERIC = ("dB alone", "dB in all", "seconds", "layers")
+_NUMERIC = ("dB alone", "dB in all", "dB gained", "seconds", "layers")
 
 
 def summarise(report: Report) -> str:
@@ -38,12 +40,32 @@ def summarise(report: Report) -> str:
         if table.row_count:
             console.print()
             console.print(table)
-    culprits = report.culprits()
-    if culprits:
-        lines = yaml.safe_dump({"ignore": [layer.name for layer in culprits[:SHOWN]]}, allow_unicode=True, width=WIDTH)
-        console.print(Text(f"\nTo keep the layers below 20 dB in float, add to the recipe:\n{lines.rstrip()}"))
+    for why, lines in ignore_lines(report):
+        console.print(Text(f"\n{why}, add to the recipe:\n{lines}"), soft_wrap=True)
     output: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in output.splitlines()) + "\n"
+
+
+def ignore_lines(report: Report) -> list[tuple[str, str]]:
+    """Return (what for, lines of a recipe) that keep in float the layers below 20 dB, and those kept for a budget.
+
+    A layer that was measured, and whose error does not reach the outputs, is not suggested.
+    """
+    found = []
+    if report.budget is not None and report.budget.kept:
+        found.append(("To keep the same layers in float without a search", _ignore(report.budget.kept, {})))
+    culprits = [layer for layer in report.culprits() if layer.gain_db is None or layer.gain_db > 0][:SHOWN]
+    if culprits:
+        gains = {layer.name: layer.gain_db for layer in culprits if layer.gain_db is not None}
+        lines = _ignore([layer.name for layer in culprits], gains)
+        found.append(("To keep the layers below 20 dB in float", lines))
+    return found
+
+
+def _ignore(names: Sequence[str], gains: Mapping[str, float]) -> str:
+    lines = yaml.safe_dump({"ignore": list(names)}, allow_unicode=True, width=10_000).splitlines()
+    told = [f"  # alone: {gains[name]:+.1f} dB at the outputs" if name in gains else "" for name in names]
+    return "\n".join(line + gain for line, gain in zip(lines, ["", *told], strict=True))
 
 
 def headlines(report: Report) -> list[str]:
@@ -66,6 +88,12 @@ def headlines(report: Report) -> list[str]:
             lines.append(
                 f"SQNR      each layer alone: median {statistics.median(measured):.1f} dB, worst {min(measured):.1f} dB"
             )
+    best = report.ranked_layers()[:1]
+    if best and best[0].gain_db is not None and best[0].gain_db > 0:
+        gain = f"{best[0].gain_db:.1f} dB for the outputs"
+        lines.append(f"ignore    would bring most for {best[0].name}: {gain}")
+    if report.budget is not None:
+        lines.append(f"budget    {report.budget.headline()}")
     if any(report.channel_scales.values()):
         counted = ", ".join(f"{count} {name}" for name, count in report.channel_scales.items())
         lines.append(f"scales    {counted}")
@@ -83,16 +111,22 @@ def verified(agreements: Sequence[Agreement], not_compared: str) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """Return what the user should not miss: slower or larger than float, layers that lose too much.
+    """Return what the user should not miss: nothing done, slower or larger than float, layers that lose too much.
 
-    Nothing where no layer could have been quantized: then the artifact is the float model, and differences are noise.
+    Nothing on speed and size where no layer was quantized: then the artifact is the model that came, and differences
+    are noise.
     """
     lines: list[str] = []
-    if not report.layers:
+    if report.budget is not None and not report.budget.met:
+        lines.append(f"warning: {report.budget.warning()}")
+    if not any(layer.action == "quantized" for layer in report.layers):
+        if any(layer.reason == QUANTIZED_ALREADY for layer in report.layers):
+            lines.append("warning: the model is quantized already, so it was compiled as it is: nothing was quantized")
         return lines
     before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
     if before and after and after >= before:
-        lines.append("warning: the quantized model is slower than float on this runtime")
+        times = f"{after:.3g} ms where float takes {before:.3g} ms"
+        lines.append(f"warning: the quantized model is slower than float on this runtime: {times}")
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
     if large and small and small >= large:
         lines.append("warning: the quantized model is larger than float")
@@ -146,10 +180,11 @@ def _table(title: str, *columns: str) -> Table:
 def _layers(report: Report) -> Table:
     measured = [layer for layer in report.ranked_layers() if layer.action == "quantized" and layer.sqnr_db is not None]
     title = "Quantized layers" if len(measured) <= SHOWN else f"The {SHOWN} quantized layers that lose most"
-    table = _table(title, "dB alone", "dB in all", "operator", "layer", "note")
+    gained = ["dB gained"] if any(layer.gain_db is not None for layer in measured) else []
+    table = _table(title, "dB alone", "dB in all", *gained, "operator", "layer", "note")
     for layer in measured[:SHOWN]:
-        decibels = (decibel(layer.sqnr_db), decibel(layer.accumulated_db))
-        table.add_row(*decibels, layer.operator, Text(layer.name), Text(layer.reason))
+        ratios = (layer.sqnr_db, layer.accumulated_db, *([layer.gain_db] if gained else []))
+        table.add_row(*map(decibel, ratios), layer.operator, Text(layer.name), Text(layer.reason))
     return table
 
 

@@ -1,0 +1,224 @@
+"""Which layers cost most, and which have to stay float so that a budget of accuracy holds."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.accuracy_budget import AccuracyBudget, Metric, Run, score
+from qcompile.backends import Backend
+from qcompile.calibration_masks import PaddingMask
+from qcompile.contract import Finding
+from qcompile.errors import RecipeError
+from qcompile.outcome import cosine_of_output
+from qcompile.recipe import Recipe
+from qcompile.report.budget import BudgetReport
+from qcompile.restoring import restored, shared_weights
+from qcompile.session import Feed, Session
+from qcompile.solvers.fewest_kept import Units, fewest_kept
+from qcompile.verify import Outputs, run_all, without_padding
+from qcompile.verify_gains import output_gains
+from qcompile.verify_layers import accumulated_errors, layer_outputs, output_names
+from qcompile.work import Work
+
+WEIGHED = 5
+"""How many layers are put back to float one at a time, to see what it brings: those with the largest own error."""
+
+WEIGHING_SHARE = 0.1
+"""Part of the time that the compilation has taken until then that this may take."""
+
+_AGREEMENT_SAMPLES = 8
+_AGREEMENT_BYTES = 64 * 2**20
+"""Outputs of the float model that are held to compare with: logits over a vocabulary are large."""
+
+KEPT_REASON = "it stays float for the accuracy budget"
+
+_STAGE = "holding the accuracy budget"
+
+
+def budget_of(accuracy: AccuracyBudget | Mapping[str, Any] | None, plan: Recipe) -> AccuracyBudget | None:
+    """Return the budget; raises RecipeError where it is not valid, or no layer of this recipe can be put back."""
+    budget = AccuracyBudget.of(accuracy)
+    if budget is not None and not _quantizes_last(plan):
+        reason = f"{plan.name} has exact passes behind those that quantize, so layers cannot be put back to float"
+        raise RecipeError("accuracy", reason, "Put the passes that quantize last, or leave layers out by ignore")
+    return budget
+
+
+def weigh_layers(quantized: ir.Model, plan: Recipe, work: Work) -> None:
+    """Write into the log what it would bring to leave each of the worst layers in float, as far as time allows.
+
+    Nothing without samples, and where exact passes come behind those that quantize.
+    """
+    losses, before = _losses(work), work.log.before_loss
+    if not work.samples or not losses or before is None or not _quantizes_last(plan):
+        return
+    worst = [frozenset({name}) for name in sorted(losses, key=losses.__getitem__)[:WEIGHED]]
+    seconds = WEIGHING_SHARE * (time.perf_counter() - work.started)
+    gains = _gains(quantized, before, worst, work, work.samples, seconds)
+    work.log.gains = {name: gain for layers, gain in gains.items() for name in layers}
+
+
+def hold_budget(
+    budget: AccuracyBudget | None,
+    quantized: ir.Model,
+    plan: Recipe,
+    work: Work,
+    original: ir.Model,
+    engine: Backend,
+    target: str | None,
+) -> tuple[ir.Model, Recipe]:
+    """Return the model with as few layers back in float as the budget asks for, and the recipe that ignores these.
+
+    Each trial is lowered and measured on the runtime, and not verified or timed: what is found will be. Layers are put
+    back as they were in front of the passes that quantize, so smoothing is not decided again without them.
+
+    Args:
+        budget: None: everything stays as it is.
+        quantized: the model behind all passes.
+        plan: the recipe.
+        work: its log is given the outcome.
+        original: the float model.
+        engine: the backend.
+        target: processor, or None.
+
+    Raises:
+        RecipeError: there is no data for the default metric, or the metric is not one.
+    """
+    if budget is None:
+        return quantized, plan
+    begin = time.perf_counter()
+    work.progress(_STAGE, 0.0)
+    session = engine.open_session(original)
+    metric, words = _metric(budget, session, work)
+    float_score = score(metric, session.run)
+    del session
+    if not math.isfinite(float_score):
+        raise RecipeError("metric", f"it is {float_score} for the float model", "Return a finite number")
+    losses, before = _losses(work), work.log.before_loss or quantized
+    units = _ranked(quantized, before, losses, work)
+    scores: dict[Units, float] = {}
+
+    def names(kept: Units) -> list[str]:
+        return [name for name in losses if any(name in units[place] for place in kept)]
+
+    def trial(kept: Units) -> float:
+        work.progress(_STAGE, len(scores) / budget.max_trials)
+        with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+            lowered = engine.lower(restored(quantized, before, names(kept)), Path(folder), target=target)
+            scores[kept] = score(metric, engine.open_artifact(Path(folder) / lowered.model_file).run)
+        return scores[kept]
+
+    lowest = budget.lowest(float_score)
+    found = fewest_kept(len(units), trial, lowest=lowest, best=float_score, max_trials=budget.max_trials)
+    layers = names(found.kept)
+    model = restored(quantized, before, layers) if layers else quantized
+    _write_down(work, model, before, layers)
+    work.log.budget = BudgetReport(
+        metric=words,
+        max_drop=budget.max_drop,
+        drop_type=budget.drop_type,
+        float_score=float_score,
+        quantized_score=scores.get(frozenset()),
+        score=found.score,
+        met=found.holds,
+        kept=tuple(layers),
+        trials=found.trials,
+        seconds=time.perf_counter() - begin,
+    )
+    work.progress(_STAGE, 1.0)
+    return model, plan.override(ignore=(*plan.ignore, *layers))
+
+
+def _quantizes_last(plan: Recipe) -> bool:
+    """True where no exact pass comes behind one that quantizes."""
+    promises = [step.build().keeps for step in plan.steps]
+    return promises == sorted(promises)  # "exact" comes before "lossy"
+
+
+def _losses(work: Work) -> dict[str, float]:
+    """Return layer -> SQNR in dB of it alone, of the layers that are quantized; infinite where it was not measured."""
+    found = [each for findings in work.log.findings.values() for each in findings if each.action == "quantized"]
+    return {each.layer: math.inf if each.sqnr_db is None else each.sqnr_db for each in found}
+
+
+def _ranked(quantized: ir.Model, before: ir.Model, losses: Mapping[str, float], work: Work) -> list[frozenset[str]]:
+    """Return the layers in groups that share a weight, that first which brings most when it is put back to float.
+
+    Behind those that were measured, for which as much time is spent as all that came before has taken, the others by
+    their own error.
+    """
+    units = sorted(shared_weights(before, losses), key=lambda unit: min(losses[name] for name in unit))
+    samples = work.samples or _first_samples(work, 2)
+    seconds = time.perf_counter() - work.started
+    gains = _gains(quantized, before, units, work, samples, seconds) if samples else {}
+    return sorted(units, key=lambda unit: -gains[unit] if unit in gains else math.inf)
+
+
+def _gains(
+    quantized: ir.Model,
+    before: ir.Model,
+    units: Sequence[frozenset[str]],
+    work: Work,
+    samples: Sequence[Feed],
+    seconds: float,
+) -> dict[frozenset[str], float]:
+    pipeline = work.pipeline
+    return output_gains(quantized, before, units, samples, pipeline.masks, pipeline.open_session, seconds=seconds)
+
+
+def _first_samples(work: Work, count: int) -> list[Feed]:
+    return [] if work.calibrator is None else list(itertools.islice(work.calibrator.samples(work.model), count))
+
+
+def _metric(budget: AccuracyBudget, session: Session, work: Work) -> tuple[Metric, str]:
+    """Return the metric and its name; without one of the user, the agreement with the outputs of the float session."""
+    if budget.metric is not None:
+        name = getattr(budget.metric, "__name__", "metric")
+        return budget.metric, name if name.isidentifier() else "metric"
+    samples = _first_samples(work, _AGREEMENT_SAMPLES) or list(work.samples)
+    if not samples:
+        reason = "there are no inputs on which outputs could be compared"
+        raise RecipeError("accuracy", reason, "Give calibration data, example inputs or a metric")
+    exact: list[dict[str, np.ndarray]] = []
+    for sample in samples:
+        exact += run_all(session, [sample])
+        if sum(array.nbytes for outputs in exact for array in outputs.values()) > _AGREEMENT_BYTES:
+            break
+    return functools.partial(_agreement, exact, samples[: len(exact)], work.pipeline.masks), "cosine to float"
+
+
+def _agreement(exact: Outputs, samples: Sequence[Feed], masks: Sequence[PaddingMask], run: Run) -> float:
+    """Return the mean cosine to the outputs of the float model, of the output that is farthest from it."""
+    sides = (without_padding(side, samples, masks) for side in (exact, [run(sample) for sample in samples]))
+    before, after = sides
+    found = [cosine_of_output(before, after, name) for name in before[0]]
+    return min((each for each in found if not math.isnan(each)), default=1.0)
+
+
+def _write_down(work: Work, model: ir.Model, before: ir.Model, layers: Collection[str]) -> None:
+    """Let the log say that layers are float, and what error has come together in the model as it is now."""
+    log = work.log
+    for name, findings in log.findings.items():
+        log.findings[name] = [
+            Finding(each.layer, "kept", KEPT_REASON, each.operator)
+            if each.action == "quantized" and each.layer in layers
+            else each
+            for each in findings
+        ]
+    if layers and log.accumulated:
+        names = output_names(before)
+        sides = [
+            layer_outputs(each, names, work.samples[0], work.pipeline.masks, work.pipeline.open_session)
+            for each in (before, model)
+        ]
+        log.accumulated = accumulated_errors(*sides)
