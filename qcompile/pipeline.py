@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -16,10 +15,11 @@ import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding, Keeps, Pass, Result
-from qcompile.errors import ModelError, NothingMatchedError, VerificationError
+from qcompile.errors import ModelError, VerificationError
 from qcompile.first_difference import first_difference
 from qcompile.layers import float_layers
 from qcompile.manifest import check_native
+from qcompile.nothing_matched import USE_FLOAT32, nothing_matched
 from qcompile.recipe import short
 from qcompile.recipe_settings import BOUND
 from qcompile.report import PassReport
@@ -43,8 +43,6 @@ Progress = Callable[[str, float], None]
 UNTOUCHED = "untouched"
 """Where the log has the findings on layers that no pass touches."""
 
-_USE_FLOAT32 = "Give the model in float32: module.float() for a torch module, or export the .onnx file in float32"
-
 _CHECK_FULLY = (
     "Check the model with onnx.checker.check_model(path, full_check=True), and report this if it finds nothing"
 )
@@ -60,11 +58,6 @@ _CONTRADICTIONS = (
     onnx.checker.ValidationError,
 )
 """What passes, and onnx beneath them, raise on a model whose shapes, types or attributes contradict each other."""
-
-_REMOVE_FROM_INPUTS = (
-    "Nobody overrides them? Then remove them from the inputs: model = onnx_ir.load(path); "
-    "onnx_ir.passes.common.RemoveInitializersFromInputsPass()(model); and compile that"
-)
 
 
 @dataclasses.dataclass
@@ -155,7 +148,7 @@ class Pipeline:
         if of_others and not quantized and not float_layers(model):
             for item in passes:
                 if isinstance(item, Pass) and item.keeps == "lossy" and not item.may_match_nothing:
-                    raise _nothing_matched(model, item)
+                    raise nothing_matched(model, name_of(item), item)
         return bool(quantized)
 
     def _first_outputs(self, model: ir.Model) -> list[dict[str, np.ndarray]]:
@@ -170,7 +163,7 @@ class Pipeline:
             if not others:
                 raise
             reason = f"its weights are {' and '.join(others)}, and {error.reason.rstrip('.')}"
-            raise ModelError(error.subject, reason, _USE_FLOAT32) from error
+            raise ModelError(error.subject, reason, USE_FLOAT32) from error
 
     def _apply(self, model: ir.Model, item: ir.passes.PassBase, log: Log, required: bool) -> bool:
         name = name_of(item)
@@ -180,7 +173,7 @@ class Pipeline:
         findings = result.findings if isinstance(result, Result) else ()
         optional = not required or (isinstance(item, Pass) and item.may_match_nothing)
         if not (optional or result.modified or findings):
-            raise _nothing_matched(model, item)
+            raise nothing_matched(model, name_of(item), item)
         if result.modified:
             check_valid(model, name)
         log.findings.setdefault(type(item).__name__, []).extend(findings)
@@ -275,27 +268,3 @@ def _groups(passes: Iterable[ir.passes.PassBase]) -> Iterator[list[ir.passes.Pas
 def _keeps(item: ir.passes.PassBase) -> Keeps:
     """What a pass promises; those of onnx_ir keep the meaning."""
     return item.keeps if isinstance(item, Pass) else "exact"
-
-
-def _nothing_matched(model: ir.Model, item: ir.passes.PassBase) -> NothingMatchedError:
-    operators = Counter(node.op_type for node in model.graph).most_common(5)
-    found = ", ".join(f"{count} {name}" for name, count in operators) or "no nodes"
-    sought = item.looks_for if isinstance(item, Pass) else "its pattern"
-    reason = f"it matched nothing: it looks for {sought} and found {found}"
-    subject, overridable = f"pass {name_of(item)}", _weights_among_inputs(model)
-    if overridable:
-        are = "1 weight is also an input" if overridable == 1 else f"{overridable} weights are also inputs"
-        reason += f"; {are} of the graph, which may be overridden, so it is no constant"
-        return NothingMatchedError(subject, reason, _REMOVE_FROM_INPUTS)
-    others = other_types(model)
-    if others:
-        return NothingMatchedError(subject, f"{reason}; the weights are {' and '.join(others)}", _USE_FLOAT32)
-    return NothingMatchedError(subject, reason, "Take it out of the recipe, or check the model")
-
-
-def _weights_among_inputs(model: ir.Model) -> int:
-    """How many matrices with a value are inputs too: exporters of before 2019 (IR 3) had to list them there."""
-    return sum(
-        value.is_graph_input() and value.shape is not None and len(value.shape) > 1
-        for value in model.graph.initializers.values()
-    )

@@ -46,6 +46,7 @@ ROOMS = {
         "qcompile",
         "qcompile.compile*",
         "qcompile.cli*",
+        "qcompile.nothing_matched",
         "qcompile.pipeline",
         "qcompile.canonical",
         "qcompile.outcome",

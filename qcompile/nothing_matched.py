@@ -1,0 +1,44 @@
+"""Why a pass that was asked for found nothing in a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+
+from qcompile.contract import Pass
+from qcompile.errors import NothingMatchedError
+from qcompile.untouched import other_types
+
+USE_FLOAT32 = "Give the model in float32: module.float() for a torch module, or export the .onnx file in float32"
+"""What mends a model whose weights have a type that no pass quantizes."""
+
+_REMOVE_FROM_INPUTS = (
+    "Nobody overrides them? Then remove them from the inputs: model = onnx_ir.load(path); "
+    "onnx_ir.passes.common.RemoveInitializersFromInputsPass()(model); and compile that"
+)
+
+
+def nothing_matched(model: ir.Model, name: str, item: ir.passes.PassBase) -> NothingMatchedError:
+    """Return the error for a pass of this name: what it looks for, what there is, and what hides it."""
+    operators = Counter(node.op_type for node in model.graph).most_common(5)
+    found = ", ".join(f"{count} {name}" for name, count in operators) or "no nodes"
+    sought = item.looks_for if isinstance(item, Pass) else "its pattern"
+    reason = f"it matched nothing: it looks for {sought} and found {found}"
+    subject, overridable = f"pass {name}", _weights_among_inputs(model)
+    if overridable:
+        are = "1 weight is also an input" if overridable == 1 else f"{overridable} weights are also inputs"
+        reason += f"; {are} of the graph, which may be overridden, so it is no constant"
+        return NothingMatchedError(subject, reason, _REMOVE_FROM_INPUTS)
+    others = other_types(model)
+    if others:
+        return NothingMatchedError(subject, f"{reason}; the weights are {' and '.join(others)}", USE_FLOAT32)
+    return NothingMatchedError(subject, reason, "Take it out of the recipe, or check the model")
+
+
+def _weights_among_inputs(model: ir.Model) -> int:
+    """How many matrices with a value are inputs too: exporters of before 2019 (IR 3) had to list them there."""
+    return sum(
+        value.is_graph_input() and value.shape is not None and len(value.shape) > 1
+        for value in model.graph.initializers.values()
+    )
