@@ -30,7 +30,8 @@ class InsertQdq(Pass):
 
     Readers of one value share one pair; readers that stay float read the value itself, except behind a convolution,
     where every reader gets the quantized value so that integers can flow on. Does not fire on layers that are ignored,
-    whose sums overflow int32, whose weight is not finite, and on convolutions under dynamic activations.
+    whose sums overflow int32, whose weight or input holds `broken_numbers`, and on convolutions under dynamic
+    activations.
 
     Attributes:
         activations: static (per tensor, from calibration), or dynamic per tensor or per token.
@@ -115,13 +116,20 @@ class InsertQdq(Pass):
             return {}
         values = [*(layer.x for layer in part.layers), *layers.flowing_outputs(part.layers)]
         found = {value: part.of(value) for value in dict.fromkeys(values)}
-        return {value: self._ranges.parameters(value, seen) for value, seen in found.items() if seen is not None}
+        return {
+            value: self._ranges.parameters(value, seen)
+            for value, seen in found.items()
+            if seen is not None and not self._ranges.refusal(value, seen)
+        }
 
     def _quantize_weight(self, layer: Layer, statistics: LayerStatistics, weights: SharedWeights) -> Finding:
         node, operator, axis = layers.node_of(layer), layers.operator(layer), scale_axis(layer, self.weights)
         tensor, multiplied = layer.weight.const_value, statistics.multiplied(layer)
         assert tensor is not None
-        weight = tensor.numpy()
+        weight, seen = tensor.numpy(), statistics.of(layer.x)
+        broken = "" if seen is None else self._ranges.layer_refusal(layer, weight, seen)
+        if broken:
+            return Finding(layer.name, "kept", broken, operator)
         rows, gram = (np.zeros((0, 0), np.float32), None) if multiplied is None else (multiplied.rows, multiplied.gram)
         parts = weights.rounded(layer.weight, axis) or rounded(layer, weight, rows, gram, self.weights, self.rounding)
         corrected = self.bias_correction == "convolutions"
@@ -131,7 +139,6 @@ class InsertQdq(Pass):
             reason = f"quantized, its signal-to-noise ratio would be {loss.sqnr_db:.1f} dB, below {floor:g} dB"
             return Finding(layer.name, "kept", reason, operator)
         qdq.replace_input(node, layer.weight, weights.dequantized(layer.weight, parts, axis, node))
-        seen = statistics.of(layer.x)
         if isinstance(layer, Convolution) and seen is not None:
             shift = np.zeros(1, np.float32) if loss is None else loss.shift
             write_bias(layer, self._ranges.parameters(layer.x, seen)[0], parts[1], shift)
@@ -144,5 +151,6 @@ class InsertQdq(Pass):
         for layer in chosen:
             quantized.setdefault(layer.x, []).append(layers.node_of(layer))
         if not self.activations.dynamic:
-            quantized |= {value: list(readers(value)) for value in layers.flowing_outputs(chosen)}
+            flowing = [value for value in layers.flowing_outputs(chosen) if value in parameters]
+            quantized |= {value: list(readers(value)) for value in flowing}
         qdq.quantize_for(model, quantized, self.activations, parameters)

@@ -25,7 +25,8 @@ class QuantizeAttention(Pass):
     probabilities live inside the Attention operator and stay float: only q times k can run in integers, the product
     with v runs in float on a rounded v. Of a MatMul of two activations, both operands are 8-bit integers. The last
     operand of a product is quantized per tensor even where the others are quantized per token: its tokens are what the
-    product sums over. Does not fire where the backend has no integer attention, and on what is ignored.
+    product sums over. Does not fire where the backend has no integer attention, on what is ignored, and where calibration
+    saw `broken_numbers` in an operand.
 
     Attributes:
         activations: static per tensor, or dynamic per tensor or per token.
@@ -57,7 +58,12 @@ class QuantizeAttention(Pass):
         found = [node for node in model.graph if _float_operands(node)]
         refusals = {node: left_out(layer_name(node), "Attention", self.ignore, self.operators) for node in found}
         chosen = [node for node in found if refusals[node] is None]
-        parameters = self._parameters(model, chosen)
+        parameters, broken = self._parameters(model, chosen)
+        for node in chosen:
+            reasons = [f"{value.name} {broken[value]}" for value in _float_operands(node) if value in broken]
+            if reasons:
+                refusals[node] = Finding(layer_name(node), "kept", reasons[0], "Attention")
+        chosen = [node for node in chosen if refusals[node] is None]
         last = dataclasses.replace(self.activations, granularity="per_tensor")
         made: dict[tuple[ir.Value, Scheme], ir.Value] = {}
         for node in chosen:
@@ -70,17 +76,21 @@ class QuantizeAttention(Pass):
         findings = [refusals[node] or Finding(layer_name(node), "quantized", "", "Attention") for node in found]
         return Result(model, modified=bool(chosen), findings=tuple(findings))
 
-    def _parameters(self, model: ir.Model, chosen: list[ir.Node]) -> dict[ir.Value, qdq.Parameters]:
-        """Scale and zero point of each operand under static activations."""
+    def _parameters(
+        self, model: ir.Model, chosen: list[ir.Node]
+    ) -> tuple[dict[ir.Value, qdq.Parameters], dict[ir.Value, str]]:
+        """Scale and zero point of each operand under static activations, or the reason why it has none."""
         if self.activations.dynamic or not chosen:
-            return {}
+            return {}, {}
         if self.calibrator is None:
             reason = "static activations need statistics"
             raise CalibrationError("quantize_attention", reason, "Give calibration data, or use dynamic activations")
         operands = dict.fromkeys(value for node in chosen for value in _float_operands(node))
         found = self.calibrator.collect(model, {str(value.name): -1 for value in operands})
         ranges = StaticRanges(self.activations, self.observer)
-        return {value: ranges.parameters(value, found[str(value.name)]) for value in operands}
+        seen = {value: found[str(value.name)] for value in operands}
+        broken = {value: reason for value in operands if (reason := ranges.refusal(value, seen[value]))}
+        return {value: ranges.parameters(value, seen[value]) for value in operands if value not in broken}, broken
 
 
 def _float_operands(node: ir.Node) -> tuple[ir.Value, ...]:

@@ -13,6 +13,7 @@ from qcompile.graph import Names, constant, is_standard, layer_name, readers
 from qcompile.initializers import new_initializer, remove_unused
 from qcompile.layers import left_out
 from qcompile.scheme import Scheme
+from qcompile.solvers import broken_numbers
 from qcompile.solvers.affine import dequantize, quantize_weight
 from qcompile.solvers.sqnr import sqnr_db
 
@@ -24,8 +25,8 @@ class QuantizeEmbeddings(Pass):
     """Gather(W, ids) -> Cast(Gather(int8 W, ids)) * Gather(scale, ids), one symmetric scale for each row of the table.
 
     The rows are dequantized after they were gathered, so that the table is never expanded. Does not fire on tables
-    that anything but a Gather along axis 0 reads, that are not float32 [rows, channels], that hold NaN or infinity, and
-    on those with fewer than `min_elements`, which are not worth three nodes.
+    that anything but a Gather along axis 0 reads, that are not float32 [rows, channels], that hold what
+    `broken_numbers.of_weight` refuses, and on those with fewer than `min_elements`, which are not worth three nodes.
 
     Attributes:
         min_elements: smallest table, in elements.
@@ -68,8 +69,9 @@ class QuantizeEmbeddings(Pass):
         if set(readers(table)) != set(nodes) or any(node.attributes.get_int("axis", 0) != 0 for node in nodes):
             return Finding(name, "kept", "something else reads its table", "Embedding")
         weight = tensor.numpy()
-        if not np.isfinite(np.sum(weight, dtype=np.float64)):
-            return Finding(name, "kept", "its table holds NaN or infinity", "Embedding")
+        broken = broken_numbers.of_weight(weight)
+        if broken:
+            return Finding(name, "kept", f"its table {broken}", "Embedding")
         quantized, scale, zero_point = quantize_weight(weight, _SCHEME, 0)
         graph = nodes[0].graph
         assert isinstance(graph, ir.Graph)

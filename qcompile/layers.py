@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.contract import Finding
-from qcompile.graph import Convolution, Linear, convolutions, is_standard, linears, sole_reader
+from qcompile.graph import Convolution, Linear, constant_array, convolutions, is_standard, linears, sole_reader
 from qcompile.qdq import is_dequantized
 from qcompile.scheme import Scheme
+from qcompile.solvers import broken_numbers
 
 Layer = Linear | Convolution
 
@@ -84,8 +84,11 @@ def refusal(layer: Layer, activations: Scheme, weights: Scheme) -> str:
     largest = max(abs(bound) for bound in activations.range) * max(abs(bound) for bound in weights.range)
     if accumulated(layer) * largest > _INT32_MAX:
         return f"{accumulated(layer)} products of 8-bit values overflow the int32 accumulator"
-    if not np.isfinite(np.sum(tensor.numpy(), dtype=np.float64)):
-        return "its weight holds NaN or infinity"
+    broken = broken_numbers.of_weight(tensor.numpy())
+    if broken:
+        return f"its weight {broken}"
+    if isinstance(layer, Convolution) and (broken := broken_numbers.of_bias(constant_array(layer.bias))):
+        return f"its bias {broken}"
     if isinstance(layer, Linear) and layer.x.shape is not None and len(layer.x.shape) == 1:
         return "its input is a vector: runtimes misread the quantized product of a vector and a matrix"
     if isinstance(layer, Convolution) and activations.dynamic:

@@ -189,8 +189,8 @@ class _Comparison:
         self._high = max(self._high, float(expected.max(initial=-np.inf, where=finite)))
         expected, actual = (np.nan_to_num(side, posinf=0.0, neginf=0.0) for side in (expected, actual))
         self._distance = max(self._distance, float(np.abs(expected - actual).max(initial=0, where=finite)))
-        power, noise = powers(expected, actual)
-        self.power, self.noise, self.count = self.power + power, self.noise + noise, self.count + expected.size
+        power, noise = powers(expected, np.where(finite, actual, 0))
+        self.power, self.noise, self.count = self.power + power, self.noise + noise, self.count + int(finite.sum())
 
 
 def is_numeric(array: np.ndarray) -> bool:

@@ -46,6 +46,9 @@ _MEND = (
 _FLOOR = 2.0**-20
 """Least step of a scale that is known at run time, in parts of the largest number: below, float32 is as coarse."""
 
+_FLUSHED = 2.0**20 * float(np.finfo(np.float32).tiny)
+"""Sum of a million products that a runtime may compute as 0, because they or their factors are below normal numbers."""
+
 Kind = Literal["static", "per tensor", "per token"]
 Arrays = Mapping[str, np.ndarray]
 
@@ -208,6 +211,9 @@ def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping
             continue  # a comparison or a position: a tie makes another one
         step = steps[name].step(name, array) if name in steps else _output_step(array)
         distance, mean = _apart(array, actual, step)
+        if distance == np.inf:
+            reason = f"{name} has NaN or infinity where what follows from the values before it is finite, or the reverse"
+            raise VerificationError(subject, reason, _MEND)
         if distance > MAX_STEPS or mean > RMS_STEPS:
             reason = (
                 f"{name} is up to {distance:.3g} quantization steps, and {mean:.2g} on average, away from what follows "
@@ -256,17 +262,19 @@ def _close(expected: np.ndarray, actual: np.ndarray) -> bool:
 
 
 def _apart(expected: np.ndarray, actual: np.ndarray, step: np.ndarray) -> tuple[float, float]:
-    """Largest and root mean square difference in steps; infinite where only one side is finite.
+    """Largest and root mean square difference in steps; infinite where only one side is finite, or the signs differ.
 
-    Where the step is 0 every number is expected to be 0, and the runtime's rounding to float32 is forgiven.
+    Where NaN is expected any number will do: what the Relu of NaN is, or padding times NaN, runtimes take as they like.
+    Where the step is 0 every number is expected to be 0, and the runtime's rounding to float32 is forgiven; so is what
+    numbers below the normal ones add up to, which runtimes take for 0.
     """
-    finite = np.isfinite(expected)
-    if not np.array_equal(expected[~finite], actual[~finite], equal_nan=True) or not np.isfinite(actual[finite]).all():
+    finite, infinite = np.isfinite(expected), np.isinf(expected)
+    if not np.array_equal(expected[infinite], actual[infinite]) or not np.isfinite(actual[finite]).all():
         return float("inf"), float("inf")
     if not finite.any():
         return 0.0, 0.0
     difference = np.abs(np.where(finite, expected, 0).astype(np.float64) - np.where(finite, actual, 0))
-    steps = difference / np.where(step > 0, step, np.finfo(np.float32).eps)
+    steps = difference / np.where(step > 0, np.maximum(step, _FLUSHED), np.finfo(np.float32).eps)
     return float(steps.max()), float(np.sqrt(np.mean(steps**2)))
 
 
