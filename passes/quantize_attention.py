@@ -25,8 +25,8 @@ class QuantizeAttention(Pass):
     probabilities live inside the Attention operator and stay float: only q times k can run in integers, the product
     with v runs in float on a rounded v. Of a MatMul of two activations, both operands are 8-bit integers. The last
     operand of a product is quantized per tensor even where the others are quantized per token: its tokens are what the
-    product sums over. Does not fire where the backend has no integer attention, on what is ignored, and where calibration
-    saw `broken_numbers` in an operand.
+    product sums over. Does not fire where the backend has no integer attention, on what is ignored, and where
+    calibration saw `broken_numbers` in an operand.
 
     Attributes:
         activations: static per tensor, or dynamic per tensor or per token.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.contract import Finding, Keeps, Pass, Result

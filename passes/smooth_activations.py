@@ -15,10 +15,10 @@ from qcompile.channel_groups import Claims, Group
 from qcompile.channel_scales import Placement
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError, RecipeError
-from qcompile.graph import Convolution
+from qcompile.graph import Convolution, constant_array
 from qcompile.scheme import Scheme
 from qcompile.smoothing_problem import smoothing_problem
-from qcompile.solvers import smoothing
+from qcompile.solvers import broken_numbers, smoothing
 
 STATIC = Scheme("uint8", sym=False)
 PER_CHANNEL = Scheme("int8", "per_channel")
@@ -37,8 +37,9 @@ class SmoothActivations(Pass):
     does it), channels that are tied, as those of query heads with one key-value head, get one factor. Where it cannot,
     the Mul is written in front of linears only if it removes `min_gain` of the error, because it costs time, and never
     in front of convolutions, where it would pass over a whole feature map; other readers of x keep reading x. A value
-    that already comes from such a Mul is left alone; so are layers that stay float, those with an empty weight and
-    convolutions under dynamic activations, and layers of one input channel, which has no other to differ from.
+    that already comes from such a Mul is left alone; so are layers that stay float, those with an empty weight or
+    `broken_numbers` and convolutions under dynamic activations, and layers of one input channel, which has no other to
+    differ from.
 
     Attributes:
         alpha: how much of the range goes into the weights, by equation 4 of the paper for every layer that folds; or
@@ -98,12 +99,10 @@ class SmoothActivations(Pass):
 
     def _smooths(self, layer: layers.Layer) -> bool:
         kept = layer.name in self.ignore or (isinstance(layer, Convolution) and self.activations.dynamic)
-        return (
-            not kept
-            and layer.weight.shape is not None
-            and 0 not in layer.weight.shape
-            and layers.input_channels(layer) > 1
-        )
+        if kept or layer.weight.shape is None or 0 in layer.weight.shape or layers.input_channels(layer) <= 1:
+            return False
+        weight = constant_array(layer.weight)
+        return weight is not None and not broken_numbers.of_weight(weight)
 
     def _collect(self, model: ir.Model, groups: Iterable[Group]) -> dict[str, ChannelStatistics]:
         """Statistics by value, along one axis: where a linear reads it too, no scale of a convolution's input folds."""
@@ -115,6 +114,10 @@ class SmoothActivations(Pass):
         """Decide on one group; findings of its values, the last first."""
         names = [found[0].name for _, found in reversed(group.readings)]
         answer = group.answer
+        seen = [statistics[str(x.name)] for x, _ in group.readings if str(x.name) in statistics]
+        broken = [reason for each in seen if (reason := broken_numbers.of_activation(each.mean, each.absmax))]
+        if broken:
+            return [Finding(name, "kept", f"not smoothed: its input {broken[0]}") for name in names]
         if not group.linears and not isinstance(answer, Placement):
             return [Finding(name, "kept", f"not smoothed: {answer.reason}") for name in names]
         if claims.overlap(answer):

@@ -212,7 +212,9 @@ def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping
         step = steps[name].step(name, array) if name in steps else _output_step(array)
         distance, mean = _apart(array, actual, step)
         if distance == np.inf:
-            reason = f"{name} has NaN or infinity where what follows from the values before it is finite, or the reverse"
+            reason = (
+                f"{name} has NaN or infinity where what follows from the values before it is finite, or the reverse"
+            )
             raise VerificationError(subject, reason, _MEND)
         if distance > MAX_STEPS or mean > RMS_STEPS:
             reason = (

@@ -6,9 +6,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.backends.onnxruntime import BACKEND
+from qcompile.calibration import Calibrator
 from qcompile.errors import CalibrationError
 from qcompile.passes.insert_qdq import InsertQdq
-from tests.passes.quantizable import PER_TENSOR_DYNAMIC, PER_TOKEN, WEIGHTS, convolution, linear, operators, parse
+from qcompile.passes.observe_channels import ObserveChannels
+from qcompile.scheme import ASYMMETRIC_UINT8
+from tests.passes.quantizable import (
+    KERNEL,
+    PER_TENSOR_DYNAMIC,
+    PER_TOKEN,
+    WEIGHTS,
+    convolution,
+    linear,
+    operators,
+    parse,
+)
 
 
 def test_static_without_data_is_refused():
@@ -72,6 +85,37 @@ def test_float16_weight_is_no_candidate():
     result = InsertQdq(PER_TOKEN)(model)
     assert not result.modified
     assert result.findings == ()
+
+
+@pytest.mark.parametrize(
+    ("x", "activations", "reason"),
+    [
+        (0.0, ASYMMETRIC_UINT8, "its input is zero in all calibration data"),
+        (1e-42, ASYMMETRIC_UINT8, "its input holds nothing but numbers that are 0, or too small"),
+        (1e-42, PER_TOKEN, "its products with numbers up to 1e-42 are below the normal numbers"),
+        (1e36, PER_TOKEN, "its sums of 4 products with numbers up to 1e+36 are beyond float32"),
+    ],
+)
+def test_inputs_that_no_integers_stand_for(x, activations, reason):
+    data = [{"x": np.full((3, 4), x, np.float32)}]
+    calibrator = Calibrator(data, ObserveChannels, BACKEND.open_session)
+    assert reason in refused(linear(), InsertQdq(activations, calibrator=calibrator))
+
+
+def test_input_that_is_not_finite():
+    model = parse(
+        "g (float[n, 4] x) => (float[n, 6] y) { e = Log(x) y = MatMul(e, w) }", w=WEIGHTS
+    )  # the logarithm of a negative number is NaN, which runtimes pass over in minima and maxima
+    data = [{"x": np.array([[1, 2, 3, 4], [1, -1, 1, 1]], np.float32)}]
+    calibrator = Calibrator(data, ObserveChannels, BACKEND.open_session)
+    assert "its input holds NaN or infinity" in refused(model, InsertQdq(calibrator=calibrator))
+
+
+def test_output_of_a_convolution_that_was_always_zero_is_not_quantized():
+    model = convolution("c = Conv(x, k, b) r = Relu(c) y = MaxPool<kernel_shape = [2, 2]>(r)", -np.abs(KERNEL))
+    data = [{"x": np.ones((1, 4, 8, 8), np.float32)}]
+    InsertQdq(calibrator=Calibrator(data, ObserveChannels, BACKEND.open_session))(model)
+    assert operators(model).count("QuantizeLinear") == 1  # of x
 
 
 def test_linear_of_a_vector():
