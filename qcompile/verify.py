@@ -19,6 +19,9 @@ from qcompile.solvers.sqnr import decibels, powers
 EXACT_TOLERANCE = 1e-4
 """Largest difference that an exact pass may make, as part of the range of each output."""
 
+_LEAST_SPREAD = 2.0**-6
+"""Least range of an output, in parts of its largest number: EXACT_TOLERANCE of that is 13 roundings of float32."""
+
 _BLOCK = 2**18
 """Elements of an output that are compared at a time."""
 
@@ -165,10 +168,14 @@ class _Comparison:
 
     @property
     def relative(self) -> float:
-        """Largest difference as part of the range of what is expected; infinity for what no number tells."""
+        """Largest difference as part of the range of what is expected; infinity for what no number tells.
+
+        Where the numbers hardly vary, as part of their size: sums in float32 are no more exact than that.
+        """
         if not self._same:
             return float("inf")
-        spread = self._high - self._low if self._high > self._low else abs(self._high)
+        size = max(abs(self._high), abs(self._low))
+        spread = max(self._high - self._low, size * _LEAST_SPREAD) if self._high > self._low else size
         return self._distance / spread if self._distance > 0 and spread > 0 else float("inf" if self._distance else 0)
 
     def add(self, expected: np.ndarray, actual: np.ndarray) -> None:

@@ -94,6 +94,10 @@ def test_seven_bits_are_for_the_targets_whose_products_saturate():
     assert for_target(recipe, ["avx2"], None) == for_target(recipe, ["other"], "other") == recipe
     assert for_target(recipe, ["avx2"], "avx2") == recipe.override(weights={"bits": 7})
     assert for_target(Recipe("nothing"), ["avx2"], "avx2") == Recipe("nothing")
+    signed = Recipe.from_name("smoothquant-o3")
+    assert for_target(signed, ["avx2"], "avx2") == signed.override(weights={"bits": 7}, activations={"dtype": "uint8"})
+    per_token = Recipe.from_name("w8a8-dynamic")
+    assert for_target(per_token, ["avx2"], "avx2") == per_token.override(weights={"bits": 7})
     with pytest.raises(UnsupportedError, match="Use one of avx2"):
         for_target(recipe, ["avx2"], "avx3")
 

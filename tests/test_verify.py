@@ -12,6 +12,7 @@ from qcompile.backends import get
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import InputError, ModelError, VerificationError
 from qcompile.verify import (
+    EXACT_TOLERANCE,
     check_exact,
     check_valid,
     difference,
@@ -108,6 +109,13 @@ def test_texts_must_be_equal():
     assert difference(before, same).relative == 0
     found = difference(before, other)
     assert (found.output, found.relative) == ("word", np.inf)
+
+
+def test_an_output_that_hardly_varies_may_be_rounded():
+    before = np.array([100.0, 100.001])
+    rounded = difference([{"y": before}], [{"y": before + 1e-4}])
+    assert rounded.relative == pytest.approx(1e-4 / (100.001 / 64), rel=1e-3)
+    assert rounded.relative <= EXACT_TOLERANCE < difference([{"y": before}], [{"y": before + 1e-3}]).relative
 
 
 def test_another_rank_with_the_same_elements_is_infinitely_far():
