@@ -132,11 +132,7 @@ def _checked(content: Any, value: ir.Value, index: int, sizes: dict[str, tuple[i
     name = str(value.name)
     try:
         array = as_array(content)
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # RuntimeError: a tensor without data, on torch's meta device
+    except (ValueError, TypeError, RuntimeError) as error:  # the last: a tensor of torch's meta device has no data
         raise _error(name, index, f"it is no array ({error})", "Give arrays, tensors or lists of numbers") from error
     array = _cast(array, value, index)
     _check_shape(array, value, index, sizes)

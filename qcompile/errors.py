@@ -73,3 +73,8 @@ def raise_interrupt(error: BaseException) -> None:
         if isinstance(cause, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         cause = cause.__cause__  # not __context__: users may call qcompile where they handle Ctrl-C
+
+
+def first_line(error: BaseException) -> str:
+    """First line with text of what was raised, without a full stop; its class where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

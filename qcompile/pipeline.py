@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding, Keeps, Pass, Result
-from qcompile.errors import ModelError, VerificationError
+from qcompile.errors import ModelError, VerificationError, first_line
 from qcompile.first_difference import first_difference
 from qcompile.layers import float_layers
 from qcompile.manifest import check_native
@@ -237,8 +237,7 @@ def apply_pass(item: ir.passes.PassBase, model: ir.Model) -> ir.passes.PassResul
     try:
         return item(model)
     except _CONTRADICTIONS as error:
-        first = (str(error).splitlines() or [""])[0].rstrip(".")
-        reason = f"it fails on this model ({type(error).__name__}: {first})"
+        reason = f"it fails on this model ({type(error).__name__}: {first_line(error)})"
         raise ModelError(f"pass {name_of(item)}", reason, _CHECK_FULLY) from error
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.graph import Names, is_standard, layer_name
+from qcompile.initializers import register_initializer
 from qcompile.layers import every_layer
 from qcompile.memory import return_freed_memory
 from qcompile.session import Feed, OpenSession
@@ -78,7 +79,8 @@ def _add_probes(model: ir.Model, names: Mapping[str, str]) -> dict[str, str]:
     """
     graph, new = model.graph, Names(model.graph)
     values = {str(value.name): value for node in graph for value in node.outputs}
-    ends = {rows: _integer(graph, new.new(f"qcompile.probe/{rows}"), rows) for rows in (0, 1, ROWS)}
+    tensors = {rows: ir.tensor(np.array([rows]), name=new.new(f"qcompile.probe/{rows}")) for rows in (0, 1, ROWS)}
+    ends = {rows: register_initializer(graph, tensor) for rows, tensor in tensors.items()}
     probes = {}
     for layer, name in names.items():
         value = values.get(name)
@@ -96,13 +98,6 @@ def _add_probes(model: ir.Model, names: Mapping[str, str]) -> dict[str, str]:
         graph.outputs.append(rows.outputs[0])
         probes[layer] = str(rows.outputs[0].name)
     return probes
-
-
-def _integer(graph: ir.Graph, name: str, number: int) -> ir.Value:
-    tensor = ir.tensor(np.array([number], np.int64), name=name)
-    value = ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _valid_rows(rows: np.ndarray, sample: Feed, masks: Sequence[PaddingMask]) -> np.ndarray:

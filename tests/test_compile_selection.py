@@ -12,22 +12,7 @@ import torch
 import qcompile
 from qcompile.compile_selection import ignored_layers
 from qcompile.errors import NothingMatchedError, RecipeError
-
-HEADER = '<ir_version: 10, opset_import: ["" : {opset}]>'
-
-
-def weights(*shape: int) -> np.ndarray:
-    return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
-
-
-def model_of(body: str, opset: int = 23, **initializers: np.ndarray) -> ir.Model:
-    model = ir.from_onnx_text(f"{HEADER.format(opset=opset)} {body}")
-    values = {str(value.name): value for node in model.graph for value in node.inputs if value is not None}
-    for name, array in initializers.items():
-        values[name].const_value = ir.tensor(array, name=name)
-        values[name].shape, values[name].type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
-        model.graph.register_initializer(values[name])
-    return model
+from tests.textual_models import model_of, weights
 
 
 class Block(torch.nn.Module):

@@ -7,9 +7,18 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.backends import get
-from qcompile.layers import float_layers
+from qcompile.layers import Layer, float_layers
 from qcompile.multiplied import as_matrices, from_matrices, grouped_rows, multiplies_input, with_patches
 from tests.passes.test_insert_qdq import parse
+
+
+def run_with_patches(model: ir.Model, layer: Layer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the convolution multiplies, [batch, inputs of a patch, *spatial], and its output."""
+    observed, names = with_patches(model, [layer])
+    (name,) = names.values()
+    observed.graph.outputs.append(next(v for node in observed.graph for v in node.outputs if v.name == name))
+    outputs = get("onnxruntime").open_session(observed).run({"x": x.astype(np.float32)})
+    return outputs[name], outputs["y"]
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])
@@ -19,14 +28,10 @@ def test_patches_times_weight_are_the_output(group: int) -> None:
     body = f"y = Conv <group = {group}, pads = [1, 1, 1, 1]> (x, k)"
     model = parse(f"g (float[n, 4, 9, 9] x) => (float[n, 8, 9, 9] y) {{ {body} }}", k=kernel)
     (layer,) = float_layers(model)
-    observed, names = with_patches(model, [layer])
-    (name,) = names.values()
-    observed.graph.outputs.append(next(v for node in observed.graph for v in node.outputs if v.name == name))
-    x = generator.normal(size=(2, 4, 9, 9)).astype(np.float32)
-    outputs = get("onnxruntime").open_session(observed).run({"x": x})
-    rows = np.moveaxis(outputs[name], 1, -1).reshape(-1, outputs[name].shape[1])
+    patches, output = run_with_patches(model, layer, generator.normal(size=(2, 4, 9, 9)))
+    rows = np.moveaxis(patches, 1, -1).reshape(-1, patches.shape[1])
     product = grouped_rows(rows, layer) @ as_matrices(kernel, layer)
-    expected = np.moveaxis(outputs["y"][:, :, ::4, ::4], 1, -1).reshape(len(rows), 8)
+    expected = np.moveaxis(output[:, :, ::4, ::4], 1, -1).reshape(len(rows), 8)
     np.testing.assert_allclose(product.transpose(1, 0, 2).reshape(len(rows), 8), expected, atol=1e-4)
     np.testing.assert_array_equal(from_matrices(as_matrices(kernel, layer), layer, kernel.shape), kernel)
 
@@ -38,13 +43,9 @@ def patches_and_output(attributes: str, sides: tuple[int, ...] = (9, 10)) -> tup
     shape = f"[n, 2, {sides[0]}, {sides[1]}]"
     model = parse(f"g (float{shape} x) => (float[?, ?, ?, ?] y) {{ y = Conv <{attributes}> (x, k) }}", k=kernel)
     (layer,) = float_layers(model)
-    observed, names = with_patches(model, [layer])
-    (name,) = names.values()
-    observed.graph.outputs.append(next(v for node in observed.graph for v in node.outputs if v.name == name))
-    x = generator.normal(size=(2, 2, *sides)).astype(np.float32)
-    outputs = get("onnxruntime").open_session(observed).run({"x": x})
+    patches, output = run_with_patches(model, layer, generator.normal(size=(2, 2, *sides)))
     (matrix,) = as_matrices(kernel, layer)
-    return np.einsum("nc...,co->no...", outputs[name], matrix), outputs["y"]
+    return np.einsum("nc...,co->no...", patches, matrix), output
 
 
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])

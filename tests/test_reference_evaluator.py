@@ -12,7 +12,7 @@ import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
 from qcompile import reference_evaluator
-from qcompile.backends import get
+from qcompile.backends.onnxruntime import BACKEND
 from qcompile.qdq import PER_TOKEN, per_token_function
 from qcompile.reference_evaluator import COVERED, OutOfReachError, evaluate, not_covered
 from qcompile.reference_operators import quantize_dequantize_tokens
@@ -173,7 +173,7 @@ def test_an_output_without_a_name_is_not_what_an_input_that_is_left_out_reads() 
 def test_operators_agree_with_the_runtime(name: str) -> None:
     model = case(CASES[name])
     feed = {"x": np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)}
-    expected = get("onnxruntime").open_session(model, optimization="disabled").run(feed)["y"]  # type: ignore[call-arg]
+    expected = BACKEND.open_session(model, optimization="disabled").run(feed)["y"]
     np.testing.assert_allclose(evaluate(model, feed)["y"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -208,7 +208,7 @@ def test_tokens_are_quantized_as_the_function_says() -> None:
     node.domain, node.op_type = "qcompile", PER_TOKEN
     feed = {"x": np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32) * [[1], [1e-3], [0]]}
     feed["x"] = feed["x"].astype(np.float32)
-    expected = get("onnxruntime").open_session(model, optimization="disabled").run(feed)["y"]  # type: ignore[call-arg]
+    expected = BACKEND.open_session(model, optimization="disabled").run(feed)["y"]
     np.testing.assert_array_equal(evaluate(model, feed)["y"], expected)
     np.testing.assert_array_equal(evaluate(model, feed, channels_per_scale=lambda _: 0)["y"], feed["x"])
 

@@ -135,8 +135,8 @@ def kept_in_float(model: ir.Model, compiled: ov.CompiledModel, group_size: int) 
     findings = []
     for node in model.graph:
         if _quantized_attention(node):
-            quantizers = [value.producer().inputs[0].producer().name for value in node.inputs[:2]]  # type: ignore[union-attr]
-            if float_quantizers.isdisjoint(quantizers):
+            quantizers = [_quantizer(value) for value in node.inputs[:2]]
+            if float_quantizers.isdisjoint(each.name for each in quantizers if each is not None):
                 findings.append(Finding(graph.layer_name(node), "quantized", VALUES_IN_FLOAT))
             else:
                 findings.append(Finding(graph.layer_name(node), "kept", NO_KERNEL))
@@ -169,20 +169,21 @@ def _names(node: ir.Node) -> frozenset[str]:
 
 def _quantized_attention(node: ir.Node) -> bool:
     """True for Attention whose query and key were quantized by static scales."""
-    return graph.is_standard(node, "Attention") and all(map(_dequantized_activation, node.inputs[:2]))
+    return graph.is_standard(node, "Attention") and all(map(_quantizer, node.inputs[:2]))
 
 
 def _statically_quantized(node: ir.Node) -> bool:
     """True for MatMul, Conv and ConvTranspose of two dequantized values, the first quantized in the graph."""
-    if not graph.is_standard(node, "MatMul", "Conv", "ConvTranspose") or not _dequantized_activation(node.inputs[0]):
+    if not graph.is_standard(node, "MatMul", "Conv", "ConvTranspose") or _quantizer(node.inputs[0]) is None:
         return False
     weight = node.inputs[1]
     return weight is not None and graph.is_standard(weight.producer(), "DequantizeLinear")
 
 
-def _dequantized_activation(value: ir.Value | None) -> bool:
+def _quantizer(value: ir.Value | None) -> ir.Node | None:
+    """The QuantizeLinear of a value that is dequantized from one; None for others."""
     dequantize = value.producer() if value is not None else None
     if dequantize is None or not graph.is_standard(dequantize, "DequantizeLinear"):
-        return False
-    quantized = dequantize.inputs[0]
-    return quantized is not None and graph.is_standard(quantized.producer(), "QuantizeLinear")
+        return None
+    quantize = dequantize.inputs[0].producer() if dequantize.inputs[0] is not None else None
+    return quantize if graph.is_standard(quantize, "QuantizeLinear") else None

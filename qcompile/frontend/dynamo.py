@@ -64,6 +64,7 @@ def qcompile_backend(
         return tuple(torch.from_numpy(output) for output in artifact.run(feed).values())
 
     def differentiable(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        # torch gives Function.apply no types.
         outputs: tuple[torch.Tensor, ...] = _WithoutGradient.apply(run, *arguments)  # type: ignore[no-untyped-call]
         return outputs
 

@@ -15,10 +15,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError
 
-from qcompile.errors import ModelError
+from qcompile.errors import ModelError, first_line
 from qcompile.frontend import external_data
 from qcompile.untrusted.limits import first_read
-from qcompile.untrusted.structure import check_expansion, check_structure
+from qcompile.untrusted.structure import Calls, Depths, check_expansion, check_nesting, check_structure
 
 _INITIALIZERS_ASIDE = 4
 """First version of the format in which initializers need not be inputs."""
@@ -102,13 +102,14 @@ def copy_model(model: ir.Model) -> ir.Model:
     """Copy an onnx_ir.Model; tensors, which are immutable, are shared with the caller's object.
 
     Raises:
-        UnsafeModelError: an external tensor lies outside the folder that it names, or names none.
+        UnsafeModelError: an external tensor lies outside the folder that it names, or names none; or subgraphs and
+            functions break the limits of `untrusted.structure`.
         ModelError: the model is not valid ONNX.
     """
     subject = model.graph.name or "the onnx_ir.Model"
     with _valid(subject):
+        _check_size(model, subject)
         external_data.check_model(model)
-        _check_expansion(model, subject)
         copy = model.clone()
         _hold(copy)
         _shorten_standard_domain(copy)
@@ -117,9 +118,30 @@ def copy_model(model: ir.Model) -> ir.Model:
     return copy
 
 
-def _check_expansion(model: ir.Model, subject: str) -> None:
-    bodies = {name: Counter(map(ir.Node.op_identifier, body.all_nodes())) for name, body in model.functions.items()}
-    check_expansion(Counter(map(ir.Node.op_identifier, model.graph.all_nodes())), bodies, subject)
+def _check_size(model: ir.Model, subject: str) -> None:
+    calls, depths = _calls(model.graph)
+    bodies = {name: _calls(body) for name, body in model.functions.items()}
+    check_expansion(calls, {name: body[0] for name, body in bodies.items()}, subject)
+    check_nesting(depths, {name: body[1] for name, body in bodies.items()}, subject)
+
+
+def _calls(body: ir.Graph | ir.Function) -> tuple[Calls, Depths]:
+    """How often and how deep each operator or function is called; without recursion, which depth could break."""
+    found: Calls = Counter()
+    depths: Depths = {}
+    waiting: list[tuple[ir.Graph | ir.Function, int]] = [(body, 0)]
+    while waiting:
+        nodes, depth = waiting.pop()
+        for node in nodes:
+            name = node.op_identifier()
+            found[name] += 1
+            depths[name] = max(depth, depths.get(name, 0))
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    waiting.append((attribute.as_graph(), depth + 1))
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    waiting += [(graph, depth + 1) for graph in attribute.as_graphs()]
+    return found, depths
 
 
 def _parse(content: bytes, subject: str) -> onnx.ModelProto:
@@ -162,7 +184,7 @@ def _valid(subject: str) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        raise ModelError(subject, f"is not valid ONNX ({_first_line(error)})", _EXPORT_AGAIN) from error
+        raise ModelError(subject, f"is not valid ONNX ({first_line(error)})", _EXPORT_AGAIN) from error
 
 
 def _shorten_standard_domain(model: ir.Model) -> None:
@@ -240,7 +262,3 @@ def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 def _check(model: ir.Model) -> None:
     """Check the structure against the ONNX standard; operators of other domains are the runtime's to judge."""
     common_passes.CheckerPass()(model)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from qcompile.errors import ModelError, UnsafeModelError
+from qcompile.errors import ModelError, UnsafeModelError, first_line
 
 SUFFIXES = (".pt", ".pt2", ".pth")
 
@@ -54,7 +54,7 @@ def read_torch_file(path: str | os.PathLike[str], *, trust: bool) -> Any:
     try:
         found = torch.export.load(path) if _is_program(path) else torch.load(path, "cpu", weights_only=False)
     except _BROKEN as error:
-        reason = f"torch cannot read it ({_first_line(error)})"
+        reason = f"torch cannot read it ({first_line(error)})"
         raise ModelError(subject, reason, "Save it with torch.save(module) or torch.export.save(program)") from error
     if isinstance(found, torch.jit.ScriptModule) or not isinstance(
         found, (torch.nn.Module, torch.export.ExportedProgram)
@@ -66,7 +66,3 @@ def read_torch_file(path: str | os.PathLike[str], *, trust: bool) -> Any:
 
 def _is_program(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() == ".pt2"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from qcompile.errors import ModelError
+from qcompile.errors import ModelError, UnsafeModelError
 from qcompile.frontend import trace
 
 TEXT = """
@@ -147,3 +148,49 @@ def test_reading_onnx_does_not_import_torch(proto: onnx.ModelProto, tmp_path: Pa
     path.write_bytes(proto.SerializeToString())
     code = f"import sys; from qcompile.frontend import trace; trace({str(path)!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def nested(depth: int) -> ir.Model:
+    """An If in an If, `depth` deep, built from the inside: whoever walks it by recursion runs out of stack."""
+    condition = ir.val("condition", ir.DataType.BOOL, [])
+
+    def branch(inner: ir.Graph | None, level: int) -> ir.Graph:
+        if inner is None:
+            node = ir.node("Identity", [condition])
+        else:
+            node = ir.node("If", [condition], {"then_branch": inner, "else_branch": branch(None, level + depth)})
+        node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = f"v{level}", ir.DataType.BOOL, ir.Shape([])
+        return ir.Graph([], node.outputs, nodes=[node], name=f"g{level}")
+
+    graph = branch(None, 0)
+    for level in range(1, depth + 1):
+        graph = branch(graph, level)
+    graph.inputs.append(condition)
+    graph.opset_imports[""] = 23
+    return ir.Model(graph, ir_version=10)
+
+
+def test_graphs_that_nest_too_deeply_are_refused_before_anything_walks_them():
+    assert trace(nested(30)).graph.num_nodes() == 1
+    for depth in (33, 5000):
+        deep = nested(depth)
+        start = time.process_time()
+        with pytest.raises(UnsafeModelError, match="deeper than 32"):
+            trace(deep)
+        assert time.process_time() - start < 1
+
+
+def test_graphs_that_nest_through_functions_are_refused():
+    model = nested(20)
+    condition = ir.val("given", ir.DataType.BOOL, [])
+    body = nested(20).graph
+    inner = body[0].attributes["then_branch"].as_graph()
+    node = ir.node("If", [condition], {"then_branch": inner, "else_branch": nested(0).graph})
+    function = ir.Function("own", "deep", "", graph=ir.Graph([condition], node.outputs, nodes=[node]), attributes=[])
+    model.functions[function.identifier()] = function
+    deepest = model.graph
+    while deepest[0].op_type == "If":
+        deepest = deepest[0].attributes["then_branch"].as_graph()
+    deepest[0].domain, deepest[0].op_type = "own", "deep"
+    with pytest.raises(UnsafeModelError, match="deeper than 32"):
+        trace(model)
