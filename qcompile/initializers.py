@@ -94,3 +94,24 @@ def remove_unused(values: Iterable[ir.Value]) -> None:
         graph = value.graph
         if graph is not None and not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             graph.initializers.pop(str(value.name), None)
+
+
+def without_data(model: ir.Model, larger_than: int = -1) -> tuple[ir.Model, int]:
+    """Copy a model with its initializers as inputs, whose name, type and shape take as many bytes; return their data's.
+
+    Args:
+        model: is not changed; initializers of subgraphs and functions stay as they are.
+        larger_than: bytes up to which an initializer stays one.
+    """
+    skeleton, left_out = model.clone(), 0
+    graph = skeleton.graph
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= larger_than:
+            continue
+        left_out += tensor.nbytes
+        del graph.initializers[name]
+        value.const_value = None
+        if not value.is_graph_input():
+            graph.inputs.append(value)
+    return skeleton, left_out

@@ -19,6 +19,7 @@ from qcompile.capability import quantizers
 from qcompile.contract import Finding
 from qcompile.errors import VerificationError
 from qcompile.graph import layer_name
+from qcompile.initializers import without_data
 from qcompile.latency import durations
 from qcompile.layers import float_layers
 from qcompile.memory import return_freed_memory
@@ -174,14 +175,7 @@ def measure(
 
 def file_bytes(model: ir.Model) -> int:
     """Return how large the model is as one ONNX file; the weights are counted, not copied."""
-    skeleton = model.clone()
-    weights = 0
-    for name, value in list(skeleton.graph.initializers.items()):
-        if value.const_value is not None:
-            weights += value.const_value.nbytes
-            del skeleton.graph.initializers[name]
-            if not value.is_graph_input():
-                skeleton.graph.inputs.append(value)  # its name, type and shape take as many bytes there
+    skeleton, weights = without_data(model)
     return weights + int(ir.to_proto(skeleton).ByteSize())
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import InputError, ModelError, VerificationError
+from qcompile.initializers import without_data
 from qcompile.memory import return_freed_memory
 from qcompile.session import Feed, OpenSession, Session
 from qcompile.solvers.sqnr import decibels, powers
@@ -52,15 +53,7 @@ def check_valid(model: ir.Model, pass_name: str) -> None:
     The checker sees the graph without the data of its weights: it tests structure, and weights may be larger than a
     protobuf message can be.
     """
-    skeleton = model.clone()
-    graph = skeleton.graph
-    for value in list(graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes > 1024:
-            del graph.initializers[str(value.name)]
-            value.const_value = None
-            if not value.is_graph_input():
-                graph.inputs.append(value)
+    skeleton, _ = without_data(model, larger_than=1024)
     try:
         onnx.checker.check_model(ir.to_proto(skeleton), full_check=False)
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:
