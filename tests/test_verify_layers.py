@@ -42,6 +42,22 @@ def test_memory_is_bounded_by_rows():
     assert (first.size, second.size) == (ROWS * 4, ROWS * 6)
 
 
+def test_nothing_large_is_kept_until_the_end_of_the_run():
+    """The runtime frees a value behind its last reader: the model's outputs are none, and each probe comes at once."""
+    opened: list[ir.Model] = []
+
+    def opening(model: ir.Model):
+        opened.append(model)
+        return OnnxRuntime()(model)
+
+    model = parse(LINEARS, BODY)
+    layer_outputs(model, output_names(model), feed(2, 3, 8), (), opening)
+    (probed,) = opened
+    assert [str(value.name).startswith("qcompile.probe/") for value in probed.graph.outputs] == [True, True]
+    operators = [node.op_type for node in probed.graph]
+    assert operators == ["MatMul", "Add", "Flatten", "Slice", "Relu", "MatMul", "Flatten", "Slice"]
+
+
 def test_of_a_convolution_the_first_image_is_compared():
     model = parse("float[batch, 2, 5, 5] x, float[3, 2, 3, 3] w0", "y = Conv(x, w0)", "float[?, 3, 3, 3] y")
     (image,) = layer_outputs(model, output_names(model), feed(4, 2, 5, 5), (), OnnxRuntime()).values()
