@@ -1,4 +1,4 @@
-"""Convolutions of the reference evaluation: sums in float64, tap by tap, in memory of a few copies of a block of rows.
+"""Convolutions of the reference evaluation: products of matrices in float64, of the patches of a block of rows at a time.
 
 onnx's own gather every patch with an index of 64 bits for each element, which takes gigabytes for a photo, and add up
 transposed convolutions in Python, pixel by pixel. Independent of everything that compiles.
@@ -6,6 +6,7 @@ transposed convolutions in Python, pixel by pixel. Independent of everything tha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 _ELEMENTS = 2**21
-"""Elements of a block of rows, of what is read or written: 16 MiB in float64."""
+"""Elements of the patches of a block of rows: 16 MiB in float64. Smaller ones stay in the cache of a core, but on a busy
+machine the threads of a matrix product wait for each other each time."""
 
 
 class Conv(OpRun):
@@ -39,17 +41,18 @@ class Conv(OpRun):
         padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
         sizes = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, steps, strict=True)]
         result = np.empty((len(x), len(w), *sizes), x.dtype)
-        rows = max(1, _ELEMENTS // max(1, len(x) * max(x.shape[1], len(w)) * math.prod(sizes[1:])))
-        weight = w.reshape(groups, -1, *w.shape[1:]).astype(np.float64)
-        for start in range(0, sizes[0], rows):
+        weight = w.reshape(groups, len(w) // groups, -1).astype(np.float64)
+        rows = max(1, _ELEMENTS // max(1, x.shape[1] * math.prod(kernel) * math.prod(sizes[1:])))
+        for item, start in itertools.product(range(len(x)), range(0, sizes[0], rows)):
             block = [min(rows, sizes[0] - start), *sizes[1:]]
-            total = np.zeros((len(x), groups, len(w) // groups, math.prod(block)))
-            for tap in np.ndindex(*kernel):
-                first = [start * steps[0] + tap[0] * spread[0]]
-                first += [t * d for t, d in zip(tap[1:], spread[1:], strict=True)]
-                part = padded[_window(first, block, steps)]
-                total += weight[(..., *tap)] @ part.reshape(len(x), groups, -1, math.prod(block)).astype(np.float64)
-            result[:, :, start : start + rows] = total.reshape(len(x), len(w), *block) + _bias(b, len(kernel))
+            patches = np.empty((groups, x.shape[1] // groups, math.prod(kernel), *block))
+            for index, tap in enumerate(np.ndindex(*kernel)):
+                first = [t * d for t, d in zip(tap, spread, strict=True)]
+                first[0] += start * steps[0]
+                part = padded[item][_window(first, block, steps)]
+                patches[:, :, index] = part.reshape(*patches.shape[:2], *block)
+            total = weight @ patches.reshape(groups, -1, math.prod(block))
+            result[item, :, start : start + rows] = total.reshape(len(w), *block) + _bias(b, len(kernel))
         return (result,)
 
 

@@ -88,9 +88,12 @@ class QuantizeLinear(OpRun):
         shape = [1] * x.ndim
         if scale.size > 1:
             shape[axis] = scale.size
-        steps = np.rint(x / scale.reshape(shape if scale.size > 1 else ()))
-        shifted = steps + point.astype(np.float32).reshape(shape if point.size > 1 else ())
-        return (np.nan_to_num(np.clip(shifted, limits.min, limits.max)).astype(point.dtype),)
+        steps = np.asarray(x / scale.reshape(shape if scale.size > 1 else ()))
+        np.rint(steps, out=steps)
+        steps += point.astype(steps.dtype).reshape(shape if point.size > 1 else ())
+        np.clip(steps, limits.min, limits.max, out=steps)
+        steps[np.isnan(steps)] = 0
+        return (steps.astype(point.dtype),)
 
 
 class DequantizeLinear(_DequantizeLinear):

@@ -270,6 +270,10 @@ def _apart(expected: np.ndarray, actual: np.ndarray, step: np.ndarray) -> tuple[
     Where the step is 0 every number is expected to be 0, and the runtime's rounding to float32 is forgiven; so is what
     numbers below the normal ones add up to, which runtimes take for 0.
     """
+    if expected.dtype.kind in "iu" and expected.itemsize == 1 and step.size == 1:
+        apart = np.subtract(expected, actual, dtype=np.int16)  # an image has millions of them, and few differ
+        some = np.abs(apart[apart != 0]) / float(step.item())
+        return float(some.max(initial=0)), float(np.sqrt(np.sum(some**2) / max(apart.size, 1)))
     finite, infinite = np.isfinite(expected), np.isinf(expected)
     if not np.array_equal(expected[infinite], actual[infinite]) or not np.isfinite(actual[finite]).all():
         return float("inf"), float("inf")
