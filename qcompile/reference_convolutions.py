@@ -1,4 +1,4 @@
-"""Convolutions of the reference evaluation: products of matrices in float64, of the patches of a block of rows at a time.
+"""Convolutions of the reference evaluation: products of matrices in float64, of the patches of some rows at a time.
 
 onnx's own gather every patch with an index of 64 bits for each element, which takes gigabytes for a photo, and add up
 transposed convolutions in Python, pixel by pixel. Independent of everything that compiles.
@@ -15,7 +15,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 _ELEMENTS = 2**21
-"""Elements of the patches of a block of rows: 16 MiB in float64. Smaller ones stay in the cache of a core, but on a busy
+"""Elements of the patches of a block of rows: 16 MiB in float64. Less would stay in the cache of a core, but on a busy
 machine the threads of a matrix product wait for each other each time."""
 
 
