@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
+
+from qcompile.reference_windows import halves, pads_of, window
 
 _ELEMENTS = 2**21
 """Elements of the patches of a block of rows: 16 MiB in float64. Less would stay in the cache of a core, but on a busy
@@ -37,7 +38,7 @@ class Conv(OpRun):
         kernel, groups = w.shape[2:], group or 1
         steps, spread = strides or (1,) * len(kernel), dilations or (1,) * len(kernel)
         reach = [(size - 1) * each + 1 for size, each in zip(kernel, spread, strict=True)]
-        before, after = _pads(x.shape[2:], reach, steps, auto_pad or "NOTSET", pads)
+        before, after = pads_of(x.shape[2:], reach, steps, auto_pad or "NOTSET", pads)
         padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
         sizes = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, steps, strict=True)]
         result = np.empty((len(x), len(w), *sizes), x.dtype)
@@ -49,7 +50,7 @@ class Conv(OpRun):
             for index, tap in enumerate(np.ndindex(*kernel)):
                 first = [t * d for t, d in zip(tap, spread, strict=True)]
                 first[0] += start * steps[0]
-                part = padded[item][_window(first, block, steps)]
+                part = padded[item][window(first, block, steps)]
                 patches[:, :, index] = part.reshape(*patches.shape[:2], *block)
             total = weight @ patches.reshape(groups, -1, math.prod(block))
             result[item, :, start : start + rows] = total.reshape(len(w), *block) + _bias(b, len(kernel))
@@ -85,34 +86,16 @@ class ConvTranspose(OpRun):
         weight = w.reshape(groups, -1, *w.shape[1:]).astype(np.float64).swapaxes(1, 2)
         for tap in np.ndindex(*kernel):
             first = [t * d for t, d in zip(tap, spread, strict=True)]
-            reached = _window(first, inputs, steps)
+            reached = window(first, inputs, steps)
             total[reached] += (weight[(..., *tap)] @ values).reshape(len(x), outputs, *inputs)
         kept = np.zeros((len(x), outputs, *sizes))  # an output_shape may be larger than what the inputs reach
         there = [min(size, n - first) for size, n, first in zip(sizes, whole, before, strict=True)]
-        kept[_window([0] * len(kernel), there, ones)] = total[_window(before, there, ones)]
+        kept[window([0] * len(kernel), there, ones)] = total[window(before, there, ones)]
         return (np.asarray(kept + _bias(b, len(kernel)), x.dtype),)
-
-
-def _window(first: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
-    """Return the index of every step-th element from the first, as many as there are, along the last axes."""
-    return (..., *(slice(f, f + (n - 1) * s + 1, s) for f, n, s in zip(first, sizes, steps, strict=True)))
 
 
 def _bias(b: np.ndarray | None, rank: int) -> np.ndarray:
     return np.zeros(()) if b is None else b.astype(np.float64).reshape(-1, *(1,) * rank)
-
-
-def _pads(
-    sizes: Sequence[int], reach: Sequence[int], steps: Sequence[int], auto_pad: str, pads: Sequence[int] | None
-) -> tuple[list[int], list[int]]:
-    """Return how much is added in front of each axis, and behind it."""
-    if auto_pad == "NOTSET":
-        given = list(pads or (0,) * 2 * len(sizes))
-        return given[: len(sizes)], given[len(sizes) :]
-    if auto_pad == "VALID":
-        return [0] * len(sizes), [0] * len(sizes)
-    totals = [max(0, (-(-n // s) - 1) * s + r - n) for n, r, s in zip(sizes, reach, steps, strict=True)]
-    return _halves(totals, auto_pad)
 
 
 def _cropped(
@@ -130,12 +113,6 @@ def _cropped(
         before, after = given[: len(whole)], given[len(whole) :]
         return before, [n - b - a for n, b, a in zip(whole, before, after, strict=True)]
     asked = list(output_shape or (n * s for n, s in zip(inputs, steps, strict=True)))[-len(whole) :]
-    before, _ = _halves([max(0, n - size) for n, size in zip(whole, asked, strict=True)], auto_pad)
+    before, _ = halves([max(0, n - size) for n, size in zip(whole, asked, strict=True)], auto_pad)
     # As in the runtimes: what the inputs do not reach is made for an output_shape only.
     return before, asked if output_shape else [min(n, size) for n, size in zip(whole, asked, strict=True)]
-
-
-def _halves(totals: Sequence[int], auto_pad: str) -> tuple[list[int], list[int]]:
-    """Split each total; of an odd one the larger half comes last for SAME_UPPER, and first otherwise."""
-    smaller, larger = [total // 2 for total in totals], [total - total // 2 for total in totals]
-    return (smaller, larger) if auto_pad == "SAME_UPPER" else (larger, smaller)

@@ -13,6 +13,9 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_dequantize_linear import _CommonDequantizeLinear as _DequantizeLinear
 
 from qcompile.reference_convolutions import Conv, ConvTranspose
+from qcompile.reference_pooling import AveragePool, MaxPool
+from qcompile.reference_recurrent import GRU, LSTM, RNN
+from qcompile.reference_resampling import GatherElements, Pad, Resize
 
 _COLUMNS = 4096
 """Columns of a weight that are multiplied at a time."""
@@ -40,7 +43,7 @@ def operators(channels_per_scale: ChannelsPerScale) -> list[type[OpRun]]:
         def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
             return (quantize_dequantize_tokens(x, channels_per_scale(x.shape[-1])),)
 
-    return [MatMul, Conv, ConvTranspose, QuantizeLinear, DequantizeLinear, GlobalMaxPool, QuantizeDequantizePerToken]
+    return [*_OPERATORS, QuantizeDequantizePerToken]
 
 
 def quantize_dequantize_tokens(x: np.ndarray, channels: int) -> np.ndarray:
@@ -128,3 +131,40 @@ class GlobalMaxPool(OpRun):
 
     def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class LRN(OpRun):
+    """x / (bias + alpha / size * sum of squares of `size` channels around)^beta; onnx's own loses a channel."""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        alpha: float | None = None,
+        beta: float | None = None,
+        bias: float | None = None,
+        size: int | None = None,
+    ) -> tuple[np.ndarray]:
+        count, channels = size or 1, x.shape[1]
+        squares = np.pad(x.astype(np.float64) ** 2, [(0, 0), ((count - 1) // 2, count // 2), *[(0, 0)] * (x.ndim - 2)])
+        total = sum(squares[:, first : first + channels] for first in range(count))
+        scale = (1.0 if bias is None else bias) + (1e-4 if alpha is None else alpha) / count * total
+        return (np.asarray(x / scale ** (0.75 if beta is None else beta), x.dtype),)
+
+
+_OPERATORS: tuple[type[OpRun], ...] = (
+    AveragePool,
+    Conv,
+    ConvTranspose,
+    DequantizeLinear,
+    GRU,
+    GatherElements,
+    GlobalMaxPool,
+    LRN,
+    LSTM,
+    MatMul,
+    MaxPool,
+    Pad,
+    QuantizeLinear,
+    RNN,
+    Resize,
+)

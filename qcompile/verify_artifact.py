@@ -22,7 +22,8 @@ from qcompile.errors import VerificationError
 from qcompile.graph import constant_array, is_standard, readers
 from qcompile.memory import return_freed_memory
 from qcompile.qdq import DOMAIN, PER_TOKEN
-from qcompile.reference_evaluator import OutOfReachError, evaluate, not_covered
+from qcompile.reference_coverage import not_covered
+from qcompile.reference_evaluator import OutOfReachError, evaluate
 from qcompile.session import Agreement, Feed, Probe, Session
 from qcompile.verify import run_all
 

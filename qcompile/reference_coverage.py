@@ -1,0 +1,111 @@
+"""Which models the reference can evaluate in the place of a runtime. Independent of everything that compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import onnx_ir as ir
+
+from qcompile.reference_resampling import ROUNDINGS
+
+_COVERED = """
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BitwiseAnd
+    BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos
+    Cosh CumSum DepthToSpace DequantizeLinear Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike
+    Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual
+    GroupNormalization HardSigmoid HardSwish Hardmax Identity If InstanceNormalization IsInf IsNaN LRN LSTM
+    LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop LpNormalization MatMul Max MaxPool Mean
+    MeanVarianceNormalization Min Mish Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow QuantizeLinear RMSNormalization
+    RNN Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+    ReduceSum ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round Scan ScatterElements ScatterND Selu Shape
+    Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh
+    ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
+"""
+COVERED = frozenset(_COVERED.split())
+"""Standard operators whose reference agrees with the runtimes; of each there is a test."""
+
+_JUMPS = frozenset({"Ceil", "Floor", "Hardmax", "Mod", "NonZero", "Round", "Shrink", "Sign", "ThresholdedRelu"})
+"""Operators that make another number of a tie, which a step of rounding more or less may be: of integers only."""
+
+_PLACES = {"ArgMax": 0, "ArgMin": 0, "TopK": 1}
+"""Operators that say where a number is, and in which output: a tie makes another one."""
+
+_ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"], "RNN": ["Tanh"]}
+_TRANSFORMATIONS = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+
+
+def not_covered(model: ir.Model) -> str | None:
+    """Return why a model cannot be evaluated in the place of a runtime; None: it can."""
+    for node in model.graph.all_nodes():
+        if node.domain == "qcompile":
+            continue
+        if node.domain not in ("", "ai.onnx") or node.op_type not in COVERED:
+            return f"the reference does not cover {node.domain + '.' if node.domain else ''}{node.op_type}"
+        reason = next((reason for reason in (rule(node) for rule in _RULES) if reason is not None), None)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _quantizer(node: ir.Node) -> str | None:
+    if node.op_type != "QuantizeLinear":
+        return None
+    point = node.inputs[2].dtype if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    kind = point or ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
+    if kind in (ir.DataType.INT8, ir.DataType.UINT8) and not node.attributes.get_int("block_size", 0):
+        return None
+    return "the reference covers QuantizeLinear of 8 bits, and none in blocks"
+
+
+def _tie(node: ir.Node) -> str | None:
+    """Return the reason where a tie in what the node reads makes another number of what others read of it."""
+    source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+    if source is None or not source.is_floating_point():
+        return None
+    if node.op_type == "Cast" and not ir.DataType(node.attributes.get_int("to")).is_floating_point():
+        return "a Cast to integers makes another number of a tie"
+    if node.op_type in _JUMPS:
+        return f"{node.op_type} makes another number of a tie"
+    place = _PLACES.get(node.op_type)
+    if place is not None and place < len(node.outputs) and node.outputs[place].uses():
+        return f"{node.op_type} finds another place in a tie, and the place is used"
+    return None
+
+
+def _recurrent(node: ir.Node) -> str | None:
+    usual = _ACTIVATIONS.get(node.op_type)
+    if usual is None:
+        return None
+    given = node.attributes.get_strings("activations", ())
+    directions = 2 if node.attributes.get_string("direction", "forward") == "bidirectional" else 1
+    own = bool(given) and list(given) != usual * directions
+    if own or {"clip", "input_forget"} & {name for name, item in node.attributes.items() if item.value}:
+        return f"the reference covers {node.op_type} with its usual activations, and without clip or input_forget"
+    return None
+
+
+def _resize(node: ir.Node) -> str | None:
+    if node.op_type != "Resize":
+        return None
+    text, number = node.attributes.get_string, node.attributes.get_int
+    known = (
+        text("mode", "nearest") in ("nearest", "linear")
+        and text("coordinate_transformation_mode", "half_pixel") in _TRANSFORMATIONS
+        and text("nearest_mode", "round_prefer_floor") in ROUNDINGS
+        and text("keep_aspect_ratio_policy", "stretch") == "stretch"
+        and not number("antialias", 0)
+    )
+    return None if known else "the reference covers Resize to the nearest pixel or linear, without antialias"
+
+
+def _second_output(node: ir.Node) -> str | None:
+    if node.op_type in ("MaxPool", "BatchNormalization", "Dropout") and _used(node.outputs[1:]):
+        return f"the reference covers the first output of {node.op_type} only"
+    return None
+
+
+def _used(values: Iterable[ir.Value]) -> bool:
+    return any(value.uses() or value.is_graph_output() for value in values)
+
+
+_RULES: tuple[Callable[[ir.Node], str | None], ...] = (_quantizer, _tie, _recurrent, _resize, _second_output)
