@@ -1,0 +1,56 @@
+"""Check an artifact and run it: with numpy and onnxruntime, and without qcompile.
+
+    python run_on_target.py build/model inputs.npz outputs.npz
+
+The manifest has the SHA-256 of every file, and the fingerprint of itself that compile_in_ci.py printed. Whether
+somebody has changed both is told by a signature (qcompile.artifact_signature), which openssl checks without qcompile:
+
+    openssl pkeyutl -verify -pubin -inkey public.pem -rawin -in manifest.json -sigfile manifest.json.sig
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+UNLISTED = {"manifest.json", "manifest.json.sig", "report.json", "report.html"}
+
+
+def check(folder: Path) -> dict:
+    """Return the manifest of the folder when each file is as it was written; exits with the name of one that is not."""
+    content = (folder / "manifest.json").read_bytes()
+    manifest = json.loads(content)
+    fingerprint = manifest.pop("fingerprint")
+    unsealed = json.dumps(manifest, indent=1) + "\n"
+    sealed = json.dumps({**manifest, "fingerprint": fingerprint}, indent=1) + "\n"
+    if sealed.encode() != content or hashlib.sha256(unsealed.encode()).hexdigest() != fingerprint:
+        sys.exit("error: manifest.json was changed")
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    for name in sorted(present - set(manifest["files"]) - UNLISTED):
+        sys.exit(f"error: {name} is not in the manifest")
+    for name, entry in manifest["files"].items():
+        if name not in present or hashlib.sha256((folder / name).read_bytes()).hexdigest() != entry["sha256"]:
+            sys.exit(f"error: {name} is missing or was changed")
+    return manifest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the artifact")
+    parser.add_argument("inputs", help="an .npz file: name of an input -> array")
+    parser.add_argument("outputs", help="the .npz file to write: name of an output -> array")
+    given = parser.parse_args()
+    manifest = check(given.folder)
+    session = onnxruntime.InferenceSession(given.folder / manifest["model_file"])
+    names = [output.name for output in session.get_outputs()]
+    np.savez(given.outputs, **dict(zip(names, session.run(names, dict(np.load(given.inputs))), strict=True)))
+
+
+if __name__ == "__main__":
+    main()
