@@ -12,10 +12,11 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from qcompile import backends
+from qcompile.artifact_keys import is_signature
 from qcompile.artifact_stage import replaced
-from qcompile.errors import ArtifactError, InputError, ModelError, QCompileError, UnsafeModelError
+from qcompile.errors import ArtifactError, InputError, ModelError, QCompileError, SignatureError, UnsafeModelError
 from qcompile.frontend import external_data
-from qcompile.manifest import REPORT, Manifest, check_native
+from qcompile.manifest import REPORT, SIGNATURE, Manifest, check_native
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from qcompile.sealed_json import sealed, unsealed
@@ -88,22 +89,29 @@ class Artifact:
         raise InputError(subject, f"the inputs of the model are {', '.join(names) or 'none'}", mend)
 
 
-def load(path: str | Path) -> Artifact:
+def load(path: str | Path, *, public_key: str | Path | None = None) -> Artifact:
     """Open the artifact of a folder after comparing every file in it with the manifest.
 
     A page `report.html` may lie in the folder too and is not looked at. Where another process replaces the artifact
     meanwhile, it is the one before or the one after. The fingerprints of the manifest and of the report tell of damage;
-    they do not tell of somebody who changed a file and computed them again.
+    they do not tell of somebody who changed a file and computed them again: a signature does, see
+    `qcompile.artifact_signature.sign`.
+
+    Args:
+        path: the folder.
+        public_key: a PEM file; whoever has its other half must have signed the manifest. None: whoever wrote it.
 
     Raises:
         ArtifactError: the folder is not an artifact, or a file of it is missing, changed, a link, or too many.
+        SignatureError: there is no signature, it is not of this manifest and key, or the key cannot be read.
         UnsafeModelError: the ONNX file keeps data outside the folder.
+        MissingDependencyError: there is a `public_key`, and cryptography (extra `sign`) is not installed.
     """
     folder = absolute(path)
     for _ in range(_REPLACED_WHILE_READ):
         before = _identity(folder)
         try:
-            artifact = _load(folder)
+            artifact = _load(folder, None if public_key is None else Path(public_key))
         except QCompileError:
             if _identity(folder) == before:
                 raise
@@ -123,17 +131,29 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns  # both: the number of a folder that was removed is given out again
 
 
-def _load(folder: Path) -> Artifact:
+def _load(folder: Path, public_key: Path | None) -> Artifact:
     if replaced(folder).exists() and not folder.exists():
         reason = f"whoever replaced it was stopped; the artifact that was there is now {replaced(folder)}"
         raise ArtifactError(str(folder), reason, "Move it back, or write the artifact again")
     manifest = Manifest.read(folder)
+    if public_key is not None:
+        _check_signature(folder / SIGNATURE, manifest, public_key)
     try:
         manifest.check_files(folder)
         _check_model(folder / manifest.model_file)
     except OSError as error:
         raise ArtifactError(str(folder), f"it cannot be read: {error}", "Give a folder with rights") from error
     return Artifact(folder, manifest, _read_report(folder / REPORT, manifest))
+
+
+def _check_signature(path: Path, manifest: Manifest, public_key: Path) -> None:
+    try:
+        signature = path.read_bytes()
+    except OSError as error:
+        raise SignatureError(str(path), f"it cannot be read: {error}", "Do not use what nobody signed") from error
+    if not is_signature(signature, manifest.to_json(), public_key):
+        reason = f"it is not a signature of this manifest by the owner of {public_key}"
+        raise SignatureError(str(path), reason, "Do not use this artifact")
 
 
 def _check_model(model_path: Path) -> None:

@@ -58,6 +58,10 @@ class ArtifactError(QCompileError):
     """The artifact folder cannot be written, or is not what its manifest says."""
 
 
+class SignatureError(ArtifactError):
+    """An artifact has no signature, one that does not fit, or a key cannot be used."""
+
+
 class MissingDependencyError(QCompileError):
     """An optional dependency is needed and not installed."""
 

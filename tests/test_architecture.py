@@ -121,6 +121,7 @@ RUNTIMES = {
     "nncf": [],
     "jinja2": ["qcompile.report*"],
     "typer": ["qcompile.cli*"],
+    "cryptography": ["qcompile.artifact_keys"],
 }
 ARCHITECTURE_NAMES = re.compile(
     r"\b(bert|roberta|minilm|llama|mistral|qwen\d?|gemma\d?|falcon|gpt_?(2|j|neo\w*)|mpt|stablelm|whisper)\b", re.I

@@ -15,7 +15,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-OF_EXTRAS = ("openvino", "transformers", "safetensors", "tokenizers", "triton", "neural_compressor", "jinja2", "nncf")
+OF_EXTRAS = (
+    "openvino",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "triton",
+    "neural_compressor",
+    "jinja2",
+    "nncf",
+    "cryptography",
+)
 
 PREAMBLE = f"""
 import sys
@@ -101,6 +111,26 @@ except qcompile.QCompileError as error:
     )
     assert answer["error"] == "MissingDependencyError"
     assert "qcompile[openvino]" in str(answer["mend"])
+
+
+def test_a_signature_needs_the_extra_and_nothing_else_does(folder: Path) -> None:
+    answer = said(
+        """
+from qcompile.artifact_signature import sign
+made = qcompile.compile("small.onnx", "w8a8-dynamic", output="made", verify=False)
+assert qcompile.load("made") == made
+errors = []
+for attempt in (lambda: sign("made", "key.pem"), lambda: qcompile.load("made", public_key="key.pub")):
+    open("made/manifest.json.sig", "wb").close()
+    try:
+        attempt()
+    except qcompile.QCompileError as error:
+        errors.append([type(error).__name__, error.mend])
+print(json.dumps({"errors": errors}))
+""",
+        folder,
+    )
+    assert answer["errors"] == [["MissingDependencyError", "Install it: pip install 'qcompile[sign]'"]] * 2
 
 
 @pytest.mark.parametrize(
