@@ -27,17 +27,17 @@ import qcompile
 
 rng = np.random.default_rng(0)
 text = '''<ir_version: 10, opset_import: ["" : 21]>
-small (float[batch, 64, 192] x) => (float[batch, 64, 96] y) {{
+small (float[batch, 64, 128] x) => (float[batch, 64, 96] y) {{
     h = MatMul(x, w)
     n = LayerNormalization(h, scale)
     a = MatMul(n, v)
     r = Relu(a)
     y = MatMul(r, u)
 }}'''
-shapes = {{"w": (192, 256), "scale": (256,), "v": (256, 256), "u": (256, 96)}}
+shapes = {{"w": (128, 192), "scale": (192,), "v": (192, 192), "u": (192, 96)}}
 arrays = {{name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}}
 model = ir.from_onnx_text(text, initializers=[ir.tensor(array, name=name) for name, array in arrays.items()])
-samples = [{{"x": rng.standard_normal((2, 64, 192), dtype=np.float32)}} for _ in range(4)]
+samples = [{{"x": rng.standard_normal((2, 64, 128), dtype=np.float32)}} for _ in range(2)]
 for backend in {BACKENDS!r}:
     for recipe in {RECIPES!r}:
         output = f"{{folder}}/{{recipe}}-{{backend}}"
