@@ -24,6 +24,7 @@ from pathlib import Path
 from qcompile import artifact_exchange
 from qcompile.artifact import load
 from qcompile.artifact_stage import replaced
+from qcompile.artifact_writing import check_output
 from qcompile.backends import Lowered
 from qcompile.errors import ArtifactError, InputError
 from qcompile.report import Report
@@ -52,6 +53,7 @@ def write_old(output: Path) -> None:
 
 
 def write_new(output: Path) -> None:
+    check_output(output)
     write(output, report=Report(model="new"), target=None)
 
 
@@ -123,6 +125,7 @@ class Kills:
     def look(self) -> None:
         state = self.state()
         self.found[state] += 1
+        check_output(self.output)
         with contextlib.suppress(InputError):
             write(self.output, break_off)  # the next writer, who has no luck either
         after = self.state()

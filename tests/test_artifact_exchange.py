@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from qcompile import artifact_exchange
+from qcompile import artifact_exchange, artifact_writing
 from qcompile.artifact import load
 from qcompile.artifact_exchange import exchanged
 from qcompile.artifact_writing import check_output
 from qcompile.errors import ArtifactError
 from qcompile.report import Report
-from tests.artifacts import REPORT, files, write
+from tests.artifacts import REPORT, files, save, write
 
 
 def two_folders(folder: Path) -> tuple[Path, Path]:
@@ -58,7 +58,37 @@ def test_what_is_not_there_is_not_exchanged(tmp_path):
         exchanged(first, tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("damaged", ["{", "", '{"format": "qcompile artifact", "format_version": 1, "files": 3}'])
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are not told")
+@pytest.mark.parametrize("replaces", [True, False])
+def test_all_is_on_the_disk_before_the_manifest_and_that_before_it_takes_the_name(replaces, tmp_path, monkeypatch):
+    if replaces:
+        write(tmp_path / "out")
+    done = []
+    fsync, put_in_place = os.fsync, artifact_writing.put_in_place
+
+    def recorded_sync(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def recorded_put(new: Path, output: Path, old: Path) -> None:
+        done.append("takes the name")
+        put_in_place(new, output, old)
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(artifact_writing, "put_in_place", recorded_put)
+    write(tmp_path / "out", lambda folder: save(folder, "model.onnx.data"))
+    assert done == [
+        *("model.onnx", "model.onnx.data", "report.json", "new"),
+        *("manifest.json", "new"),
+        "takes the name",
+        *(".out.qcompile-stage", tmp_path.name),
+    ]
+
+
+BY_ANOTHER_VERSION = '{"format": "qcompile artifact", "format_version": 1, "files": 3}'
+
+
+@pytest.mark.parametrize("damaged", ["{", "", "[]", BY_ANOTHER_VERSION, BY_ANOTHER_VERSION.replace("1", "2")])
 def test_an_artifact_with_a_damaged_manifest_is_replaced(damaged, tmp_path):
     write(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").write_text(damaged)
