@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from qcompile import backends
 from qcompile.artifact_keys import is_signature
-from qcompile.artifact_stage import replaced
+from qcompile.artifact_stage import behind_link, replaced
 from qcompile.errors import ArtifactError, InputError, ModelError, QCompileError, SignatureError, UnsafeModelError
 from qcompile.frontend import external_data
 from qcompile.manifest import REPORT, SIGNATURE, Manifest, check_native
@@ -132,8 +132,9 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _load(folder: Path, public_key: Path | None) -> Artifact:
-    if replaced(folder).exists() and not folder.exists():
-        reason = f"whoever replaced it was stopped; the artifact that was there is now {replaced(folder)}"
+    aside = replaced(behind_link(folder))
+    if aside.exists() and not folder.exists():
+        reason = f"whoever replaced it was stopped; the artifact that was there is now {aside}"
         raise ArtifactError(str(folder), reason, "Move it back, or write the artifact again")
     manifest = Manifest.read(folder)
     if public_key is not None:

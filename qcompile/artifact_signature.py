@@ -7,7 +7,7 @@ from pathlib import Path
 from qcompile.artifact import absolute, load
 from qcompile.artifact_exchange import sync
 from qcompile.artifact_keys import signature_of
-from qcompile.artifact_stage import stage_beside
+from qcompile.artifact_stage import behind_link, stage_beside
 from qcompile.errors import ArtifactError
 from qcompile.manifest import SIGNATURE, Manifest
 
@@ -33,7 +33,7 @@ def sign(folder: str | Path, private_key: str | Path, *, password: bytes | None 
     Manifest.read(output)  # nothing is written beside what is not an artifact
     path = output / SIGNATURE
     try:
-        with stage_beside(output) as stage:
+        with stage_beside(behind_link(output)) as stage:
             made = signature_of(load(output).manifest.to_json(), Path(private_key), password)
             (stage / SIGNATURE).write_bytes(made)
             sync(stage / SIGNATURE)

@@ -48,6 +48,11 @@ def stage_beside(output: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
+def behind_link(output: Path) -> Path:
+    """Return the folder that a symbolic link leads to, else the path as it is: a link is kept, its folder replaced."""
+    return output.resolve() if output.is_symlink() else output
+
+
 def replaced(output: Path) -> Path:
     """Return where the folder `output` lies while it is replaced on a system that cannot exchange folders."""
     return _stage(output) / "old"

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from qcompile.artifact import Artifact, absolute, report_json
 from qcompile.artifact_exchange import bring_to_disk, put_in_place, sync
-from qcompile.artifact_stage import replaced, stage_beside, try_out
+from qcompile.artifact_stage import behind_link, replaced, stage_beside, try_out
 from qcompile.backends import Lowered
 from qcompile.disk_room import is_full
 from qcompile.errors import ArtifactError
@@ -41,7 +41,7 @@ def check_output(output: str | Path) -> None:
     """
     output = absolute(output)
     with _failures_of(output):
-        try_out(output)
+        try_out(behind_link(output))
         _check_replaceable(output)
 
 
@@ -115,7 +115,8 @@ def write_artifact(
     if output is None:
         return _temporary(fill, report)
     output = absolute(output)
-    with _failures_of(output), stage_beside(output) as stage:
+    place = behind_link(output)
+    with _failures_of(output), stage_beside(place) as stage:
         _check_replaceable(output)
         folder = stage / "new"
         folder.mkdir()
@@ -124,7 +125,7 @@ def write_artifact(
         (folder / MANIFEST).write_bytes(manifest.to_json())  # last: with it the folder says that it is whole
         sync(folder / MANIFEST)
         sync(folder)
-        put_in_place(folder, output, replaced(output))
+        put_in_place(folder, place, replaced(place))
     return Artifact(output, manifest, report)
 
 

@@ -40,6 +40,19 @@ def test_there_is_no_moment_without_an_artifact(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "out"]
 
 
+def test_a_link_to_an_artifact_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    write(tmp_path / "disk" / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    check_output(tmp_path / "link")
+    written = write(tmp_path / "link", report=Report(model="the second"))
+    assert (tmp_path / "link").is_symlink()
+    assert load(tmp_path / "disk" / "out").report.model == "the second"
+    assert load(tmp_path / "link") == written
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"]
+    assert os.listdir(tmp_path / "disk") == ["out"]
+
+
 def test_where_there_is_no_exchange_it_is_replaced_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(artifact_exchange, "exchanged", lambda _first, _second: False)
     write(tmp_path / "out")
