@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -103,7 +104,10 @@ def test_whoever_reads_while_another_writes_has_one_whole_artifact(
     write(output, report=Report(model="a"), target="a")
     stop = processes.Event()
     writer = started(processes, write_until, output, stop)
-    found = [load(output) for _ in range(300)]
+    found = []
+    end = time.monotonic() + PATIENCE  # the writer may be slow to start
+    while len(found) < 300 or (len({artifact.report.model for artifact in found}) < 2 and time.monotonic() < end):
+        found.append(load(output))
     stop.set()
     assert ended(writer)
     assert {artifact.report.model for artifact in found} == {"a", "b"}
