@@ -64,6 +64,10 @@ class Backend(Protocol):
         """Raise MissingDependencyError, naming the extra to install, when the runtime cannot be imported."""
         ...
 
+    def describe(self) -> dict[str, str]:
+        """Return what the runtime says of itself and of this processor, in its own words."""
+        ...
+
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:
         """Write the portable quantized model as files of the runtime into an existing folder.
 

@@ -22,7 +22,8 @@ from qcompile.manifest import versions
 from qcompile.outcome import check_finite, check_shapes, cosine, mean_cosine
 from qcompile.pipeline import Progress
 from qcompile.reference_evaluator import OutOfReachError
-from qcompile.report.text import MEASURED_ON
+from qcompile.report.data import Report, jsonable
+from qcompile.report.text import MEASURED_ON, headlines, verified
 from qcompile.session import Agreement
 from qcompile.verify import run_all, synthetic_samples, total_difference, usable_masks, without_padding
 from qcompile.verify_artifact import quantized_values, verify_artifact
@@ -51,6 +52,23 @@ class Verification:
     accuracy: Mapping[str, Any]
     versions: Mapping[str, str]
     compiled_with: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""
+        data: dict[str, Any] = jsonable(dataclasses.asdict(self) | {"path": str(self.path)})
+        return data
+
+    def summary(self) -> str:
+        """Return it as plain text: what was compared and how far it is apart, and the versions that are others here."""
+        lines = [f"artifact {self.path} · {self.backend}", "files     as in the manifest"]
+        lines += [f"verified  {line}" for line in verified(self.agreements, self.not_compared)]
+        measured = Report(accuracy=dict(self.accuracy))
+        lines += headlines(measured)
+        for name, version in self.versions.items():
+            before = self.compiled_with.get(name, "none")
+            if before != version:
+                lines.append(f"version   {name} {version} here, compiled with {before}")
+        return "\n".join(lines) + "\n"
 
 
 def verify(

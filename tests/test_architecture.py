@@ -52,6 +52,8 @@ ROOMS = {
         "qcompile.outcome",
         "qcompile.activation_ranges",
         "qcompile.capability",
+        "qcompile.doctor",
+        "qcompile.inspection",
         "qcompile.verification",
         "qcompile.work",
     ],

@@ -13,7 +13,13 @@ import onnx_ir as ir
 
 from qcompile.backends import Capability, Lowered
 from qcompile.backends.onnxruntime import lowering
-from qcompile.backends.onnxruntime.session import OnnxRuntimeSession, Optimization, can_share, open_file
+from qcompile.backends.onnxruntime.session import (
+    OnnxRuntimeSession,
+    Optimization,
+    available_providers,
+    can_share,
+    open_file,
+)
 from qcompile.scheme import Dtype, Granularity, Scheme
 from qcompile.session import Probe
 
@@ -55,6 +61,10 @@ class OnnxRuntimeBackend:
 
     def check_installed(self) -> None:
         """Do nothing: ONNX Runtime is installed with qcompile."""
+
+    def describe(self) -> dict[str, str]:
+        """Return its execution providers; artifacts run on that of the CPU, of whose features it says nothing."""
+        return {"providers": ", ".join(available_providers())}
 
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:  # noqa: ARG002
         """Write model.onnx, and model.onnx.data beside it for weights above 128 MiB, into an existing folder.

@@ -105,6 +105,14 @@ def open_file(
     return OnnxRuntimeSession(inference, tuple(shared.values()))
 
 
+def available_providers() -> list[str]:
+    """Names of the execution providers of this build of ONNX Runtime."""
+    import onnxruntime
+
+    found: list[str] = onnxruntime.get_available_providers()
+    return found
+
+
 def can_share(array: np.ndarray) -> bool:
     """Tell whether ONNX Runtime can read the array where it is."""
     return array.flags.c_contiguous and array.dtype.name in _NUMPY_TYPES.values()

@@ -14,7 +14,7 @@ from qcompile.backends.openvino import lowering
 from qcompile.backends.openvino.conversion import converted
 from qcompile.backends.openvino.probes import open_probe
 from qcompile.backends.openvino.runtime import core, openvino, runtime_errors
-from qcompile.backends.openvino.session import OpenVinoSession, Precision, load, refused
+from qcompile.backends.openvino.session import DEVICE, OpenVinoSession, Precision, load, refused
 from qcompile.scheme import Dtype, Granularity, Scheme
 from qcompile.session import Probe
 
@@ -55,6 +55,12 @@ class OpenVinoBackend:
     def check_installed(self) -> None:
         """Raise MissingDependencyError without OpenVINO."""
         openvino()
+
+    def describe(self) -> dict[str, str]:
+        """Return the processor and what OpenVINO's plugin optimizes for on it, e.g. BF16; without OpenVINO an error."""
+        names = {"processor": "FULL_DEVICE_NAME", "optimized for": "OPTIMIZATION_CAPABILITIES"}
+        found = {words: core().get_property(DEVICE, name) for words, name in names.items()}
+        return {words: value if isinstance(value, str) else ", ".join(value) for words, value in found.items()}
 
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:  # noqa: ARG002
         """Write model.xml and model.bin into an existing folder.

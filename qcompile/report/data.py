@@ -164,7 +164,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""
-        data: dict[str, Any] = _jsonable(dataclasses.asdict(self))
+        data: dict[str, Any] = jsonable(dataclasses.asdict(self))
         return data
 
     @classmethod
@@ -235,13 +235,14 @@ _ENTRIES: Mapping[str, Callable[..., Any]] = {
 """Fields of a report that are lists, and what is in them."""
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Return data that `json` writes as it is: numbers of numpy as Python's, infinities and NaN as texts."""
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, np.generic):
-        return _jsonable(value.item())
+        return jsonable(value.item())
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

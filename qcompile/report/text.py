@@ -35,7 +35,7 @@ def summarise(report: Report) -> str:
     title = f"{report.model or 'model'} · {report.recipe or 'recipe'} · {report.backend or 'backend'}"
     console.print(Text(f"{title} · {report.target}" if report.target else title))
     for line in (*headlines(report), *warnings(report)):
-        console.print(Text(f"  {line}"))
+        console.print(Text(f"  {line}"), soft_wrap=True)
     for table in (_layers(report), _kept(report), _elsewhere(report), _passes(report)):
         if table.row_count:
             console.print()
@@ -106,7 +106,7 @@ def verified(agreements: Sequence[Agreement], not_compared: str) -> list[str]:
     for found in agreements:
         values = f"{len(found.values)} values and the outputs" if found.values else "the outputs"
         where = f" ({found.worst})" if found.worst else ""
-        lines.append(f"{found.runtime}: {values}, at most {found.max_steps:.2g} quantization steps off{where}")
+        lines.append(f"{found.runtime}: {values} within {found.max_steps:.2g} quantization steps{where}")
     return [f"not compared with the reference of its arithmetic: {not_compared}"] if not_compared else lines
 
 

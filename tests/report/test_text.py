@@ -135,8 +135,8 @@ def test_the_summary_says_how_far_the_artifact_is_from_the_reference_or_why_nobo
         Agreement("onnxruntime, graph optimizations disabled", (), 0.0, 0.0),
     ]
     assert headlines(Report(agreements=found)) == [
-        "verified  openvino: 2 values and the outputs, at most 0.75 quantization steps off (b)",
-        "verified  onnxruntime, graph optimizations disabled: the outputs, at most 0 quantization steps off",
+        "verified  openvino: 2 values and the outputs within 0.75 quantization steps (b)",
+        "verified  onnxruntime, graph optimizations disabled: the outputs within 0 quantization steps",
     ]
     assert headlines(Report(not_compared="[the reference] is out")) == [
         "verified  not compared with the reference of its arithmetic: [the reference] is out"

@@ -9,10 +9,11 @@ import onnx_ir as ir
 import pytest
 import typer.testing
 
-from qcompile import backends, cli_inputs, errors
+from qcompile import backends, errors
 from qcompile.artifact import load
 from qcompile.artifact_writing import write_artifact
-from qcompile.cli import EXIT_CODES, app, exit_code
+from qcompile.cli import app, inputs
+from qcompile.cli.console import EXIT_CODES, exit_code
 from qcompile.recipe import Recipe
 from qcompile.report import LayerReport, Report
 
@@ -58,11 +59,11 @@ def test_recipes_lists_every_name_with_its_steps():
 
 def test_a_printed_recipe_can_be_read_again(tmp_path):
     (tmp_path / "mine.yaml").write_text(run("recipes", "w8a8-static").stdout)
-    assert cli_inputs.recipe(str(tmp_path / "mine.yaml"), ()) == Recipe.from_name("w8a8-static")
+    assert inputs.recipe(str(tmp_path / "mine.yaml"), ()) == Recipe.from_name("w8a8-static")
     assert Recipe.from_data(json.loads(run("recipes", "w8a8-static", "--json").stdout)) == Recipe.from_name(
         "w8a8-static"
     )
-    assert list(json.loads(run("recipes", "--json").stdout)) == list(map(str, cli_inputs.named_recipes()))
+    assert list(json.loads(run("recipes", "--json").stdout)) == list(map(str, inputs.named_recipes()))
 
 
 def test_a_typed_error_is_one_message_and_an_exit_code():
@@ -260,3 +261,37 @@ def test_compile_refuses_a_folder_that_it_would_have_to_delete(perceptron, tmp_p
     result = run("compile", perceptron, "-c", tmp_path / "data.npz", "-o", tmp_path)
     assert result.exit_code == 6
     assert perceptron.exists()
+
+
+def test_verify_repeats_the_verification_and_compares_with_the_float_model(perceptron, tmp_path):
+    data = tmp_path / "data.npz"
+    assert run("compile", perceptron, "-r", "w8a8-static", "-c", data, "-o", tmp_path / "out").exit_code == 0
+    result = run("verify", tmp_path / "out", "--against", perceptron, "--data", data)
+    assert result.exit_code == 0
+    assert "verified  onnxruntime, graph optimizations disabled: " in result.stdout
+    assert "on 16 samples" in result.stdout
+    found = json.loads(run("verify", tmp_path / "out", "--json").stdout)
+    report = json.loads(run("report", tmp_path / "out", "--json").stdout)
+    assert found["agreements"] == report["agreements"]
+    assert found["versions"] == found["compiled_with"]
+    (tmp_path / "out" / "portable.onnx").unlink()
+    assert run("verify", tmp_path / "out").exit_code == 6
+
+
+def test_inspect_says_what_is_in_a_model_and_what_an_artifact_is(perceptron, tmp_path):
+    text = run("inspect", perceptron).stdout
+    for words in ("2 MatMul, 1 Relu", "x: float32 [batch, 32]", "32×64", "first", "needs calibration data", "2 of 2"):
+        assert words in text
+    found = json.loads(run("inspect", perceptron, "--json").stdout)
+    assert [layer["name"] for layer in found["layers"]] == ["first", "second"]
+    run("compile", perceptron, "-o", tmp_path / "out", "--target", "avx2")
+    text = run("inspect", tmp_path / "out").stdout
+    for words in ("w8a8-dynamic · onnxruntime · avx2", "2 quantized", "model.onnx, ", "which the runtime loads"):
+        assert words in text
+    assert json.loads(run("inspect", tmp_path / "out", "--json").stdout)["model_file"] == "model.onnx"
+
+
+def test_doctor_prints_what_it_measured():
+    text = run("doctor").stdout
+    for words in ("processor  ", "onnxruntime ", "static INT8: right", "times as fast as float", "nothing is wrong"):
+        assert words in text

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from qcompile import cli_inputs
+from qcompile.cli import inputs
 from qcompile.errors import CalibrationError, ModelError, RecipeError
 from qcompile.manifest import Port
 from qcompile.recipe import Recipe
 
 
 def test_a_made_up_feed_fits_the_inputs_and_is_always_the_same():
-    inputs = [
+    ports = [
         Port("ids", "int64", ("batch", "sequence")),
         Port("image", "float32", ("batch", 3, "height", None)),
         Port("flag", "bool", ()),
     ]
-    feed = cli_inputs.made_up_feed(inputs, {"batch": 4, "height": 16})
+    feed = inputs.made_up_feed(ports, {"batch": 4, "height": 16})
     assert {name: (str(array.dtype), array.shape) for name, array in feed.items()} == {
         "ids": ("int64", (4, 128)),
         "image": ("float32", (4, 3, 16, 128)),
@@ -23,7 +23,7 @@ def test_a_made_up_feed_fits_the_inputs_and_is_always_the_same():
     }
     assert feed["ids"].min() == feed["ids"].max() == 1
     assert feed["image"].std() == pytest.approx(1, abs=0.05)
-    again = cli_inputs.made_up_feed(inputs, {"batch": 4, "height": 16})
+    again = inputs.made_up_feed(ports, {"batch": 4, "height": 16})
     np.testing.assert_array_equal(feed["image"], again["image"])
 
 
@@ -33,60 +33,60 @@ IDS = Port("ids", "int64", ("batch", "sequence", None, 3))
 @pytest.mark.parametrize("text", ["sequence", "sequence=", "sequence=0", "sequence=-1", "sequence=x", "==", "=3"])
 def test_a_dimension_that_is_none_is_refused(text):
     with pytest.raises(RecipeError, match="--dim"):
-        cli_inputs.dimensions([text], [IDS])
+        inputs.dimensions([text], [IDS])
 
 
 def test_a_dimension_is_one_of_the_inputs():
-    assert cli_inputs.dimensions(["batch=2", "sequence=5"], [IDS, Port("x", "float32", None)]) == {
+    assert inputs.dimensions(["batch=2", "sequence=5"], [IDS, Port("x", "float32", None)]) == {
         "batch": 2,
         "sequence": 5,
     }
     with pytest.raises(RecipeError, match=r"they are batch, sequence\. The nearest is 'batch'"):
-        cli_inputs.dimensions(["bach=2"], [IDS])
+        inputs.dimensions(["bach=2"], [IDS])
     with pytest.raises(RecipeError, match="all sizes are fixed"):
-        cli_inputs.dimensions(["batch=2"], [Port("x", "float32", (1, None))])
+        inputs.dimensions(["batch=2"], [Port("x", "float32", (1, None))])
 
 
 def test_settings_are_read_as_yaml():
     settings = ["alpha=0.5", "weights={granularity: per_tensor}", " observer = percentile"]
     expected = {"alpha": 0.5, "weights": {"granularity": "per_tensor"}, "observer": "percentile"}
-    assert cli_inputs.recipe("w8a8-static", settings) == Recipe.from_name("w8a8-static", **expected)
+    assert inputs.recipe("w8a8-static", settings) == Recipe.from_name("w8a8-static", **expected)
 
 
 @pytest.mark.parametrize("text", ["alpha", "=3", "alpha=[", "alfa=3"])
 def test_a_setting_that_is_none_is_refused(text):
     with pytest.raises(RecipeError):
-        cli_inputs.recipe("w8a8-static", [text])
+        inputs.recipe("w8a8-static", [text])
 
 
 def test_a_folder_of_samples_is_read_in_order_and_more_than_once(tmp_path):
     for name, length in (("b", 2), ("a", 1), ("c", 3)):
         np.savez(tmp_path / f"{name}.npz", ids=np.zeros((1, length), np.int64))
     (tmp_path / "notes.txt").write_text("not a sample")
-    samples = cli_inputs.calibration(tmp_path, None, None).data
+    samples = inputs.calibration(tmp_path, None, None).data
     for _ in range(2):
         assert [sample["ids"].shape[1] for sample in samples] == [1, 2, 3]
 
 
 def test_calibration_data_that_is_none_is_refused(tmp_path):
-    assert cli_inputs.calibration(None, None, None) is None
+    assert inputs.calibration(None, None, None) is None
     with pytest.raises(CalibrationError, match="no such file"):
-        cli_inputs.calibration(tmp_path / "missing.npz", None, None)
+        inputs.calibration(tmp_path / "missing.npz", None, None)
     with pytest.raises(CalibrationError, match=r"no \.npz file"):
-        cli_inputs.calibration(tmp_path, None, None)
+        inputs.calibration(tmp_path, None, None)
     (tmp_path / "bad.npz").write_text("text")
     with pytest.raises(CalibrationError, match=r"bad\.npz"):
-        list(cli_inputs.calibration(tmp_path, None, None).data)
+        list(inputs.calibration(tmp_path, None, None).data)
     np.savez(tmp_path / "bad.npz", ids=np.array([{}], dtype=object))
     with pytest.raises(CalibrationError, match=r"bad\.npz"):
-        list(cli_inputs.calibration(tmp_path, None, None).data)
+        list(inputs.calibration(tmp_path, None, None).data)
 
 
 def test_a_hugging_face_folder_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(ModelError, match="it is a folder"):
-        cli_inputs.model_file(tmp_path)
+        inputs.model_file(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="from_pretrained"):
-        cli_inputs.model_file(tmp_path)
+        inputs.model_file(tmp_path)
     with pytest.raises(ModelError, match="no such file"):
-        cli_inputs.model_file(tmp_path / "model.onnx")
+        inputs.model_file(tmp_path / "model.onnx")

@@ -1,0 +1,112 @@
+"""The commands about an artifact: verify, bench, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import qcompile
+from qcompile import errors
+from qcompile.cli.console import Debug, Json, Threads, Trust, failures, print_json, progress_bar
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    against: Annotated[Path | None, typer.Option(help="The float model: an .onnx file.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Samples to compare with it on, as in compile; made up when left out."),
+    ] = None,
+    trust_input: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Verify an artifact on this machine: its files, what the runtime computes, its accuracy against the float model.
+
+    The runtime computes with its optimizations off and on what compile wrote down of the quantized graph, and more than
+    two quantization steps from its meaning is an error.
+    """
+    with failures(as_json, debug):
+        from qcompile.cli import inputs
+
+        with progress_bar() as progress:
+            found = qcompile.verify(
+                folder,
+                against=None if against is None else inputs.model_file(against),
+                data=inputs.calibration(data, None, None),
+                trust_input=trust_input,
+                progress=progress,
+            )
+        print_json(found.to_dict()) if as_json else typer.echo(found.summary(), nl=False)
+
+
+def bench(
+    folder: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    against: Annotated[Path | None, typer.Option(help="The float .onnx model, measured in turns with it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="An .npz file with one feed; made up when left out.")] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="Size of a free dimension of the made-up feed, name=size. Repeatable.")
+    ] = None,
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 5.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the latency of an artifact, and of the float model on the same runtime: medians, taken in turns."""
+    with failures(as_json, debug):
+        from qcompile import artifact, backends, frontend
+        from qcompile.cli import inputs
+        from qcompile.latency import interleaved_medians
+
+        opened = artifact.load(folder)
+        ports = opened.manifest.inputs
+        sizes = inputs.dimensions(dim or (), ports)
+        if data and sizes:
+            raise errors.RecipeError(f"--dim {dim[0]}" if dim else "", "--data gives the feed", "Leave one of them out")
+        feed = inputs.read_sample(data) if data else inputs.made_up_feed(ports, sizes)
+        with progress_bar() as progress:
+            progress("loading", 0.0)
+            sessions = {"quantized": opened.open_session(threads=threads)}
+            if against is not None:
+                model = frontend.trace(inputs.model_file(against))
+                sessions["float"] = backends.get(opened.backend).open_session(model, threads=threads)
+            medians = interleaved_medians(
+                {name: lambda session=session: session.run(feed) for name, session in sessions.items()},  # type: ignore[misc]
+                seconds=seconds,
+                progress=lambda fraction: progress("measuring", fraction),
+            )
+        _print_latency(medians, opened.backend, as_json)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page to this file.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print the report of an artifact, or write it as an HTML page."""
+    with failures(as_json, debug):
+        from qcompile.artifact import load
+
+        found = load(folder).report
+        if html is not None:
+            found.save_html(html)
+        if as_json:
+            print_json(found.to_dict())
+        else:
+            typer.echo(found.summary() if html is None else str(html))
+
+
+def _print_latency(medians: dict[str, float], backend: str, as_json: bool) -> None:
+    latency: dict[str, Any] = {f"{name}_ms": round(value, 4) for name, value in medians.items()}
+    if "float" in medians:
+        latency["speedup"] = round(medians["float"] / medians["quantized"], 3)
+    if as_json:
+        print_json({"backend": backend, **latency})
+        return
+    for name, value in sorted(medians.items()):
+        typer.echo(f"{name:<10} {value:8.3f} ms")
+    if "speedup" in latency:
+        typer.echo(f"{latency['speedup']:.2f} times as fast as float on {backend}")

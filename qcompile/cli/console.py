@@ -1,0 +1,109 @@
+"""What all commands share: options, errors and their exit codes, JSON, and the bar of progress."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from qcompile import errors
+
+EXIT_CODES: dict[type[errors.QCompileError], int] = {
+    errors.QCompileError: 1,
+    errors.RecipeError: 2,
+    errors.NothingMatchedError: 2,
+    errors.ModelError: 3,
+    errors.InputError: 3,
+    errors.CalibrationError: 3,
+    errors.UnsupportedError: 4,
+    errors.MissingDependencyError: 4,
+    errors.VerificationError: 5,
+    errors.ArtifactError: 6,
+}
+EXIT_CODES_HELP = (
+    "Exit codes: 0 done; 1 unexpected failure; 2 command line or recipe; 3 model, input or calibration data; "
+    "4 the backend or target cannot do it, or a dependency is missing; 5 verification failed; 6 artifact folder; "
+    "130 interrupted."
+)
+
+WRONG_RESULT = EXIT_CODES[errors.VerificationError]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error was raised.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-input", help="I know where the model comes from: read PyTorch's files, which run code.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its own choice when left out.")]
+
+
+def exit_code(error: errors.QCompileError) -> int:
+    """Return the exit code of the nearest class of the error that has one."""
+    return next(EXIT_CODES[cls] for cls in type(error).__mro__ if cls in EXIT_CODES)
+
+
+@contextlib.contextmanager
+def failures(as_json: bool, debug: bool) -> Iterator[None]:
+    """Turn a typed error into one clear message and its exit code. Any other error is a bug; see `report_bug`."""
+    try:
+        yield
+    except errors.QCompileError as error:
+        if debug:
+            traceback.print_exc()
+        if as_json:
+            fields = {"subject": error.subject, "reason": error.reason, "mend": error.mend}
+            print_json({"error": {"type": type(error).__name__, **fields}})
+        else:
+            _print_error(error)
+        raise typer.Exit(exit_code(error)) from error
+
+
+def _print_error(error: errors.QCompileError) -> None:
+    console = Console(stderr=True, highlight=False)
+    message = Text.assemble(("error: ", "bold red"), (error.subject, "bold"), f": {error.reason}\n{error.mend}.")
+    console.print(message, soft_wrap=True)
+
+
+def report_bug(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """Say in one line that qcompile itself has failed: a `sys.excepthook`, after which Python exits with 1."""
+    if not issubclass(kind, Exception):
+        sys.__excepthook__(kind, error, trace)
+        return
+    first = (str(error).splitlines() or [""])[0]
+    subject, reason = "internal error", f"{kind.__name__}: {first}".rstrip(": .")
+    mend = "Run it again with --debug, and report what that prints"
+    if isinstance(error, OSError):  # what is printed may not be written: the disk behind it is full
+        subject, reason = str(error.filename or "output"), str(error.strerror or error)
+        mend = "Give it room and rights; --debug shows where it failed"
+    elif "--json" in sys.argv:
+        print_json({"error": {"type": kind.__name__, "subject": subject, "reason": reason, "mend": mend}})
+        return
+    _print_error(errors.QCompileError(subject, reason, mend))
+
+
+def print_json(data: Any) -> None:
+    """Print data, dataclasses in it as mappings, on the standard output."""
+    typer.echo(json.dumps(data, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """Show a bar on the standard error of a terminal: the stage that runs, how much of it is done, and the time."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)

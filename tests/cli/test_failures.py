@@ -1,0 +1,128 @@
+"""A user who breaks things on purpose gets one message and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.testing
+
+from qcompile.cli import app
+from tests.artifacts import write
+
+MAIN = "from qcompile.cli import main; main()"
+BUG = "import qcompile.recipe\ndef broken(): raise KeyError('a bug')\nqcompile.recipe.named_recipes = broken\n"
+INTERRUPTED = "import os, signal, threading\nthreading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+
+
+def start(*arguments: object, code: str = MAIN, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **{"stdout": subprocess.PIPE, **options})
+
+
+@pytest.mark.parametrize("arguments", [("recipes",), ("recipes", "--json"), ("--help",)], ids=" ".join)
+def test_a_reader_that_goes_away_ends_it_in_silence(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    process = start(*arguments, stdout=writing)
+    os.close(writing)
+    os.close(reading)
+    assert process.communicate() == (None, "")
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("arguments", [("recipes",), ("recipes", "--json")], ids=" ".join)
+def test_output_that_cannot_be_written_is_told(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start(*arguments, stdout=full)
+        _, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.startswith("error: output: No space left on device\n")
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_ends_with_130_and_without_a_traceback(tmp_path: Path) -> None:
+    write(tmp_path / "artifact")
+    process = start("bench", tmp_path / "artifact", "--seconds", "600", code=INTERRUPTED + MAIN)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "")
+    assert "Traceback" not in errors
+
+
+def test_a_bug_is_one_message_and_exit_code_1() -> None:
+    process = start("recipes", code=BUG + MAIN)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (1, "")
+    assert errors == (
+        "error: internal error: KeyError: 'a bug'\nRun it again with --debug, and report what that prints.\n"
+    )
+    process = start("recipes", "--json", code=BUG + MAIN)
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (1, "")
+    assert json.loads(output)["error"]["type"] == "KeyError"
+
+
+def test_debug_shows_where_a_bug_is() -> None:
+    process = start("recipes", "--debug", code=BUG + MAIN)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" in errors
+    assert ", in broken" in errors
+
+
+NOTHING = "nothing/there"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["compile", NOTHING, "-o", "out"], 3, NOTHING),
+        (["compile", "empty", "-o", "out"], 3, "empty: it is a folder"),
+        (["compile", "text.onnx", "-o", "out"], 3, "text.onnx"),
+        (["compile", "text.onnx", "-o", "file/out"], 6, "file/out"),
+        (["compile", "text.onnx", "-r", "none.yaml", "-o", "out"], 2, "none.yaml"),
+        (["inspect", NOTHING], 3, NOTHING),
+        (["inspect", "empty"], 6, "manifest.json"),
+        (["inspect", "text.onnx"], 3, "text.onnx"),
+        (["verify", NOTHING], 6, "manifest.json"),
+        (["verify", "empty"], 6, "manifest.json"),
+        (["verify", "text.onnx"], 6, "manifest.json"),
+        (["verify", "artifact", "--against", NOTHING], 3, NOTHING),
+        (["verify", "artifact", "--against", "text.onnx", "--data", NOTHING], 3, NOTHING),
+        (["verify", "artifact", "--data", "data.npz"], 2, "Give against"),
+        (["verify", "artifact"], 6, "there is no portable.onnx in it"),
+        (["bench", "empty"], 6, "manifest.json"),
+        (["bench", "artifact", "--against", NOTHING], 3, NOTHING),
+        (["bench", "artifact", "--data", NOTHING], 3, NOTHING),
+        (["report", NOTHING], 6, "manifest.json"),
+        (["report", "artifact", "--html", "file/report.html"], 6, "file/report.html"),
+        (["recipes", NOTHING], 2, NOTHING),
+        (["doctor", "--target", "z80"], 4, "avx512-vnni"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_what_is_not_there_or_is_something_else_has_its_exit_code(
+    arguments: list[str], code: int, named: str, as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "artifact")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "text.onnx").write_text("no model")
+    (tmp_path / "data.npz").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    result = typer.testing.CliRunner().invoke(app, [*arguments, *(["--json"] if as_json else [])])
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == code
+    assert sorted(tmp_path.rglob("*")) == before
+    if as_json and arguments != ["nonsense"]:
+        error = json.loads(result.stdout)["error"]
+        assert named in f"{error['subject']}: {error['reason']}. {error['mend']}."
+    else:
+        assert named in result.stderr
