@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -147,21 +148,35 @@ def _check_shape(array: Array, value: ir.Value, index: int, sizes: dict[str, tup
         raise _error(name, index, f"it is empty, shape {list(array.shape)}", "Leave the sample out")
     if value.shape is None:
         return
-    wanted = f"[{', '.join(str(dim) for dim in value.shape)}]"
+    wanted = f"[{', '.join(map(_words, value.shape))}]"
     if array.ndim != len(value.shape):
         mend = "Add the batch dim" if array.ndim == len(value.shape) - 1 else "Give it the rank of the input"
         raise _error(name, index, f"it has shape {list(array.shape)} where the input has {wanted}", mend)
     for axis, (size, dim) in enumerate(zip(array.shape, value.shape, strict=True)):
+        mend = ""
         if isinstance(dim, int):
             expected, source = dim, f"the input has {wanted}"
+            mend = f"; or let the axis vary: {_varying(value, axis)}"
         elif dim.value is not None:
             expected, source = sizes.setdefault(dim.value, (size, f"dim {axis} of {name}"))
-            source = f"{dim.value} is {expected} in {source}"
+            source = f"{_words(dim).replace('?', 'the same size')} is {expected} in {source}"
         else:
             continue
         if size != expected:
             reason = f"it has shape {list(array.shape)}, size {size} on axis {axis}, where {source}"
-            raise _error(name, index, reason, f"Give it size {expected} there")
+            raise _error(name, index, reason, f"Give it size {expected} there{mend}")
+
+
+def _varying(value: ir.Value, axis: int) -> str:
+    """Return how a model is exported so that an axis of an input may vary, as others do already."""
+    free = [other for other, dim in enumerate(value.shape or ()) if other == axis or not isinstance(dim, int)]
+    axes = ", ".join(f"{each}: torch.export.Dim.AUTO" for each in free)
+    return f'for a torch module pass dynamic_shapes={{"{value.name}": {{{axes}}}}}, else export the model so'
+
+
+def _words(dim: int | ir.SymbolicDim) -> str:
+    """Return a size or the name of one; not what torch's exporter calls the sizes that nobody gave a name: s77."""
+    return "?" if isinstance(dim, ir.SymbolicDim) and re.fullmatch(r"None|[su]\d+", str(dim)) else str(dim)
 
 
 def _cast(array: Array, value: ir.Value, index: int) -> Array:

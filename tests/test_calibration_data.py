@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+import qcompile
 from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError
 
@@ -266,3 +267,26 @@ def test_stacked_arrays_of_different_lengths_are_refused():
     assert caught.value.subject == "input scale"
     with pytest.raises(CalibrationError, match="scalar, not stacked"):
         list(Calibration({"ids": IDS, "scale": np.float32(1)}).read(TWO))
+
+
+def test_a_size_that_is_fixed_and_should_vary_is_refused_with_the_axes_to_name():
+    model_inputs = inputs(x=(ir.DataType.FLOAT, "s77", 4, 16), y=(ir.DataType.FLOAT, "batch", "s77"))
+    sound = np.zeros((2, 4, 20), np.float32)
+    with pytest.raises(CalibrationError, match=r"size 20 on axis 2, where the input has \[\?, 4, 16\]") as raised:
+        list(Calibration([{"x": sound, "y": np.zeros((1, 2), np.float32)}]).read(model_inputs))
+    axes = "{0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO}"
+    assert f'dynamic_shapes={{"x": {axes}}}' in raised.value.mend
+    with pytest.raises(CalibrationError, match=r"size 3 on axis 1, where the same size is 2 in dim 0 of x") as raised:
+        list(Calibration([{"x": sound[..., :16], "y": np.zeros((1, 3), np.float32)}]).read(model_inputs))
+    assert raised.value.mend == "Give it size 2 there"
+
+
+def test_what_the_error_says_makes_lengths_vary():
+    lengths = [{"input": np.random.default_rng(0).normal(size=(2, 4, n)).astype(np.float32)} for n in (16, 20)]
+    module = torch.nn.Sequential(torch.nn.Conv1d(4, 8, 3))
+    with pytest.raises(CalibrationError) as raised:
+        qcompile.compile(module, "w8a8-static", calibration=lengths)
+    written = raised.value.mend.partition("dynamic_shapes=")[2].partition(", else export")[0]
+    shapes = eval(written, {"torch": torch})
+    artifact = qcompile.compile(module, "w8a8-static", calibration=lengths, dynamic_shapes=shapes)
+    assert artifact.run({"input": np.ones((1, 4, 31), np.float32)})["conv1d"].shape == (1, 8, 29)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from qcompile.errors import (
 from qcompile.manifest import FileEntry
 from qcompile.verify_artifact import without_quantizers
 from tests.backends.portable import parse
+from tests.test_manifest import edit_manifest, seal_the_report_again
 from tests.test_verify_artifact import WIDTH, network, samples
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,10 +51,9 @@ def replace(folder: Path, change) -> None:
     model = ir.load(folder / "model.onnx")
     change(model)
     write(model, folder, external=False)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    entry = FileEntry.of(folder / "model.onnx")
-    manifest["files"]["model.onnx"] = {"sha256": entry.sha256, "size": entry.size}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    edit_manifest(folder, files=files | {"model.onnx": dataclasses.asdict(FileEntry.of(folder / "model.onnx"))})
+    seal_the_report_again(folder)
 
 
 def test_another_arithmetic_is_caught(tmp_path: Path) -> None:

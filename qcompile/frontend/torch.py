@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from torch.onnx._internal.exporter._errors import ConversionError
 
 from qcompile.errors import ModelError, raise_interrupt
 from qcompile.frontend import OPSET
+from qcompile.graph import unique_name
 
 _DECOMPOSED_OPSET = 18
 """The opset at which the exporter writes attention and norms as elementary operators."""
@@ -144,6 +145,7 @@ def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, A
     assert program is not None
     traced: ir.Model = program.model
     if program.exported_program is not None:
+        _keep_input_names(traced, program.exported_program.graph_signature.user_inputs)
         _name_outputs(traced, program.exported_program.call_spec.out_spec)
     _forget_program(traced)
     return traced
@@ -166,6 +168,19 @@ def _forget_program(traced: ir.Model) -> None:
             node.meta.clear()
             for value in node.outputs:
                 value.meta.clear()
+
+
+def _keep_input_names(traced: ir.Model, given: Sequence[Any]) -> None:
+    """Name inputs that the module returns unchanged as the module does; the exporter gives their name to the output."""
+    graph = traced.graph
+    taken = {value.name for value in graph.inputs}
+    for value in graph.inputs:
+        name = str(value.name).removesuffix("_orig")
+        if name in given and name not in taken:
+            for output in graph.outputs:
+                if output.name == name:
+                    output.name = unique_name(graph, f"{name}_output")
+            value.name = name
 
 
 def _name_outputs(traced: ir.Model, structure: Any) -> None:

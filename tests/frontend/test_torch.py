@@ -127,3 +127,28 @@ def test_outputs_have_the_names_that_the_module_gives_them():
     names = [value.name for value in trace(ReturnsMapping(), example_inputs={"x": torch.ones(2, 3)}).graph.outputs]
     assert names[0] == "doubled"
     assert names[1] != "x", "an input has this name already"
+
+
+class Returns(torch.nn.Module):
+    """Returns its input unchanged, besides what it computes."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"x": x, "y": x + 1}
+
+
+class ReturnsTwice(torch.nn.Module):
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x, x, z
+
+
+def test_an_input_that_is_returned_keeps_its_name() -> None:
+    model = trace(Returns(), example_inputs={"x": torch.ones(2, 3)})
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert [value.name for value in model.graph.outputs] == ["x_output", "y"]
+    np.testing.assert_array_equal(run(model, x=np.full((4, 3), 2, np.float32)), np.full((4, 3), 2))
+    model = trace(ReturnsTwice(), example_inputs=(torch.ones(2, 3), torch.zeros(2, 3)))
+    assert [value.name for value in model.graph.inputs] == ["x", "z"]
+    names = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
+    assert len(set(names)) == 5
+    ones, zeros = np.ones((4, 3), np.float32), np.zeros((4, 3), np.float32)
+    np.testing.assert_array_equal(run(model, x=ones, z=zeros), ones)
