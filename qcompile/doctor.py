@@ -126,12 +126,13 @@ def diagnose(*, target: str | None = None, progress: Progress | None = None) -> 
     runtimes = []
     for index, name in enumerate(backends.BACKENDS):
         report_progress(f"trying {name}", index / len(backends.BACKENDS))
-        runtimes.append(_runtime(name, target))
+        runtimes.append(examine(name, target))
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return Diagnosis(*_processor(), os.cpu_count(), platform.python_version(), found, tuple(runtimes))
 
 
-def _runtime(name: str, target: str | None) -> Runtime:
+def examine(name: str, target: str | None = None) -> Runtime:
+    """Try one backend; arguments and errors as for `diagnose`."""
     version = versions(name).get(name)
     try:
         engine = backends.get(name)

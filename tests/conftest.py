@@ -31,3 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("data"):
                 item.add_marker(skip)
+
+
+@pytest.fixture
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `compile` time models for a moment only: for tests of something else."""
+    monkeypatch.setattr("qcompile.outcome.LATENCY_SECONDS", 0.02)

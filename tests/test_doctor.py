@@ -14,7 +14,8 @@ from qcompile.doctor import diagnose
 from qcompile.errors import UnsupportedError
 
 
-def test_both_runtimes_are_right_here_and_are_measured() -> None:
+def test_both_runtimes_are_right_here_and_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qcompile.outcome.LATENCY_SECONDS", 0.05)
     stages: list[str] = []
     found = diagnose(progress=lambda stage, _part: stages.append(stage))
     assert found.problems == []
@@ -37,17 +38,38 @@ def test_an_unknown_target_is_refused() -> None:
         diagnose(target="z80")
 
 
-DOCTOR = "import sys; from qcompile.cli import main; main()"
+IN_ANOTHER_WORLD = """
+import sys
+from qcompile import doctor, outcome
+outcome.LATENCY_SECONDS = 0.05
+"""
 
 
-@pytest.mark.parametrize(("options", "wrong"), [([], True), (["--target", "avx2"], False)], ids=["none", "avx2"])
-def test_products_that_saturate_are_found_and_the_target_mends_them(options: list[str], wrong: bool) -> None:
+def said(code: str, **environment: str) -> list[str]:
+    """What the code prints in a process of its own."""
+    command = [sys.executable, "-c", IN_ANOTHER_WORLD + code]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_products_that_saturate_are_found_and_the_target_mends_them() -> None:
     """64.0 becomes 32.4 where products are added in 16 bits, here by asking OpenVINO for AVX2."""
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    command = [sys.executable, "-c", DOCTOR, "doctor", "--json", *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    data = json.loads(done.stdout)
-    assert done.returncode == (5 if data["problems"] else 0)
-    static = next(run["checks"][0] for run in data["runtimes"] if run["backend"] == "openvino")
-    assert ("static INT8 is wrong" in static["problem"]) is wrong
-    assert ("--target avx2" in static["mend"]) is wrong
+    wrong, right = said(
+        "for target in (None, 'avx2'):\n"
+        "    check = doctor.examine('openvino', target).checks[0]; print(check.problem, check.mend)",
+        ONEDNN_MAX_CPU_ISA="AVX2",
+    )
+    assert wrong.startswith("static INT8 is wrong: y is up to")
+    assert "--target avx2" in wrong
+    assert right == " "
+
+
+def test_a_runtime_that_is_not_installed_is_no_problem_and_one_that_cannot_be_imported_is() -> None:
+    broken, absent = said(
+        "sys.modules['openvino'] = None\n"
+        "print(doctor.examine('openvino'))\n"
+        "doctor.versions = lambda runtime: {}\n"
+        "print(doctor.examine('openvino'))"
+    )
+    assert "the package openvino cannot be imported" in broken
+    assert absent == "Runtime(backend='openvino', version=None, says={}, checks=(), problem='')"

@@ -14,6 +14,7 @@ from qcompile.artifact import load
 from qcompile.artifact_writing import write_artifact
 from qcompile.cli import app, inputs
 from qcompile.cli.console import EXIT_CODES, exit_code
+from qcompile.doctor import Check, Diagnosis, Runtime
 from qcompile.recipe import Recipe
 from qcompile.report import LayerReport, Report
 
@@ -291,7 +292,20 @@ def test_inspect_says_what_is_in_a_model_and_what_an_artifact_is(perceptron, tmp
     assert json.loads(run("inspect", tmp_path / "out", "--json").stdout)["model_file"] == "model.onnx"
 
 
-def test_doctor_prints_what_it_measured():
-    text = run("doctor").stdout
-    for words in ("processor  ", "onnxruntime ", "static INT8: right", "times as fast as float", "nothing is wrong"):
-        assert words in text
+def test_doctor_prints_what_was_found_and_exits_with_5_when_something_is_wrong(monkeypatch):
+    right = Runtime("onnxruntime", "1.31", {"providers": "CPU"}, (Check("static", None, 0.5, 4.0, 1.0),))
+    check = Check("dynamic", None, problem="dynamic INT8 is wrong", mend="Do that")
+    wrong = Runtime("openvino", "2026.4", {}, (check,))
+    absent = Runtime("openvino", None)
+    for runtimes, code, words in (((right, absent), 0, "nothing is wrong\n"), ((right, wrong), 5, "1 problem\n")):
+        found = Diagnosis("a CPU", ("avx2",), 2, "3.11", {"numpy": "2.0"}, runtimes)
+        monkeypatch.setattr("qcompile.doctor.diagnose", lambda found=found, **_options: found)
+        result = run("doctor")
+        assert result.exit_code == code
+        assert "static INT8: right, within 0.5 quantization steps" in result.stdout
+        assert "4.0 times as fast as float" in result.stdout
+        assert result.stdout.endswith(words)
+        data = run("doctor", "--json")
+        assert data.exit_code == code
+        assert len(json.loads(data.stdout)["problems"]) == bool(code)
+    assert "Do that." in result.stdout
