@@ -7,6 +7,7 @@ graph says where they lie, as external data does.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import mmap
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,10 @@ _LARGE = 1024
 """Bytes above which a weight is kept outside of the graph."""
 
 _PREFIX = 64
+_MOST_MISSES = 64
+"""How many weights are looked for in vain in one file, by reading all of it: a runtime that lays out one weight in
+another way does so with most."""
+
 _MOST_CANDIDATES = 64
 """How many places that begin like a weight are compared with it: weights of mostly zeros begin alike everywhere."""
 
@@ -43,14 +48,12 @@ def write_portable(model: ir.Model, sample: Feed, folder: Path, files: Iterable[
     """
     copy = model.clone()
     with contextlib.ExitStack() as stack:
-        written = {
-            name: stack.enter_context(_mapped(folder / name)) for name in files if (folder / name).stat().st_size
-        }
+        filled = [name for name in files if (folder / name).stat().st_size]
+        written = {name: _Written(stack.enter_context(_mapped(folder / name))) for name in filled}
         rest = stack.enter_context((folder / WEIGHTS).open("wb"))
-        places = dict.fromkeys(written, 0)
         for name, value in copy.graph.initializers.items():
             if value.const_value is not None and value.const_value.nbytes > _LARGE:
-                value.const_value = _stored(value.const_value, name, folder, written, places, rest)
+                value.const_value = _stored(value.const_value, name, folder, written, rest)
     if not (folder / WEIGHTS).stat().st_size:
         (folder / WEIGHTS).unlink()
     ir.save(copy, folder / GRAPH)
@@ -82,38 +85,52 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
         yield content
 
 
+@dataclasses.dataclass
+class _Written:
+    """A file of the runtime.
+
+    Attributes:
+        content: its bytes.
+        place: where the last weight that was found ends: the next of the graph is likely to lie there.
+        misses: how many were not found.
+    """
+
+    content: mmap.mmap
+    place: int = 0
+    misses: int = 0
+
+    def find(self, weight: bytes) -> int | None:
+        """Return where a weight lies, looked for from the place of the last on and then from the beginning."""
+        if self.misses == _MOST_MISSES:
+            return None
+        ends = (self.place, len(self.content)), (0, min(self.place + _PREFIX, len(self.content)))
+        for first, last in ends:
+            found = self._find(weight, first, last)
+            if found is not None:
+                self.place = found + len(weight)
+                return found
+        self.misses += 1
+        return None
+
+    def _find(self, weight: bytes, first: int, last: int) -> int | None:
+        place = self.content.find(weight[:_PREFIX], first, last)
+        for _ in range(_MOST_CANDIDATES):
+            if place < 0 or self.content[place : place + len(weight)] == weight:
+                break
+            place = self.content.find(weight[:_PREFIX], place + 1, last)
+        else:
+            return None
+        return place if place >= 0 else None
+
+
 def _stored(
-    tensor: ir.TensorProtocol,
-    name: str,
-    folder: Path,
-    written: Mapping[str, mmap.mmap],
-    places: dict[str, int],
-    rest: BinaryIO,
+    tensor: ir.TensorProtocol, name: str, folder: Path, written: Mapping[str, _Written], rest: BinaryIO
 ) -> ir.ExternalTensor:
     """Return the tensor as a part of a file that holds its bytes already, else of `rest`."""
     content = tensor.tobytes()
-    location, offset = WEIGHTS, rest.tell()
-    for file, mapped in written.items():
-        found = _find(mapped, content, places[file])
-        if found is not None:
-            location, offset = file, found
-            places[file] = found + len(content)  # the next weight of the graph is likely to lie behind
-            break
-    else:
+    found = ((file, place) for file, each in written.items() if (place := each.find(content)) is not None)
+    location, offset = next(found, (WEIGHTS, rest.tell()))
+    if location == WEIGHTS:
         rest.write(content)
-    return ir.ExternalTensor(
-        location, offset, len(content), tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder
-    )
-
-
-def _find(mapped: mmap.mmap, content: bytes, start: int) -> int | None:
-    """Return where the content lies in a file; looked for from a place on, then from the beginning."""
-    candidates = 0
-    for first, last in ((start, len(mapped)), (0, min(start + _PREFIX, len(mapped)))):
-        place = mapped.find(content[:_PREFIX], first, last)
-        while place >= 0 and candidates < _MOST_CANDIDATES:
-            if mapped[place : place + len(content)] == content:
-                return place
-            candidates += 1
-            place = mapped.find(content[:_PREFIX], place + 1, last)
-    return None
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor(location, offset, len(content), tensor.dtype, shape=shape, name=name, base_dir=folder)
