@@ -28,6 +28,9 @@ SAMPLE = "portable.npz"
 _LARGE = 1024
 """Bytes above which a weight is kept outside of the graph."""
 
+_WORTH_LOOKING = 2**14
+"""Bytes below which a weight is not looked for in the files of the runtime: it would take longer than it saves."""
+
 _PREFIX = 64
 _MOST_MISSES = 64
 """How many weights are looked for in vain in one file, by reading all of it: a runtime that lays out one weight in
@@ -128,7 +131,8 @@ def _stored(
 ) -> ir.ExternalTensor:
     """Return the tensor as a part of a file that holds its bytes already, else of `rest`."""
     content = tensor.tobytes()
-    found = ((file, place) for file, each in written.items() if (place := each.find(content)) is not None)
+    files = written if len(content) >= _WORTH_LOOKING else {}
+    found = ((file, place) for file, each in files.items() if (place := each.find(content)) is not None)
     location, offset = next(found, (WEIGHTS, rest.tell()))
     if location == WEIGHTS:
         rest.write(content)
