@@ -1,0 +1,175 @@
+"""A budget of accuracy: the fewest layers stay float, the best that was found is returned, and the report says all."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+import qcompile
+from qcompile import compile_accuracy
+from qcompile.backends import get
+from qcompile.compile_accuracy import KEPT_REASON
+from qcompile.errors import RecipeError
+from tests.report.test_culprits import BLOCKS, CHANNELS, PLANTED, model_of_blocks
+
+PLAIN = qcompile.Recipe("no-smoothing", steps=("insert_qdq",))
+CULPRIT = f"{PLANTED}.linear"
+EVERY_LAYER = [f"{block}.linear" for block in range(BLOCKS)]
+OUTPUT = np.random.default_rng(7).standard_normal((CHANNELS, 10))
+
+
+def samples(count: int = 8, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(seed)
+    return [{"input": generator.standard_normal((2, 8, CHANNELS)).astype(np.float32)} for _ in range(count)]
+
+
+@functools.cache
+def traced(planted: int | None) -> ir.Model:
+    return qcompile.trace(model_of_blocks(planted), example_inputs=(torch.zeros(2, 8, CHANNELS),))
+
+
+class Accuracy:
+    """Part of held-out samples that fall into the class that the float model gives them; remembers what it found."""
+
+    def __init__(self, planted: int | None) -> None:
+        self.feeds, self.found = samples(8, seed=1), []
+        self.labels = self.classes(get("onnxruntime").open_session(traced(planted)).run)
+
+    def classes(self, run) -> np.ndarray:
+        (name,) = run(self.feeds[0])
+        return np.concatenate([(run(feed)[name] @ OUTPUT).argmax(-1).ravel() for feed in self.feeds])
+
+    def __call__(self, run) -> float:
+        self.found.append(float(np.mean(self.classes(run) == self.labels)))
+        return self.found[-1]
+
+
+def compiled(accuracy, planted: int | None = PLANTED, recipe=PLAIN, **options) -> qcompile.Artifact:
+    settings = {"calibration": samples(), "verify": False} | options
+    return qcompile.compile(traced(planted), recipe, accuracy=accuracy, **settings)
+
+
+def float_layers(artifact: qcompile.Artifact) -> list[str]:
+    return [layer.name for layer in artifact.report.layers if layer.action == "kept"]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_exactly_the_planted_bad_layer_stays_float(backend):
+    pytest.importorskip(backend)
+    metric = Accuracy(PLANTED)
+    artifact = compiled({"max_drop": 0.03, "metric": metric}, backend=backend)
+    budget = artifact.report.budget
+    assert float_layers(artifact) == list(budget.kept) == [CULPRIT]
+    assert budget.met
+    assert metric.found == [1.0, budget.quantized_score, budget.score], "nothing is measured again"
+    assert budget.quantized_score < 0.97 <= budget.score
+    assert budget.trials == 2
+    assert metric(artifact.run) == budget.score, "what was tried is what was written"
+    assert artifact.manifest.recipe["ignore"] == [CULPRIT]
+    assert qcompile.load(artifact.path).report == artifact.report
+
+
+def test_it_is_what_the_passes_make_when_they_ignore_the_layer():
+    held, ignored = compiled({"max_drop": 1e-3}, verify=True), compiled(None, ignore=CULPRIT, verify=True)
+    np.testing.assert_array_equal(*(next(iter(each.run(samples(1)[0]).values())) for each in (held, ignored)))
+    ratios = [{layer.name: layer.accumulated_db for layer in each.report.layers} for each in (held, ignored)]
+    assert ratios[0] == pytest.approx(ratios[1])
+    assert held.manifest.recipe == ignored.manifest.recipe
+
+
+def test_without_a_metric_the_outputs_are_compared_with_those_of_the_float_model():
+    budget = compiled(qcompile.AccuracyBudget(1e-3)).report.budget
+    assert (budget.metric, budget.float_score, budget.kept) == ("cosine to float", pytest.approx(1), (CULPRIT,))
+    assert budget.quantized_score < 1 - 1e-3 <= budget.score
+
+
+def test_a_model_that_holds_the_budget_is_quantized_whole():
+    artifact = compiled({"max_drop": 1e-3}, planted=None)
+    assert float_layers(artifact) == []
+    assert (artifact.report.budget.met, artifact.report.budget.trials) == (True, 1)
+    assert "ignore" not in artifact.manifest.recipe
+
+
+def test_where_nothing_may_be_lost_everything_stays_float():
+    (feed,) = samples(1)
+    exact = get("onnxruntime").open_session(traced(PLANTED)).run(feed)
+
+    def metric(run) -> float:
+        return -max(float(np.abs(run(feed)[name] - array).max()) for name, array in exact.items())
+
+    artifact = compiled({"max_drop": 0, "metric": metric}, verify=True)
+    assert float_layers(artifact) == EVERY_LAYER
+    assert artifact.report.budget.met
+    assert artifact.report.accuracy["sqnr_db"] > 100
+
+
+def test_the_best_that_was_found_is_returned_where_the_budget_is_not_met():
+    artifact = compiled({"max_drop": 0.0, "max_trials": 2})
+    budget = artifact.report.budget
+    assert (budget.met, budget.trials, budget.kept) == (False, 2, (CULPRIT,))
+    assert budget.score > budget.quantized_score
+    assert "warning: the accuracy budget is not met" in artifact.report.summary()
+
+
+def test_calibration_and_smoothing_are_not_done_again():
+    def stages(accuracy) -> list[str]:
+        told = []
+        settings = {"recipe": "w8a8-static", "progress": lambda stage, part: told.append((stage, part))}
+        compiled(accuracy, **settings)
+        return [stage for stage, part in told if not stage.startswith("holding")]
+
+    assert stages({"max_drop": 1e-12, "max_trials": 5}) == stages(None)
+
+
+def test_a_budget_holds_without_calibration_and_verification():
+    metric = Accuracy(PLANTED)
+    options = {"recipe": "w8a8-dynamic", "calibration": None}
+    artifact = compiled({"max_drop": 0.02, "metric": metric}, **options)
+    assert artifact.report.budget.met
+    assert artifact.report.budget.score == metric(artifact.run) >= 0.98
+
+
+def test_a_recipe_that_quantizes_nothing_needs_no_trial():
+    budget = compiled({"max_drop": 0.01}, recipe="float").report.budget
+    assert (budget.met, budget.trials, budget.kept, budget.score) == (True, 0, (), budget.float_score)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "options", "message"),
+    [
+        ({"max_drop": 0.01, "metric": lambda _run: math.nan}, {}, "metric: it is nan for the float model"),
+        ({"max_drop": 0.01}, {"recipe": qcompile.Recipe("r", ("insert_qdq", "fold_scales"))}, "behind those that"),
+        ({"max_drop": 2, "drop": 1}, {}, "there is no such key"),
+    ],
+)
+def test_what_cannot_be_held_is_refused(accuracy, options, message):
+    with pytest.raises(RecipeError, match=message):
+        compiled(accuracy, **options)
+
+
+def test_without_any_data_a_metric_is_asked_for():
+    with pytest.raises(RecipeError, match="no inputs on which outputs could be compared"):
+        compiled({"max_drop": 0.01}, recipe="w8a8-dynamic", calibration=None)
+
+
+def test_the_worst_layers_are_ranked_by_what_ignoring_them_brings(monkeypatch):
+    monkeypatch.setattr(compile_accuracy, "WEIGHING_SHARE", math.inf)
+    planted, mended = compiled(None, verify=True), compiled(None, ignore=CULPRIT, verify=True)
+    gains = {layer.name: layer.gain_db for layer in planted.report.layers}
+    assert set(gains) == set(EVERY_LAYER)
+    assert planted.report.ranked_layers()[0].name == max(gains, key=gains.__getitem__) == CULPRIT
+    # OpenVINO or ONNX Runtime, with or without its optimizations: the same to a tenth of a dB.
+    promised = planted.report.accuracy["sqnr_db"] + gains[CULPRIT]
+    assert mended.report.accuracy["sqnr_db"] == pytest.approx(promised, abs=0.5)
+    assert f"- {CULPRIT}  # alone: {gains[CULPRIT]:+.1f} dB at the outputs" in planted.report.summary()
+    assert [layer.gain_db for layer in mended.report.layers if layer.name == CULPRIT] == [None]
+
+
+def test_reasons_are_in_the_report():
+    layers = {layer.name: layer for layer in compiled({"max_drop": 1e-3}).report.layers}
+    assert (layers[CULPRIT].reason, layers[CULPRIT].sqnr_db, layers[CULPRIT].scheme) == (KEPT_REASON, None, "")
