@@ -95,7 +95,17 @@ def by_us_portable(path: Path) -> Path:
     return output
 
 
-EVERY_TOOL = [by_qdq, by_integer_operators, by_dynamic, by_us, by_us_dynamic, by_us_portable]
+def by_pairs_of_float_weights(path: Path) -> Path:
+    """As NNCF and others export: the weights are float, and quantized and dequantized in the graph."""
+    output = path.with_name("quantized.onnx")
+    scale = "s = Constant<value = float {0.05}>() z = Constant<value = int8 {0}>()"
+    pair = "{0}q = QuantizeLinear({0}, s, z) {0}d = DequantizeLinear({0}q, s, z)"
+    up = f"{scale} {pair.format('x')} {pair.format('wu')} m = MatMul(xd, wud)"
+    ir.save(parse(up, f"{pair.format('r')} {pair.format('wd')} d = MatMul(rd, wdd)"), output)
+    return output
+
+
+EVERY_TOOL = [by_pairs_of_float_weights, by_qdq, by_integer_operators, by_dynamic, by_us, by_us_dynamic, by_us_portable]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -107,13 +117,34 @@ def test_a_quantized_model_is_compiled_as_it_is_and_the_report_says_so(tool, rec
     assert [(layer.action, layer.reason) for layer in artifact.report.layers] == [KEPT, KEPT]
     steps = {step.pass_name for step in qcompile.Recipe.from_name(recipe).steps}
     assert not [item.name for item in artifact.report.passes if item.modified and item.title in steps]
+    assert "the model is quantized already, so it was compiled as it is" in artifact.report.summary()
+    assert "as fast as float" not in artifact.report.summary()
     feed = samples(1)[0]
     expected = onnxruntime.InferenceSession(quantized).run(None, feed)[0]
+    if backend == "onnxruntime" and tool is not by_us_portable:
+        assert artifact.run(feed)["y"].tobytes() == expected.tobytes()
     difference = np.linalg.norm(artifact.run(feed)["y"] - expected) / np.linalg.norm(expected)
     # Backends run per-token quantization, here an elementwise function, in groups or in another order of operations;
     # what OpenVINO makes of QLinearMatMul by itself is not what ONNX Runtime computes.
     tolerance = {by_us_portable: 0.01, by_integer_operators: 0.03 if backend == "openvino" else 0.0}
     assert difference <= tolerance.get(tool, 1e-5)
+
+
+@pytest.mark.parametrize("tool", EVERY_TOOL)
+def test_the_graph_of_a_quantized_model_is_not_changed(tool, path):
+    def graph(model: ir.Model) -> list[str]:
+        return [f"{node.op_type} {node.inputs} {node.attributes}" for node in model.graph if node.op_type != "Constant"]
+
+    def constants(model: ir.Model) -> dict[str, bytes]:
+        return {name: value.const_value.tobytes() for name, value in model.graph.initializers.items()}
+
+    quantized = tool(path)
+    given, traced = ir.load(quantized), qcompile.trace(quantized)
+    again = qcompile.rewrite(quantized, "w8a8-static", calibration=samples())
+    assert graph(again) == graph(traced)
+    assert constants(again) == constants(traced)
+    assert constants(given).items() <= constants(traced).items()
+    assert Counter(line.split()[0] for line in graph(traced)) == Counter(line.split()[0] for line in graph(given))
 
 
 def test_what_is_left_of_a_partly_quantized_model_is_quantized_once(path):

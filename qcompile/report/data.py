@@ -183,6 +183,10 @@ class Report:
             fields["budget"] = BudgetReport.from_dict(fields["budget"])
         return cls(**fields)
 
+    def quantized_layers(self) -> list[LayerReport]:
+        """Return the layers that are quantized now and were not before, in graph order."""
+        return [layer for layer in self.layers if layer.action == "quantized"]
+
     def culprits(self) -> list[LayerReport]:
         """Return the quantized layers that lose most, ranked as by `ranked_layers`: those below CULPRIT_DB."""
         return [

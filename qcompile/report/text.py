@@ -71,12 +71,17 @@ def _ignore(names: Sequence[str], gains: Mapping[str, float]) -> str:
 def headlines(report: Report) -> list[str]:
     """Return one line each for latency, size, accuracy, layers and channel scales, of what was measured."""
     lines = []
+    unlike = bool(
+        report.quantized_layers()
+    )  # else float is what came, which may be quantized, and no ratio says anything
     before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
     if before and after:
-        lines.append(f"latency   {before:.3g} ms -> {after:.3g} ms, {before / after:.2f} times as fast as float")
+        ratio = f", {before / after:.2f} times as fast as float" if unlike else ""
+        lines.append(f"latency   {before:.3g} ms -> {after:.3g} ms{ratio}")
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
     if large and small:
-        lines.append(f"size      {human_bytes(large)} -> {human_bytes(small)}, {large / small:.2f} times smaller")
+        ratio = f", {large / small:.2f} times smaller" if unlike else ""
+        lines.append(f"size      {human_bytes(large)} -> {human_bytes(small)}{ratio}")
     where = f", on {report.accuracy[MEASURED_ON]}" if MEASURED_ON in report.accuracy else ""
     lines.extend(f"accuracy  {name} {number(value)}{where}" for name, value in measures(report))
     if report.layers:
@@ -119,7 +124,7 @@ def warnings(report: Report) -> list[str]:
     lines: list[str] = []
     if report.budget is not None and not report.budget.met:
         lines.append(f"warning: {report.budget.warning()}")
-    if not any(layer.action == "quantized" for layer in report.layers):
+    if not report.quantized_layers():
         if any(layer.reason == QUANTIZED_ALREADY for layer in report.layers):
             lines.append("warning: the model is quantized already, so it was compiled as it is: nothing was quantized")
         return lines
