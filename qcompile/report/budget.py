@@ -56,17 +56,16 @@ class BudgetReport:
         trials = "1 trial" if self.trials == 1 else f"{self.trials} trials"
         kept = f"{layers} kept float for it" if self.kept else "no layer kept float for it"
         verdict = "met" if self.met else "NOT met"
-        scores = (
-            f"{self.metric} {self.float_score:.5g} -> {self.score:.5g}, {self._percent(self.max_drop)} less allowed"
-        )
+        scores = f"{self.metric} {self.float_score:.5g} -> {self.score:.5g}, at most {self._amount(self.max_drop)} less"
         return f"{verdict}: {scores}; {kept}, {trials}"
 
     def warning(self) -> str:
         """Return what the user should not miss, empty where the budget is met."""
         if self.met:
             return ""
-        lost = f"{self.metric} drops by {self._percent(self.drop)} where {self._percent(self.max_drop)} is allowed"
-        return f"the accuracy budget is not met: {lost}; {self.trials} trials found nothing better"
+        lost = f"{self.metric} drops by {self._amount(self.drop)} where {self._amount(self.max_drop)} is allowed"
+        trials = "the only trial" if self.trials == 1 else f"the best of {self.trials} trials"
+        return f"the accuracy budget is not met: {lost}; {trials} is kept"
 
-    def _percent(self, drop: float) -> str:
+    def _amount(self, drop: float) -> str:
         return f"{100 * drop:.3g}%" if self.drop_type == "relative" else f"{drop:.3g}"

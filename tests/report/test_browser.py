@@ -1,5 +1,6 @@
 """The page in a real browser, where one is installed: no message on its console, and no sideways scrolling."""
 
+import dataclasses
 import html
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qcompile.report import Report
+from qcompile.report.budget import BudgetReport
 from qcompile.report.page import render
 from tests.report.test_page import report_of
 
@@ -53,6 +55,10 @@ def long_names() -> Report:
     report = report_of(40, "encoder.layers.{}.self_attention.output.projection.with_a_long_name_without_end")
     report.accuracy = {"sqnr_db": 25.0, "cosine": {"last_hidden_state_of_the_encoder": 0.9985}}
     report.accuracy["measured on"] = "calibration samples"
+    report.layers[0] = dataclasses.replace(report.layers[0], sqnr_db=4.0, gain_db=12.5)
+    report.latency = {"float_ms": 10.0, "quantized_ms": 12.0}
+    kept = tuple(layer.name for layer in report.layers[1:4])
+    report.budget = BudgetReport("accuracy_on_held_out_data", 0.01, "relative", 0.8, 0.5, 0.7, False, kept, 32, 60.0)
     return report
 
 

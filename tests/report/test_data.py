@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -6,6 +7,7 @@ import pytest
 
 from qcompile.contract import Finding
 from qcompile.report import ActivationRange, LayerReport, PassReport, Report
+from qcompile.report.budget import BudgetReport
 from qcompile.session import Agreement
 
 
@@ -27,6 +29,7 @@ def full_report() -> Report:
         passes=[PassReport("fold_scales()", 0.25, True, "exact", max_error=1e-6)],
         activation_ranges=[ActivationRange("fine", (1.0, 2.0), (1.0, 1.5), 2)],
         findings=[Finding("fine", "folded", "into the norm")],
+        budget=BudgetReport("top1", 0.01, "relative", 0.8, math.nan, -math.inf, False, ("head", "fc"), 7, 1.5),
         agreements=[Agreement("openvino", ("a", "b"), math.inf, 0.25, "b")],
         not_compared="",
     )
@@ -34,7 +37,7 @@ def full_report() -> Report:
 
 def test_a_report_survives_json():
     text = json.dumps(full_report().to_dict(), allow_nan=False)
-    assert Report.from_dict(json.loads(text)) == full_report()
+    assert repr(Report.from_dict(json.loads(text))) == repr(full_report())  # NaN is not equal to itself
 
 
 def test_numpy_numbers_become_numbers():
@@ -59,6 +62,13 @@ def test_layers_are_ranked_worst_first_then_those_that_stayed_float():
     ]
     ranked = [item.name for item in Report(layers=layers).ranked_layers()]
     assert ranked == ["broken", "bad", "good", "unmeasured", "kept", "ignored"]
+
+
+def test_what_ignoring_a_layer_would_bring_ranks_before_its_own_error():
+    gains = {"harmless": 0.0, "helps": 3.0, "helps most": 12.0}
+    layers = [dataclasses.replace(layer(name, sqnr_db=5.0), gain_db=gain) for name, gain in gains.items()]
+    ranked = Report(layers=[layer("unmeasured", sqnr_db=1.0), *layers]).ranked_layers()
+    assert [item.name for item in ranked] == ["helps most", "helps", "harmless", "unmeasured"]
 
 
 def test_culprits_are_quantized_layers_whose_error_is_above_a_tenth():

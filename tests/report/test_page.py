@@ -8,6 +8,7 @@ import pytest
 
 from qcompile.errors import MissingDependencyError
 from qcompile.report import ActivationRange, LayerReport, PassReport, Report
+from qcompile.report.budget import BudgetReport
 from qcompile.report.page import render
 from qcompile.session import Agreement
 
@@ -132,6 +133,26 @@ def test_a_layer_shows_both_of_its_errors_and_only_those_that_were_measured():
     source = render(Report(layers=layers))
     titles = re.findall(r"<title>(.*?)</title>", source)[1:]
     assert titles == ["fc: 12.5 dB in all", "attention: 17.8 dB in all", "fc: 31.2 dB alone"]
+
+
+def test_the_budget_and_what_ignoring_a_layer_brings_are_on_the_page():
+    layers = [
+        LayerReport("worst", "Linear", "quantized", sqnr_db=9.0, gain_db=6.25),
+        LayerReport("fine", "Linear", "quantized", sqnr_db=31.0),
+        LayerReport("head", "Linear", "kept", "it stays float for the accuracy budget"),
+    ]
+    budget = BudgetReport("top1", 0.01, "absolute", 0.8, 0.7, 0.75, False, ("head",), 5, 3.0)
+    source = render(Report(layers=layers, budget=budget, latency={"float_ms": 4.0, "quantized_ms": 5.0}))
+    text = Page(source).text
+    assert budget.headline() in text
+    assert budget.warning() in text
+    assert "slower than float on this runtime: 5 ms where float takes 4 ms" in text
+    assert "ignore:\n- head" in text
+    assert "ignore:\n- worst  # alone: +6.2 dB at the outputs" in text
+    assert re.findall(r'<td class="number gained">(.*?)</td>', source) == ["6.2", "", ""]
+    without = render(Report(layers=layers[1:]))
+    assert "gained" not in without.partition("</head>")[2]
+    assert "Accuracy budget" not in without
 
 
 def test_the_page_is_written_as_utf_8(tmp_path):

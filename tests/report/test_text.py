@@ -1,9 +1,14 @@
+import dataclasses
+
 import pytest
+import yaml
 
 from qcompile.contract import Finding
 from qcompile.report import LayerReport, PassReport, Report
+from qcompile.report.budget import BudgetReport
 from qcompile.report.text import headlines, human_bytes, measures, promise, warnings
 from qcompile.session import Agreement
+from qcompile.untouched import QUANTIZED_ALREADY
 
 
 def quantized(name: str, sqnr_db: float | None) -> LayerReport:
@@ -11,6 +16,8 @@ def quantized(name: str, sqnr_db: float | None) -> LayerReport:
 
 
 FINE = [quantized("fc", 40.0)]
+KEPT = LayerReport("fc", "Linear", "kept", "no kernel")
+ALREADY = LayerReport("fc", "Linear", "kept", QUANTIZED_ALREADY)
 
 
 def test_the_summary_begins_with_speed_size_and_accuracy():
@@ -46,6 +53,47 @@ def test_the_summary_names_the_culprits_first_and_the_lines_that_keep_them_float
     assert "  warning: 2 quantized layers are below 20 dB; the worst is worst" in lines
 
 
+def test_layers_are_suggested_by_what_ignoring_them_brings():
+    gains = {"harmless": 0.0, "most": 12.25, "some": 0.5}
+    layers = [LayerReport(name, "Linear", "quantized", sqnr_db=9.0, gain_db=gain) for name, gain in gains.items()]
+    lines = Report(layers=layers).summary().splitlines()
+    assert lines[-3:] == [
+        "ignore:",
+        "- most  # alone: +12.2 dB at the outputs",
+        "- some  # alone: +0.5 dB at the outputs",
+    ]
+    assert yaml.safe_load("\n".join(lines[-3:])) == {"ignore": ["most", "some"]}
+    assert "  ignore    would bring most for most: 12.2 dB for the outputs" in lines
+    assert next(line.split() for line in lines if "Linear" in line) == ["9.0", "12.2", "Linear", "most"]
+
+
+def test_lines_for_a_recipe_are_never_wrapped():
+    names = [f"{'block.' * 40}{index}" for index in range(2)]
+    lines = Report(layers=[quantized(name, 1.0) for name in names]).summary().splitlines()
+    assert lines[-2:] == [f"- {name}" for name in names]
+
+
+BUDGET = BudgetReport("top1", 0.01, "absolute", 0.8, 0.7, 0.795, True, ("head",), 5, 3.0)
+
+
+def test_the_summary_says_how_the_budget_ended():
+    layers = [quantized("fc", 30.0), LayerReport("head", "Linear", "kept", "it stays float for the accuracy budget")]
+    lines = Report(layers=layers, budget=BUDGET).summary().splitlines()
+    told = "  budget    met: top1 0.8 -> 0.795, at most 0.01 less; 1 layer kept float for it, 5 trials"
+    assert told in lines
+    assert lines[-2:] == ["ignore:", "- head"]
+    assert not any("warning" in line for line in lines)
+
+
+def test_a_budget_that_is_not_met_is_a_warning():
+    budget = dataclasses.replace(BUDGET, drop_type="relative", score=0.72, met=False, kept=("a", "b"))
+    told = "top1 drops by 10% where 1% is allowed; the best of 5 trials is kept"
+    assert warnings(Report(budget=budget)) == [f"warning: the accuracy budget is not met: {told}"]
+    assert budget.headline() == "NOT met: top1 0.8 -> 0.72, at most 1% less; 2 layers kept float for it, 5 trials"
+    nothing = dataclasses.replace(BUDGET, kept=(), trials=1).headline()
+    assert nothing.endswith("no layer kept float for it, 1 trial")
+
+
 def test_both_errors_of_a_layer_are_listed():
     layers = [LayerReport("fc", "Linear", "quantized", sqnr_db=30.0, accumulated_db=12.25), quantized("head", 40.0)]
     rows = [line.split() for line in Report(layers=layers).summary().splitlines() if "Linear" in line]
@@ -77,6 +125,9 @@ def test_an_empty_report_is_a_summary_too():
     ("report", "warned"),
     [
         (Report(layers=FINE, latency={"float_ms": 4.0, "quantized_ms": 4.0}), "slower than float"),
+        (Report(layers=FINE, latency={"float_ms": 4.0, "quantized_ms": 5.0}), "5 ms where float takes 4 ms"),
+        (Report(layers=[KEPT], latency={"float_ms": 4.0, "quantized_ms": 5.0}), None),
+        (Report(layers=[ALREADY]), "it was compiled as it is"),
         (Report(layers=FINE, latency={"float_ms": 4.0, "quantized_ms": 3.9}), None),
         (Report(layers=FINE, size={"float_bytes": 10, "quantized_bytes": 10}), "larger than float"),
         (Report(layers=FINE, size={"float_bytes": 10, "quantized_bytes": 9}), None),
