@@ -7,7 +7,7 @@ import itertools
 import math
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,37 +98,35 @@ def hold_budget(
         return quantized, plan
     begin = time.perf_counter()
     work.progress(_STAGE, 0.0)
-    session = engine.open_session(original)
-    metric, words = _metric(budget, session, work)
-    float_score = score(metric, session.run)
-    del session
-    if not math.isfinite(float_score):
-        raise RecipeError("metric", f"it is {float_score} for the float model", "Return a finite number")
+    metric, words, float_score = _float_score(budget, engine.open_session(original), work)
     losses, before = _losses(work), work.log.before_loss or quantized
-    units = _ranked(quantized, before, losses, work)
-    scores: dict[Units, float] = {}
-
-    def names(kept: Units) -> list[str]:
-        return [name for name in losses if any(name in units[place] for place in kept)]
-
-    def trial(kept: Units) -> float:
-        work.progress(_STAGE, len(scores) / budget.max_trials)
-        with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-            lowered = engine.lower(restored(quantized, before, names(kept)), Path(folder), target=target)
-            scores[kept] = score(metric, engine.open_artifact(Path(folder) / lowered.model_file).run)
-        return scores[kept]
-
+    trials = _Trials(
+        quantized, before, metric, engine, target, lambda done: work.progress(_STAGE, done / budget.max_trials)
+    )
     lowest = budget.lowest(float_score)
-    found = fewest_kept(len(units), trial, lowest=lowest, best=float_score, max_trials=budget.max_trials)
-    layers = names(found.kept)
-    model = restored(quantized, before, layers) if layers else quantized
+    units = shared_weights(before, losses)
+    if units and not trials.score(frozenset()) >= lowest:
+        units = _ranked(units, quantized, before, losses, work)
+
+    def names(kept: Units) -> frozenset[str]:
+        return frozenset[str]().union(*(units[place] for place in kept))
+
+    found = fewest_kept(
+        len(units),
+        lambda kept: trials.score(names(kept)),
+        lowest=lowest,
+        best=float_score,
+        max_trials=budget.max_trials,
+    )
+    layers = [name for name in losses if name in names(found.kept)]
+    model = trials.model(layers)
     _write_down(work, model, before, layers)
     work.log.budget = BudgetReport(
         metric=words,
         max_drop=budget.max_drop,
         drop_type=budget.drop_type,
         float_score=float_score,
-        quantized_score=scores.get(frozenset()),
+        quantized_score=trials.scores.get(frozenset()),
         score=found.score,
         met=found.holds,
         kept=tuple(layers),
@@ -137,6 +135,47 @@ def hold_budget(
     )
     work.progress(_STAGE, 1.0)
     return model, plan.override(ignore=(*plan.ignore, *layers))
+
+
+class _Trials:
+    """Artifacts with some layers back in float: each is lowered, measured once and thrown away."""
+
+    def __init__(
+        self,
+        quantized: ir.Model,
+        before: ir.Model,
+        metric: Metric,
+        engine: Backend,
+        target: str | None,
+        progress: Callable[[int], None],
+    ) -> None:
+        self.scores: dict[frozenset[str], float] = {}
+        self._quantized, self._before = quantized, before
+        self._metric, self._engine, self._target = metric, engine, target
+        self._progress = progress
+
+    def model(self, layers: Collection[str]) -> ir.Model:
+        """Return the model with these layers in float."""
+        return restored(self._quantized, self._before, layers) if layers else self._quantized
+
+    def score(self, layers: frozenset[str]) -> float:
+        """Return what the metric finds with these layers in float."""
+        if layers not in self.scores:
+            self._progress(len(self.scores))
+            with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+                lowered = self._engine.lower(self.model(layers), Path(folder), target=self._target)
+                run = self._engine.open_artifact(Path(folder) / lowered.model_file).run
+                self.scores[layers] = score(self._metric, run)
+        return self.scores[layers]
+
+
+def _float_score(budget: AccuracyBudget, session: Session, work: Work) -> tuple[Metric, str, float]:
+    """Return the metric, its name, and what it finds for the float model."""
+    metric, words = _metric(budget, session, work)
+    found = score(metric, session.run)
+    if not math.isfinite(found):
+        raise RecipeError("metric", f"it is {found} for the float model", "Return a finite number")
+    return metric, words, found
 
 
 def _quantizes_last(plan: Recipe) -> bool:
@@ -151,17 +190,19 @@ def _losses(work: Work) -> dict[str, float]:
     return {each.layer: math.inf if each.sqnr_db is None else each.sqnr_db for each in found}
 
 
-def _ranked(quantized: ir.Model, before: ir.Model, losses: Mapping[str, float], work: Work) -> list[frozenset[str]]:
-    """Return the layers in groups that share a weight, that first which brings most when it is put back to float.
+def _ranked(
+    units: Sequence[frozenset[str]], quantized: ir.Model, before: ir.Model, losses: Mapping[str, float], work: Work
+) -> list[frozenset[str]]:
+    """Return groups of layers, that first which brings most when it is put back to float.
 
     Behind those that were measured, for which as much time is spent as all that came before has taken, the others by
     their own error.
     """
-    units = sorted(shared_weights(before, losses), key=lambda unit: min(losses[name] for name in unit))
+    by_loss = sorted(units, key=lambda unit: min(losses[name] for name in unit))
     samples = work.samples or _first_samples(work, 2)
     seconds = time.perf_counter() - work.started
-    gains = _gains(quantized, before, units, work, samples, seconds) if samples else {}
-    return sorted(units, key=lambda unit: -gains[unit] if unit in gains else math.inf)
+    gains = _gains(quantized, before, by_loss, work, samples, seconds) if samples else {}
+    return sorted(by_loss, key=lambda unit: -gains[unit] if unit in gains else math.inf)
 
 
 def _gains(
