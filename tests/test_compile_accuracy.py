@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import typer.testing
 
 import qcompile
 from qcompile import compile_accuracy
 from qcompile.backends import get
+from qcompile.cli import app
 from qcompile.compile_accuracy import KEPT_REASON
 from qcompile.errors import RecipeError
 from tests.report.test_culprits import BLOCKS, CHANNELS, PLANTED, model_of_blocks
@@ -174,3 +177,15 @@ def test_the_worst_layers_are_ranked_by_what_ignoring_them_brings(monkeypatch):
 def test_reasons_are_in_the_report():
     layers = {layer.name: layer for layer in compiled({"max_drop": 1e-3}).report.layers}
     assert (layers[CULPRIT].reason, layers[CULPRIT].sqnr_db, layers[CULPRIT].scheme) == (KEPT_REASON, None, "")
+
+
+def test_the_command_line_takes_a_budget(tmp_path):
+    ir.save(traced(PLANTED), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", input=np.concatenate([feed["input"] for feed in samples()]))
+    PLAIN.to_yaml(tmp_path / "plain.yaml")
+    options = ["-r", tmp_path / "plain.yaml", "-c", tmp_path / "data.npz", "-o", tmp_path / "out", "--no-verify"]
+    command = ["compile", tmp_path / "model.onnx", *options, "--max-drop", "0.001", "--json"]
+    result = typer.testing.CliRunner().invoke(app, list(map(str, command)))
+    assert json.loads(result.stdout)["report"]["budget"]["kept"] == [CULPRIT]
+    refused = typer.testing.CliRunner().invoke(app, list(map(str, [*command[:-2], "-1"])))
+    assert refused.exit_code == 2

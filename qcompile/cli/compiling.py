@@ -35,6 +35,10 @@ def compile_model(
         list[str] | None, typer.Option(help="Quantize only this layer: a name, or re: and a pattern. Repeatable.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="Processor to compile for, such as avx2.")] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Keep float what it takes that the cosine to float's outputs drops by no more than this."),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check each pass and the artifact.")] = True,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the recipe's passes, key=value. Repeatable.")
@@ -57,6 +61,7 @@ def compile_model(
                 targets=tuple(targets or ()),
                 output=output,
                 target=target,
+                accuracy=None if max_drop is None else {"max_drop": max_drop},
                 verify=verify,
                 trust_input=trust_input,
                 progress=progress,
