@@ -36,6 +36,9 @@ WEIGHED = 5
 WEIGHING_SHARE = 0.1
 """Part of the time that the compilation has taken until then that this may take."""
 
+_WEIGHED_BYTES = 2**28
+"""Float weights of the largest model of which layers are weighed: of larger ones it would be what takes most memory."""
+
 _AGREEMENT_SAMPLES = 8
 _AGREEMENT_BYTES = 64 * 2**20
 """Outputs of the float model that are held to compare with: logits over a vocabulary are large."""
@@ -57,10 +60,13 @@ def budget_of(accuracy: AccuracyBudget | Mapping[str, Any] | None, plan: Recipe)
 def weigh_layers(quantized: ir.Model, plan: Recipe, work: Work) -> None:
     """Write into the log what it would bring to leave each of the worst layers in float, as far as time allows.
 
-    Nothing without samples, and where exact passes come behind those that quantize.
+    Nothing without samples, where exact passes come behind those that quantize, and for a model that is too large.
     """
     losses, before = _losses(work), work.log.before_loss
     if not work.samples or not losses or before is None or not _quantizes_last(plan):
+        return
+    tensors = (value.const_value for value in before.graph.initializers.values())
+    if sum(tensor.nbytes for tensor in tensors if tensor is not None) > _WEIGHED_BYTES:
         return
     worst = [frozenset({name}) for name in sorted(losses, key=losses.__getitem__)[:WEIGHED]]
     seconds = WEIGHING_SHARE * (time.perf_counter() - work.started)

@@ -189,3 +189,9 @@ def test_the_command_line_takes_a_budget(tmp_path):
     assert json.loads(result.stdout)["report"]["budget"]["kept"] == [CULPRIT]
     refused = typer.testing.CliRunner().invoke(app, list(map(str, [*command[:-2], "-1"])))
     assert refused.exit_code == 2
+
+
+def test_layers_of_a_large_model_are_not_weighed(monkeypatch):
+    monkeypatch.setattr(compile_accuracy, "WEIGHING_SHARE", math.inf)
+    monkeypatch.setattr(compile_accuracy, "_WEIGHED_BYTES", 4 * BLOCKS * CHANNELS**2 - 1)
+    assert {layer.gain_db for layer in compiled(None, verify=True).report.layers} == {None}
