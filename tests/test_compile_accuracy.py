@@ -195,3 +195,27 @@ def test_layers_of_a_large_model_are_not_weighed(monkeypatch):
     monkeypatch.setattr(compile_accuracy, "WEIGHING_SHARE", math.inf)
     monkeypatch.setattr(compile_accuracy, "_WEIGHED_BYTES", 4 * BLOCKS * CHANNELS**2 - 1)
     assert {layer.gain_db for layer in compiled(None, verify=True).report.layers} == {None}
+
+
+class WithHarmlessBranch(torch.nn.Module):
+    """The planted model, and a layer that is worse by itself, of which next to nothing reaches the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = model_of_blocks(PLANTED)
+        self.harmless = model_of_blocks(PLANTED)[PLANTED]
+        with torch.no_grad():
+            for parameter in (self.harmless.norm.weight, self.harmless.norm.bias):
+                parameter[[3, 40]] *= 50
+            self.harmless.linear.weight[:, [3, 40]] /= 50
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.blocks(input) + 1e-6 * self.harmless(input)
+
+
+def test_layers_are_kept_by_what_they_cost_the_outputs_not_by_their_own_error():
+    model = qcompile.trace(WithHarmlessBranch().eval(), example_inputs=(torch.zeros(2, 8, CHANNELS),))
+    report = qcompile.compile(model, PLAIN, calibration=samples(), verify=False, accuracy={"max_drop": 1e-3}).report
+    assert report.ranked_layers()[0].name == "harmless.linear"
+    assert report.budget.kept == (f"blocks.{CULPRIT}",)
+    assert report.budget.trials == 2

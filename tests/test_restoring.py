@@ -125,3 +125,9 @@ def test_layers_that_share_a_weight_are_one_group():
     model = linears()
     assert shared_weights(model, ["d", "b", "a", "c"]) == [frozenset("ad"), frozenset("bc")]
     assert shared_weights(model, ["d", "b", "x"]) == [frozenset("b"), frozenset("d"), frozenset("x")]
+
+
+def test_a_constant_whose_name_is_taken_gets_another():
+    before, quantized = linears(), by_insert_qdq(linears(), frozenset())
+    quantized.graph.initializers["v.quantized"].name = "w"
+    assert contents(restored(quantized, before, "ad")) == contents(by_insert_qdq(linears(), frozenset("ad")))
