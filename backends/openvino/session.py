@@ -87,8 +87,7 @@ def load(
         properties[GROUP_SIZE] = str(group_size)
     try:
         compiled = core().compile_model(model, DEVICE, properties)
-        inputs = tuple(port.get_node().get_friendly_name() for port in model.inputs)
-        outputs = tuple(port.get_node().get_friendly_name().removesuffix(RESULT) for port in model.outputs)
+        inputs, outputs = (tuple(map(_name, ports)) for ports in (model.inputs, model.outputs))
         return OpenVinoSession(compiled, compiled.create_infer_request(), inputs, outputs)
     except runtime_errors() as error:
         raise refused(subject, error) from error
@@ -98,6 +97,18 @@ def refused(subject: str, error: Exception) -> ModelError:
     """Return the error for a model that OpenVINO does not read or compile."""
     mend = "Check the model with onnx.checker; if it is valid, this is a gap of the runtime or of its lowering"
     return ModelError(subject, f"OpenVINO {openvino().__version__} refuses it: {error}", mend)
+
+
+def _name(port: ov.Output) -> str:
+    """Return the name that the user knows an input or output by.
+
+    A model that is written gives a number to the name of a node that has the name of another, in the branch of an If
+    too; the names of tensors, of which a port may have several, stay.
+    """
+    name = str(port.get_node().get_friendly_name())
+    before, mark, _ = name.rpartition(RESULT)
+    name = before if mark else name
+    return name if name in port.get_names() else max(filter(name.startswith, port.get_names()), key=len, default=name)
 
 
 def _declared(port: ov.ConstOutput) -> Declared:
