@@ -39,6 +39,19 @@ class Capability:
 
 
 @dataclasses.dataclass(frozen=True)
+class SlowInIntegers:
+    """One row of the table of what a backend computes faster in float, for processors on which nothing can be measured.
+
+    Attributes:
+        operator: which operator, of those that read a value that is quantized for them alone.
+        most_products: such a layer is slower if it adds up no more products for each number that it writes.
+    """
+
+    operator: Operator
+    most_products: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Lowered:
     """What a backend wrote.
 
@@ -59,6 +72,7 @@ class Backend(Protocol):
     name: str
     capabilities: tuple[Capability, ...]
     targets: tuple[str, ...]
+    slow_in_integers: tuple[SlowInIntegers, ...]
 
     def check_installed(self) -> None:
         """Raise MissingDependencyError, naming the extra to install, when the runtime cannot be imported."""

@@ -19,8 +19,11 @@ from qcompile.errors import CalibrationError
 from qcompile.graph import all_nodes
 
 
-def fingerprint(model: ir.Model) -> str:
-    """Return the sha256 of the model's graph and weights; neither metadata nor the file it came from count."""
+def fingerprint(model: ir.Model, *, weights: bool = True) -> str:
+    """Return the sha256 of the model's graph and weights; neither metadata nor the file it came from count.
+
+    Without `weights`, two models that differ in nothing but the numbers in their initializers have the same.
+    """
     digest = hashlib.sha256(repr(sorted(model.opset_imports.items())).encode())
     for value in [*model.graph.inputs, *model.graph.outputs]:
         digest.update(f"{value.name} {value.dtype} {value.shape}".encode())
@@ -35,7 +38,8 @@ def fingerprint(model: ir.Model) -> str:
         tensor = value.const_value
         if tensor is not None:
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            digest.update(tensor.tobytes())
+            if weights:
+                digest.update(tensor.tobytes())
     return digest.hexdigest()
 
 

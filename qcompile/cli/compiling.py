@@ -40,6 +40,9 @@ def compile_model(
         typer.Option(help="Keep float what it takes that the cosine to float's outputs drops by no more than this."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check each pass and the artifact.")] = True,
+    tune: Annotated[
+        str, typer.Option(help="measure: what is faster in float here stays float; table: by a table; none.")
+    ] = "measure",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the recipe's passes, key=value. Repeatable.")
     ] = None,
@@ -64,6 +67,7 @@ def compile_model(
                 accuracy=None if max_drop is None else {"max_drop": max_drop},
                 verify=verify,
                 trust_input=trust_input,
+                tune=tune,
                 progress=progress,
             )
         if as_json:
