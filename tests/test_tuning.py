@@ -1,0 +1,179 @@
+"""Layers that are faster in float stay float: by times that are planted in the cache, so that no test measures any."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import qcompile
+from qcompile import backends, processor, tuning
+from qcompile.errors import RecipeError
+from qcompile.work import Work
+
+CONVOLUTIONS = """
+    <ir_version: 10, opset_import: ["" : 23]>
+    convolutions (float[1, 3, 16, 16] x) => (float[1, 8, 16, 16] y)
+    <float[8, 3, 1, 1] first = {FIRST}, float[8, 8, 3, 3] second = {SECOND}>
+    {
+        [pointwise] a = Conv(x, first)
+        b = Tanh(a)
+        [square] c = Conv <pads = [1, 1, 1, 1]> (b, second)
+        y = Tanh(c)
+    }
+"""
+RECIPE = qcompile.Recipe.from_name("w8a8-static", min_convolution_sqnr_db=None)
+RUN, GROUP, WHOLE = "run of", "group", "model"
+
+
+@pytest.fixture
+def model():
+    generator = np.random.default_rng(0)
+    text = CONVOLUTIONS
+    for name, count in (("FIRST", 24), ("SECOND", 576)):
+        text = text.replace(name, ", ".join(f"{number:.6f}" for number in generator.normal(0, 0.3, count)))
+    return ir.from_onnx_text(text)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tuning"
+
+
+def samples():
+    generator = np.random.default_rng(1)
+    return [{"x": generator.standard_normal((1, 3, 16, 16), dtype=np.float32)} for _ in range(2)]
+
+
+def compiled(model, folder, **options):
+    return qcompile.compile(model.clone(), RECIPE, calibration=samples(), output=folder, **options)
+
+
+def kept(model, backend="onnxruntime", target=None, tune="measure", verify=True):
+    work = Work.of(model.clone(), samples(), None, None, verify, False, None)
+    return tuning.choose(work, RECIPE, backends.get(backend), target, tune).kept
+
+
+def stored(cache, kind):
+    """Files of one kind: the run of the float model, a group, the whole model."""
+    return [path for path in cache.glob("*.json") if kind in json.loads(path.read_text())["of"]]
+
+
+def plant(cache, kind, times_of):
+    for path in stored(cache, kind):
+        data = json.loads(path.read_text())
+        data["ms"] = {form: times_of(data["of"], form) for form in data["ms"]}
+        path.write_text(json.dumps(data))
+
+
+def plant_all(model, cache, groups, whole, backend="onnxruntime"):
+    """Put times of every stage into the cache; those of the next are there once those of the one before are."""
+    kept(model, backend)
+    plant(cache, RUN, lambda _of, _form: 5.0)
+    kept(model, backend)
+    plant(cache, GROUP, groups)
+    kept(model, backend)
+    plant(cache, WHOLE, lambda _of, form: whole[form])
+
+
+def float_wins(_of, form):
+    return {"integer": 2.0, "float": 1.0, "float alone": 1.0}[form]
+
+
+def float_wins_in_the_first(of, form):
+    return float_wins(of, form) if of["group"]["weight"] == [8, 3, 1, 1] else {"integer": 1.0}.get(form, 1.01)
+
+
+def integers_win(_of, form):
+    return {"integer": 1.0, "float": 2.0, "float alone": 1.5}[form]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_layer_that_is_faster_in_float_stays_float(model, cache, backend):
+    whole = {"integer": 3.0, "float": 2.0, "all float": 2.5}
+    plant_all(model, cache, float_wins_in_the_first, whole, backend)
+    reason = f"float is faster here: 1 ms against 2 ms at [1, 3, 16, 16] on {processor.name()}"
+    assert kept(model, backend) == {"pointwise": reason}
+
+
+def test_a_model_that_is_faster_in_float_stays_float_and_names_its_own_times(model, cache):
+    whole = {"integer": 3.0, "float": 3.0, "all float": 2.5}
+    plant_all(model, cache, float_wins_in_the_first, whole)
+    assert kept(model)["square"] == f"the model is faster in float here: 2.5 ms against 3 ms on {processor.name()}"
+
+
+def test_layers_that_are_faster_in_integers_are_quantized(model, cache):
+    plant_all(model, cache, integers_win, {})
+    assert kept(model) == {}
+    assert stored(cache, GROUP)
+    assert not stored(cache, WHOLE)
+
+
+def test_the_whole_model_has_the_last_word(model, cache):
+    plant_all(model, cache, float_wins_in_the_first, {"integer": 3.0, "float": 2.9, "all float": 3.5})
+    assert stored(cache, WHOLE)
+    assert kept(model) == {}
+
+
+def test_a_small_model_is_not_tuned(model, cache):
+    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0})
+    assert len(kept(model)) == 2
+    plant(cache, RUN, lambda _of, _form: 0.4)
+    assert kept(model) == {}
+
+
+def test_without_tuning_no_time_is_looked_at(model, cache):
+    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0})
+    assert kept(model, tune="none") == {}
+
+
+def test_the_report_says_why_and_a_warm_cache_or_the_recipe_of_the_manifest_give_the_same_bytes(model, cache, tmp_path):
+    whole = {"integer": 3.0, "float": 2.0, "all float": 2.5}
+    plant_all(model, cache, float_wins_in_the_first, whole)
+    first, second = compiled(model, tmp_path / "first"), compiled(model, tmp_path / "second")
+    third = compiled(model, tmp_path / "third", tune="none", ignore=first.recipe.ignore)
+    layers = {layer.name: (layer.action, layer.reason.partition(":")[0]) for layer in first.report.layers}
+    assert layers == {"pointwise": ("kept", "float is faster here"), "square": ("quantized", "")}
+    assert first.recipe.ignore == ("pointwise",)
+    assert first.model_path.read_bytes() == second.model_path.read_bytes() == third.model_path.read_bytes()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"ms": {"float": -1}}', '{"ms": {"other": 1.0}}', "\0\xff"])
+def test_a_damaged_cache_is_measured_again(model, cache, content):
+    kept(model)
+    (path,) = stored(cache, RUN)
+    path.write_text(content)
+    kept(model)
+    assert json.loads(path.read_text())["ms"]["float"] > 0
+
+
+def test_a_cache_that_cannot_be_written_fails_nothing(model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "file"))
+    assert kept(model) == {}
+
+
+def test_for_a_processor_that_this_is_not_the_table_counts(model, cache, monkeypatch):
+    monkeypatch.setattr(processor, "runs_target", lambda _target: False)
+    reason = "float is faster by the table of onnxruntime, which was measured on another processor"
+    assert kept(model, target="avx512-vnni") == {"pointwise": reason}
+    assert kept(model, tune="table") == {"pointwise": reason}
+    assert kept(model, "openvino", tune="table") == {}
+    assert not cache.exists()
+
+
+def test_for_a_processor_like_this_one_it_is_measured(model, cache, monkeypatch):
+    monkeypatch.setattr(processor, "runs_target", lambda _target: True)
+    assert kept(model, target="avx512-vnni") == {}
+    assert stored(cache, RUN)
+
+
+def test_nothing_is_measured_without_something_to_run(model, cache):
+    assert kept(model, verify=False) == {}
+    assert not cache.exists()
+
+
+def test_another_way_to_tune_is_refused_by_name(model):
+    with pytest.raises(RecipeError, match="tune 'quick'"):
+        kept(model, tune="quick")
