@@ -82,6 +82,7 @@ def compile(
     check_recipe(plan, engine)
     check_data(plan, calibration)
     budget = budget_of(accuracy, plan)
+    tuning.check_way(tune)
     if output is not None:
         check_output(output)
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)

@@ -46,6 +46,12 @@ class Choice:
                     findings[index] = dataclasses.replace(finding, action="kept", reason=self.kept[finding.layer])
 
 
+def check_way(tune: str) -> None:
+    """Raise RecipeError when there is no such way to tune."""
+    if tune not in WAYS:
+        raise RecipeError(f"tune {tune!r}", "there is no such way", mend(str(tune), WAYS))
+
+
 def choose(work: Work, plan: Recipe, engine: Backend, target: str | None, tune: str) -> Choice:
     """Return the layers of the recipe that stay float because they, or the whole model, are faster so.
 
@@ -58,12 +64,7 @@ def choose(work: Work, plan: Recipe, engine: Backend, target: str | None, tune: 
         engine: the backend.
         target: processor that is compiled for, or None; for one that this is not the table counts.
         tune: "measure"; "table": by what the backend knows from other processors, which takes no time; "none".
-
-    Raises:
-        RecipeError: `tune` is something else.
     """
-    if tune not in WAYS:
-        raise RecipeError(f"tune {tune!r}", "there is no such way", mend(str(tune), WAYS))
     if tune == "none" or len(quantizers(plan)) != 1:
         return Choice()
     if tune == "table" or (target is not None and not processor.runs_target(target)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ WORTH_MS = 0.5
 MOST_GROUPS = 16
 """How many groups are measured: those first that multiply least for each number they write."""
 
+MOST_WEIGHTS = 2**22
+"""A layer with more is not measured: reading weights is most of what it does, and those of 8 bits are a quarter."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
@@ -67,7 +71,7 @@ class Measurement:
         try:
             run = run_for_shapes(model, {str(layer.x.name) for layer in chosen}, sample, _one_thread)
         except QCompileError:
-            return {}  # An input that the model does not take: the passes or the verification say so, or it is odd.
+            return {}  # The runtime computes the model, not the values that are wanted; verification has its own say.
         times = self._measured({"run of": self._model, "sample": _described(sample)}, {"float"}, lambda: run.times)
         if times is None or times["float"] < WORTH_MS:
             return {}
@@ -188,5 +192,6 @@ def _quick(built: Pass) -> Pass:
 
 def _most_likely(grouped: Sequence[tuple[Layer, Group]]) -> list[Group]:
     """Return the groups that are measured: MOST_GROUPS of those that multiply least for each number they write."""
-    products = {group: layers.accumulated(layer) for layer, group in grouped}
+    small = ((layer, group) for layer, group in grouped if math.prod(group.weight) <= MOST_WEIGHTS)
+    products = {group: layers.accumulated(layer) for layer, group in small}
     return sorted(products, key=lambda group: (products[group], repr(group)))[:MOST_GROUPS]

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 import qcompile
-from qcompile import backends, processor, tuning
+from qcompile import backends, processor, tuning, tuning_candidates
 from qcompile.errors import RecipeError
 from qcompile.work import Work
 
@@ -174,6 +174,13 @@ def test_nothing_is_measured_without_something_to_run(model, cache):
     assert not cache.exists()
 
 
-def test_another_way_to_tune_is_refused_by_name(model):
-    with pytest.raises(RecipeError, match="tune 'quick'"):
-        kept(model, tune="quick")
+def test_another_way_to_tune_is_refused_by_name_before_any_work():
+    with pytest.raises(RecipeError, match="tune 'measured': .*'measure'"):
+        qcompile.compile("missing.onnx", "w8a8-dynamic", tune="measured")
+
+
+def test_layers_of_many_weights_are_not_measured(model, cache, monkeypatch):
+    monkeypatch.setattr(tuning_candidates, "MOST_WEIGHTS", 100)
+    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
+    (path,) = stored(cache, GROUP)
+    assert json.loads(path.read_text())["of"]["group"]["weight"] == [8, 3, 1, 1]

@@ -246,6 +246,7 @@ def test_compile_keeps_statistics_between_runs(perceptron, tmp_path):
         (["-c", "missing.npz"], 3, "missing.npz"),
         (["-r", "smoothquant-o3"], 3, "calibration"),
         (["--target", "z80"], 4, "z80"),
+        (["--tune", "measured"], 2, "measure"),
         (["--num-calibration-samples", "3"], 3, "Give it with --calibration"),
         (["--calibration-cache", "cache"], 3, "Give it with --calibration"),
         (["-c", "data.npz", "--num-calibration-samples", "0"], 2, "num-calibration-samples"),
