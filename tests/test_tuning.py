@@ -175,7 +175,7 @@ def test_nothing_is_measured_without_something_to_run(model, cache):
 
 
 def test_another_way_to_tune_is_refused_by_name_before_any_work():
-    with pytest.raises(RecipeError, match="tune 'measured': .*'measure'"):
+    with pytest.raises(RecipeError, match=r"tune 'measured': .*'measure'"):
         qcompile.compile("missing.onnx", "w8a8-dynamic", tune="measured")
 
 
