@@ -20,10 +20,12 @@ class Ranges:
         self._last: dict[str, np.ndarray] = {}
 
     def collected(self, model: ir.Model, statistics: Mapping[str, ChannelStatistics]) -> None:
-        """Note the largest magnitude per channel of what each layer of the model reads."""
+        """Note the largest magnitude per channel of what each layer reads; of several of one name, the first."""
+        names: set[str] = set()
         for layer in layers.float_layers(model):
             seen = statistics.get(str(layer.x.name))
-            if seen is not None:
+            if seen is not None and layer.name not in names:
+                names.add(layer.name)
                 self._first.setdefault(layer.name, seen.absmax)
                 self._last[layer.name] = seen.absmax
 
@@ -31,5 +33,7 @@ class Ranges:
         """Return the ranges of the layers that smoothing changed."""
         pairs = ((name, before, self._last[name]) for name, before in self._first.items())
         return [
-            ActivationRange.of(name, before, after) for name, before, after in pairs if not np.allclose(before, after)
+            ActivationRange.of(name, before, after)
+            for name, before, after in pairs
+            if before.shape == after.shape and not np.allclose(before, after)
         ]

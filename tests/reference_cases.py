@@ -161,6 +161,8 @@ CASES = {
     "ScatterElements": 'u = Exp(places_as) y = ScatterElements<axis = 3, reduction = "add">(x, places, u)',
     "ScatterND": "i = Constant<value = int64[2, 1] {1, 0}>() y = ScatterND(x, i, x)",
     "Selu": "y = Selu(x)",
+    "SequenceAt": "p = Constant<value = int64 {-2}>() t = SplitToSequence<axis = 3, keepdims = 0>(x) "
+    "y = SequenceAt(t, p)",
     "Shrink": "y = Shrink<lambd = 0.3>(x)",
     "Sign": "y = Sign(x)",
     "Sinh": "y = Sinh(x)",
@@ -170,6 +172,8 @@ CASES = {
     "Softsign": "y = Softsign(x)",
     "SpaceToDepth": "y = SpaceToDepth<blocksize = 2>(x)",
     "Split: in equal parts": "a, b = Split<axis = 3, num_outputs = 2>(x) y = Concat<axis = 3>(b, a)",
+    "SplitToSequence": "n = Constant<value = int64 {2}>() p = Constant<value = int64 {1}>() "
+    "t = SplitToSequence<axis = 3>(x, n) y = SequenceAt(t, p)",
     "Sum": "y = Sum(x, s, x)",
     "Tan": "y = Tan(x)",
     "ThresholdedRelu": "y = ThresholdedRelu(x)",

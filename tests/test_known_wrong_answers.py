@@ -4,7 +4,7 @@ Every case says what the installed runtimes make of it. Where one of them says "
 needs another form than this one; the test fails when that changes, in either direction. That our own emission avoids
 each form is tested beside the code that does: overflow in tests/passes/test_insert_qdq_refusals.py, blocks in
 tests/backends/test_openvino.py, biases in tests/backends/onnxruntime/test_biases.py and
-tests/backends/openvino/test_convolution_biases.py, maxima in tests/backends/openvino/test_extrema.py, alpha in
+tests/backends/openvino/test_convolution_biases.py, reductions in tests/backends/openvino/test_reductions.py, alpha in
 tests/passes/test_lower_gemms.py; saturation here.
 """
 
@@ -91,15 +91,17 @@ def long_sums() -> Case:
     return Case(model, {"x": np.full((2, LONG), 2.55, np.float32)}, "wrong", "wrong")
 
 
-def quantized_maximum() -> Case:
+def quantized_reduction(kind: str, then: str) -> Case:
     model = parse(
-        "(float[2,7,16] x) => (float[2,3] y) { i = Constant<value = int64[1] {1}>() x_ = ReduceMax<keepdims = 0>(x, i) "
+        "(float[2,7,48] x) => (float[2,3] y) { i = Constant<value = int64[1] {1}>() "
+        f"m = {kind}<keepdims = 0>(x, i) x_ = {then} "
         f"{PAIR.replace('(x,', '(x_,', 1)} d = DequantizeLinear(w, s, z) y = MatMul(e, d) }}",
         **ACTIVATION,
         **INT8,
-        w=RANDOM.integers(-127, 128, (16, 3)).astype(np.int8),
+        f=np.linspace(0.5, 2, 48, dtype=np.float32),
+        w=RANDOM.integers(-127, 128, (48, 3)).astype(np.int8),
     )
-    return Case(model, {"x": RANDOM.normal(size=(2, 7, 16)).astype(np.float32)}, "right", "wrong")
+    return Case(model, {"x": RANDOM.normal(size=(2, 7, 48)).astype(np.float32)}, "right", "wrong")
 
 
 def bias_of_patches_behind_a_token() -> Case:
@@ -148,7 +150,8 @@ CASES = {
     ),
     "sums beyond int32": long_sums(),
     "float bias beyond int32": convolution_with_a_large_bias(),
-    "maximum, quantized": quantized_maximum(),
+    "maximum, quantized": quantized_reduction("ReduceMax", "Identity(m)"),
+    "mean, multiplied by channel and quantized": quantized_reduction("ReduceMean", "Mul(m, f)"),
     "bias of a convolution behind which the batch size is read": bias_of_patches_behind_a_token(),
 }
 

@@ -13,8 +13,8 @@ from onnx_ir.passes import common
 
 from qcompile.backends.openvino.blocks import fold_misread_blocks
 from qcompile.backends.openvino.convolution_biases import fix_bias_shapes
-from qcompile.backends.openvino.extrema import keep_extrema_apart
 from qcompile.backends.openvino.grouped_heads import repeat_key_heads
+from qcompile.backends.openvino.reductions import keep_reductions_apart
 from qcompile.backends.openvino.runtime import core, runtime_errors
 from qcompile.backends.openvino.session import refused
 
@@ -43,5 +43,5 @@ def converted(model: ir.Model) -> Iterator[ov.Model]:
         except runtime_errors() as error:
             raise refused(f"model {model.graph.name or 'without a name'}", error) from error
         fix_bias_shapes(result)
-        keep_extrema_apart(result)
+        keep_reductions_apart(result)
         yield result

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("openvino")
 
 from qcompile.backends import openvino as room
-from qcompile.backends.openvino.extrema import keep_extrema_apart
+from qcompile.backends.openvino.reductions import keep_reductions_apart
 from tests.backends.openvino.graphs import converted, operators
 from tests.backends.portable import parse, reference, weight
 
@@ -18,24 +18,25 @@ LINEAR = "w_ = DequantizeLinear(w, ws, wz) y = MatMul(d, w_)"
 AXES = "i = Constant<value = int64[1] {1}>() "
 
 
-def quantized_extremum(reduction: str, then: str = "") -> ir.Model:
+def quantized_reduction(reduction: str, then: str = "") -> ir.Model:
     text = AXES + f"m = {reduction}(x, i) " + then + PAIR.format("t" if then else "m") + LINEAR
-    parts = weight(np.random.default_rng(0), (16, 3), 1)
+    parts = weight(np.random.default_rng(0), (48, 3), 1)
     scale = {"s": np.float32(0.02), "z": np.uint8(100), "half": np.float32(0.5)}
-    return parse(f"(float[N,S,16] x) => (float[?] y) {{ {text} }}", **scale, **parts)
+    scale["factors"] = np.linspace(0.5, 2, 48, dtype=np.float32)
+    return parse(f"(float[N,S,48] x) => (float[?] y) {{ {text} }}", **scale, **parts)
 
 
 def feed() -> dict[str, np.ndarray]:
-    return {"x": np.random.default_rng(1).normal(size=(2, 7, 16)).astype(np.float32)}
+    return {"x": np.random.default_rng(1).normal(size=(2, 7, 48)).astype(np.float32)}
 
 
-@pytest.mark.parametrize("then", ["", "r = Relu(m) t = Mul(r, half) "])
+@pytest.mark.parametrize("then", ["", "r = Relu(m) t = Mul(r, half) ", "r = Mul(m, factors) t = Add(r, factors) "])
 @pytest.mark.parametrize("keepdims", [0, 1])
-@pytest.mark.parametrize("kind", ["ReduceMax", "ReduceMin"])
-def test_an_artifact_has_the_extremum_in_steps_of_the_quantizer(
+@pytest.mark.parametrize("kind", ["ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2"])
+def test_an_artifact_has_the_reduction_in_steps_of_the_quantizer(
     kind: str, keepdims: int, then: str, tmp_path: Path
 ) -> None:
-    model = quantized_extremum(f"{kind}<keepdims = {keepdims}>", then)
+    model = quantized_reduction(f"{kind}<keepdims = {keepdims}>", then)
     lowered = room.BACKEND.lower(model, tmp_path, target=None)
     found = room.BACKEND.open_artifact(tmp_path / lowered.model_file, threads=1).run(feed())["y"]
     np.testing.assert_allclose(found, reference(model, feed())["y"], rtol=1e-5, atol=1e-5)
@@ -70,11 +71,11 @@ def test_the_whole_of_a_channel_is_a_maximum_too(tmp_path: Path) -> None:
     ],
 )
 def test_only_what_is_fused_is_kept_apart(text: str, count: int) -> None:
-    parts = weight(np.random.default_rng(0), (16, 3), 1)
+    parts = weight(np.random.default_rng(0), (48, 3), 1)
     scale = {"s": np.float32(0.02), "z": np.uint8(100)}
     model = converted(
-        parse(f"(float[N,S,16] x) => (float[?] y) {{ {AXES} m = ReduceMax(x, i) {text} }}", **scale, **parts)
+        parse(f"(float[N,S,48] x) => (float[?] y) {{ {AXES} m = ReduceMax(x, i) {text} }}", **scale, **parts)
     )
     assert operators(model)["Maximum"] == count
-    keep_extrema_apart(model)
+    keep_reductions_apart(model)
     assert operators(model)["Maximum"] == count
