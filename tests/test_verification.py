@@ -26,7 +26,7 @@ from qcompile.errors import (
     VerificationError,
 )
 from qcompile.manifest import FileEntry
-from qcompile.verify_artifact import without_quantizers
+from qcompile.verify_artifact import quantized_values, verify_artifact, without_quantizers
 from tests.backends.portable import parse
 from tests.test_manifest import edit_manifest, seal_the_report_again
 from tests.test_verify_artifact import WIDTH, network, samples
@@ -97,6 +97,33 @@ def test_a_processor_without_vnni_is_told(tmp_path: Path) -> None:
     wrong, right = done.stdout.splitlines()
     assert wrong.startswith("VerificationError artifact on openvino: y is up to")
     assert right.startswith("right (Agreement(runtime='openvino'")
+
+
+def test_the_artifact_that_nobody_looks_into_is_held_against_the_noise_of_its_activations(tmp_path: Path) -> None:
+    """Values inside are seen in another artifact than the one that ends wrong; the float model is not at hand."""
+    engine, model = (
+        qcompile.backends.get("onnxruntime"),
+        qcompile.rewrite(network(), "w8a8-static", calibration=samples()),
+    )
+    paths = {}
+    for kind in ("right", "wrong"):
+        (tmp_path / kind).mkdir()
+        if kind == "wrong":
+            value = next(v for name, v in model.graph.initializers.items() if name.startswith("w1") and "scale" in name)
+            right, value.const_value = (
+                value.const_value,
+                ir.tensor(np.roll(value.const_value.numpy(), 1), name=value.name),
+            )
+        paths[kind] = tmp_path / kind / engine.lower(model, tmp_path / kind, target=None).model_file
+    value.const_value = right
+
+    def verified(kind: str) -> None:
+        probes = engine.probes(paths["right"], [each.names for each in quantized_values(model)])
+        verify_artifact(model, None, lambda: engine.open_artifact(paths[kind]), probes, samples()[0])
+
+    verified("right")
+    with pytest.raises(VerificationError, match=r"output x4 is .* times as far from the reference"):
+        verified("wrong")
 
 
 def test_the_float_model_is_compared_on_data(tmp_path: Path) -> None:
