@@ -19,6 +19,7 @@ from qcompile.backends import Backend
 from qcompile.capability import SATURATING_TARGETS
 from qcompile.compile import compile
 from qcompile.errors import MissingDependencyError, ModelError, VerificationError
+from qcompile.frontend import OPSET
 from qcompile.manifest import versions
 from qcompile.pipeline import Progress
 from qcompile.recipe import Recipe
@@ -166,17 +167,17 @@ def _is_right(engine: Backend, kind: str, target: str) -> bool:
 
 def _compiled(engine: Backend, kind: str, target: str | None) -> Any:
     recipe = Recipe.from_data({"name": f"{kind} INT8", "steps": [{"insert_qdq": dict(_RECIPES[kind])}]})
-    artifact = compile(_linear(), recipe, backend=engine.name, calibration=_samples(), target=target)
+    artifact = compile(_linear(), recipe, backend=engine.name, calibration=_samples(), target=target, tune="none")
     return artifact.report
 
 
 def _linear() -> ir.Model:
-    text = f"g (float[{ROWS}, {WIDTH}] x) => (float[{ROWS}, {WIDTH}] y) {{ y = MatMul(x, w) }}"
-    weight = ir.tensor(np.full((WIDTH, WIDTH), 1.0, np.float32), name="w")
-    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> {text}')
-    model.graph.register_initializer(ir.val("w", const_value=weight))
-    model.graph[0].replace_input_with(1, model.graph.initializers["w"])
-    return model
+    x = ir.val("x", ir.DataType.FLOAT, [ROWS, WIDTH])
+    weight = ir.val("w", const_value=ir.tensor(np.full((WIDTH, WIDTH), 1.0, np.float32), name="w"))
+    product = ir.node("MatMul", [x, weight], outputs=[ir.val("y", ir.DataType.FLOAT, [ROWS, WIDTH])], name="linear")
+    imports = {"": OPSET}
+    graph = ir.Graph([x], product.outputs, nodes=[product], initializers=[weight], opset_imports=imports, name="linear")
+    return ir.Model(graph, ir_version=10)
 
 
 def _samples() -> Sequence[dict[str, np.ndarray]]:

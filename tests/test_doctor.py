@@ -14,11 +14,14 @@ from qcompile.doctor import diagnose
 from qcompile.errors import UnsupportedError
 
 
-def test_both_runtimes_are_right_here_and_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_runtimes_are_right_here_and_are_measured(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("qcompile.outcome.LATENCY_SECONDS", 0.05)
     stages: list[str] = []
     found = diagnose(progress=lambda stage, _part: stages.append(stage))
     assert found.problems == []
+    assert caplog.records == []
     assert [each.backend for each in found.runtimes] == list(BACKENDS)
     for runtime in found.runtimes:
         assert runtime.version
