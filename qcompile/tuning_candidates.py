@@ -78,7 +78,7 @@ class Measurement:
         grouped = groups_of(chosen, self._quantizer.activations, run.shapes)
         found = {group: each for group in _most_likely(grouped) if (each := self._group(group)) is not None}
         measured = named_times([(layer.name, group) for layer, group in grouped], found)
-        return promising(measured, [layer.name for layer in chosen])
+        return promising(measured, [layer.name for layer in chosen], times["float"])
 
     def whole(self, candidates: Mapping[str, Candidate]) -> Mapping[str, float]:
         """Return how long the whole model takes with each candidate, and INTEGER: with none; in milliseconds.

@@ -37,11 +37,11 @@ def test_layers_of_one_name_are_added_up_and_unmeasured_ones_left_out():
 
 
 def test_nothing_is_tried_where_less_than_noise_could_be_won():
-    assert promising({"small": times(0.1, 0.05), "large": times(10.0, 20.0)}, ["small", "large"]) == {}
+    assert promising({"small": times(0.1, 0.05), "large": times(10.0, 20.0)}, ["small", "large"], 100.0) == {}
 
 
 def test_layers_that_only_lose_next_to_integers_are_a_set_of_their_own():
-    found = promising({"a": times(2.0, 1.0), "b": times(2.0, 2.2, 1.0)}, ["a", "b", "c"])
+    found = promising({"a": times(2.0, 1.0), "b": times(2.0, 2.2, 1.0)}, ["a", "b", "c"], 9.0)
     assert [(name, sorted(each.layers)) for name, each in found.items()] == [
         ("float", ["a"]),
         ("float alone", ["a", "b"]),
@@ -51,7 +51,14 @@ def test_layers_that_only_lose_next_to_integers_are_a_set_of_their_own():
 
 
 def test_all_in_float_is_not_tried_where_integers_win_in_sum():
-    assert list(promising({"a": times(2.0, 1.0), "b": times(2.0, 8.0)}, ["a", "b"])) == ["float"]
+    assert list(promising({"a": times(2.0, 1.0), "b": times(2.0, 8.0)}, ["a", "b"], 9.0)) == ["float"]
+
+
+def test_all_in_float_is_tried_where_integers_win_next_to_nothing():
+    measured = {"a": times(1.0, 1.1)}
+    assert promising(measured, ["a"], 4.0)["all float"].layers == {"a": None}
+    assert promising(measured, ["a"], 1.5) == {}
+    assert promising(measured, ["a", "unmeasured"], 4.0) == {}
 
 
 @pytest.mark.parametrize(
