@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(MODELS_INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Nightly: broken models through the door, ten thousand unless COUNT says otherwise; FIRST goes on where a run ended.
 fuzz: $(MODELS_INSTALLED)

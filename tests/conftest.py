@@ -8,8 +8,8 @@ import os
 import hypothesis
 import pytest
 
-# One process is fast enough for every model here, and more threads only fight each other on small machines.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Models here are small, and more threads than cores only fight each other: `make test` runs a process on each core.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Seeds are fixed: the same examples in every run, so that a commit passes or fails whoever runs it, on however slow a
