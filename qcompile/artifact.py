@@ -150,6 +150,8 @@ def _load(folder: Path, public_key: Path | None) -> Artifact:
 def _check_signature(path: Path, manifest: Manifest, public_key: Path) -> None:
     try:
         signature = path.read_bytes()
+    except FileNotFoundError as error:
+        raise SignatureError(str(path), "nobody signed it", "Sign it with qcompile sign, or do not use it") from error
     except OSError as error:
         raise SignatureError(str(path), f"it cannot be read: {error}", "Do not use what nobody signed") from error
     if not is_signature(signature, manifest.to_json(), public_key):

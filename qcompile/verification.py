@@ -76,6 +76,7 @@ def verify(
     *,
     against: Any = None,
     data: Any = None,
+    public_key: str | Path | None = None,
     trust_input: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
@@ -90,12 +91,14 @@ def verify(
         against: the float model, in any form that `compile` takes; a torch module needs `data`.
         data: samples to compare with the float model on, in any form that `Calibration` names, or a Calibration; None:
             made-up inputs.
+        public_key: a PEM file; whoever has its other half must have signed the artifact, see `qcompile.load`.
         trust_input: of `against`, as in `compile`.
         progress: as in `compile`.
 
     Raises:
         ArtifactError: a file is not what the manifest says; or the artifact was compiled without verification, and
             there is no float model.
+        SignatureError: there is a public key, and the artifact was not signed with its other half.
         VerificationError: the runtime computes something else than the quantized graph means; or NaN, infinity or
             outputs of another shape where the float model does not.
         UnsupportedError: the reference does not cover the model, and there is no float model.
@@ -105,7 +108,7 @@ def verify(
     if data is not None and against is None:
         raise RecipeError("data", "it is compared with a float model on it, and there is none", "Give against too")
     report_progress("comparing with the manifest", 0.0)
-    opened = load(artifact.path if isinstance(artifact, Artifact) else artifact)
+    opened = load(artifact.path if isinstance(artifact, Artifact) else artifact, public_key=public_key)
     agreements, not_compared = _agreements(opened, against is None, report_progress)
     accuracy = {} if against is None else _accuracy(opened, against, data, trust_input, report_progress)
     manifest = opened.manifest

@@ -24,6 +24,8 @@ for _name, _command in (
     ("verify", artifacts.verify),
     ("bench", artifacts.bench),
     ("report", artifacts.report),
+    ("sign", artifacts.sign),
+    ("bom", artifacts.bom),
     ("recipes", compiling.recipes),
     ("doctor", diagnosis.doctor),
 ):

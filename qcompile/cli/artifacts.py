@@ -1,4 +1,4 @@
-"""The commands about an artifact: verify, bench, report."""
+"""The commands about an artifact: verify, bench, report, sign, bom."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ def verify(
         Path | None,
         typer.Option(help="Samples to compare with it on, as in compile; made up when left out."),
     ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="PEM file; the artifact must be signed with the other half of this key.")
+    ] = None,
     trust_input: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -36,6 +39,7 @@ def verify(
                 folder,
                 against=None if against is None else inputs.model_file(against),
                 data=inputs.calibration(data, None, None),
+                public_key=public_key,
                 trust_input=trust_input,
                 progress=progress,
             )
@@ -97,6 +101,38 @@ def report(
             print_json(found.to_dict())
         else:
             typer.echo(found.summary() if html is None else str(html))
+
+
+def sign(
+    folder: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    key: Annotated[Path, typer.Option(help="PEM file with the private Ed25519 key.")],
+    password: Annotated[
+        str | None, typer.Option(envvar="QCOMPILE_KEY_PASSWORD", help="Of that file; better given in the environment.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Sign an artifact: everything that its runtime reads, offline. `verify --public-key` checks it."""
+    with failures(as_json, debug):
+        from qcompile.artifact_signature import sign as sign_artifact
+
+        path = sign_artifact(folder, key, password=None if password is None else password.encode())
+        print_json({"path": str(path)}) if as_json else typer.echo(str(path))
+
+
+def bom(
+    folder: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, outside of the folder.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the bill of materials of an artifact: CycloneDX 1.6, with the model, its files and what made it."""
+    with failures(as_json, debug):
+        from qcompile.artifact import load
+        from qcompile.artifact_bom import save_bom
+
+        save_bom(load(folder), output)
+        print_json({"path": str(output)}) if as_json else typer.echo(str(output))
 
 
 def _print_latency(medians: dict[str, float], backend: str, as_json: bool) -> None:
