@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
@@ -52,12 +54,11 @@ def evaluate(
     wanted = {str(value.name) for value in model.graph.outputs}
     results: dict[str, Any] = {"": None, **initializers, **evaluator.rt_inits_, **feed}
     computed = {name: results[name] for name in wanted & set(results)}
-    # The bodies of If, Loop and Scan read values of the graph around them by name: then nothing is given up.
-    closed = not any(node.need_context() for node in evaluator.rt_nodes_)
-    readers = Counter(name for node in evaluator.rt_nodes_ for name in node.input)
+    reads = [_names_read(node.onnx_node) for node in evaluator.rt_nodes_]
+    readers = Counter(itertools.chain.from_iterable(reads))
     products = 0
     with np.errstate(all="ignore"):  # what overflows in the model overflows here
-        for node in evaluator.rt_nodes_:
+        for node, names in zip(evaluator.rt_nodes_, reads, strict=True):
             products += _products(node.op_type, [results[name] for name in node.input])
             if products > MOST_PRODUCTS:
                 raise OutOfReachError(f"the reference takes more than {MOST_PRODUCTS:.0e} products")
@@ -68,11 +69,18 @@ def evaluate(
                     computed[name] = value
                 if name:  # one without a name is not read; the empty name stands for inputs that are left out
                     results[name] = observed.get(name, value)
-            readers.subtract(node.input)
-            for name in {*node.input, *node.output} if closed else ():
+            readers.subtract(names)
+            for name in {*names, *node.output}:
                 if name and readers[name] == 0:
-                    del results[name]
+                    results.pop(name, None)  # a body reads values of its own, too
     return computed
+
+
+def _names_read(node: onnx.NodeProto) -> list[str]:
+    """Return the names of what a node reads, with those that its bodies read: some are of the graph around them."""
+    bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    inner = [name for body in bodies for each in body.node for name in _names_read(each)]
+    return [*node.input, *inner, *(output.name for body in bodies for output in body.output)]
 
 
 def _products(operator: str, inputs: Sequence[Any]) -> int:

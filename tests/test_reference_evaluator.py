@@ -113,6 +113,13 @@ def test_evaluation_goes_on_from_what_was_observed() -> None:
     assert {name: array.tolist() for name, array in found.items()} == {"a": [-1, 1], "y": [5, 6]}
 
 
+def test_what_a_branch_reads_is_there_until_then() -> None:
+    branches = "then_branch = g () => (t) { t = Neg(a) }, else_branch = h () => (e) { e = Exp(b) }"
+    model = case(f"a = Relu(x) b = Neg(a) m = ReduceMax<keepdims = 0>(b) n = Less(s, m) y = If(n)<{branches}>")
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    np.testing.assert_allclose(evaluate(model, {"x": x})["y"], np.exp(-np.maximum(x, 0)), rtol=1e-6)
+
+
 def test_outputs_may_be_inputs_or_constants() -> None:
     model = parse("(float[2] x, float[2] y) => (float[2] x, float[2] w) { u = Neg(y) }", w=np.ones(2, np.float32))
     feed = {"x": np.zeros(2, np.float32), "y": np.zeros(2, np.float32)}
