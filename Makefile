@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 MODELS_INSTALLED := $(VENV)/.installed-models
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
-.PHONY: demo test fuzz check bench format types clean
+.PHONY: demo test fuzz graphs check bench format types clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -18,6 +18,10 @@ test: $(MODELS_INSTALLED)
 # Nightly: broken models through the door, ten thousand unless COUNT says otherwise; FIRST goes on where a run ended.
 fuzz: $(MODELS_INSTALLED)
 	$(BIN)/python -m tests.fuzz_door --count $(or $(COUNT),10000) --first $(or $(FIRST),0)
+
+# Nightly: two thousand random graphs for the passes, two hundred for each recipe and backend.
+graphs: $(MODELS_INSTALLED)
+	$(BIN)/python -m pytest -q --numprocesses auto --hypothesis-profile=nightly tests/test_random_graphs.py
 
 check: $(INSTALLED) types
 	$(BIN)/ruff check .
