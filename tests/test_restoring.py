@@ -5,16 +5,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 
+import hypothesis
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+from qcompile.errors import NothingMatchedError
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.quantize_attention import QuantizeAttention
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
+from qcompile.recipe import Recipe
+from qcompile.reference_evaluator import evaluate
 from qcompile.restoring import restored, shared_weights
+from qcompile.verify import check_exact, check_valid, difference
+from qcompile.work import Work
 from tests.passes.quantizable import PER_TENSOR_DYNAMIC, PER_TOKEN, calibrator, parse
+from tests.random_graphs import Choices, build, choices, feeds
+
+few = hypothesis.settings(
+    max_examples=hypothesis.settings.default.max_examples // 50, deadline=None, phases=[hypothesis.Phase.generate]
+)
 
 
 def weight(*shape: int) -> np.ndarray:
@@ -87,7 +98,7 @@ def contents(model: ir.Model) -> tuple[list[str], list[str], set[str]]:
         known[value] = digest(value.const_value.numpy().tobytes(), value.const_value.dtype, value.const_value.shape)
     nodes = []
     for node in model.graph:
-        attributes = sorted(map(str, node.attributes.values()))
+        attributes = sorted(str(each) for each in node.attributes.values() if each.type != ir.AttributeType.GRAPH)
         nodes.append(digest(node.op_type, attributes, [known[value] for value in node.inputs]))
         known.update({value: f"{nodes[-1]} {index}" for index, value in enumerate(node.outputs)})
     outputs = [f"{value.name} {known[value]}" for value in model.graph.outputs]
@@ -131,3 +142,23 @@ def test_a_constant_whose_name_is_taken_gets_another():
     before, quantized = linears(), by_insert_qdq(linears(), frozenset())
     quantized.graph.initializers["v.quantized"].name = "w"
     assert contents(restored(quantized, before, "ad")) == contents(by_insert_qdq(linears(), frozenset("ad")))
+
+
+@pytest.mark.parametrize("recipe", ["w8a8-static", "smoothquant-o1", "smoothquant-o3"])
+@few
+@hypothesis.given(choices())
+def test_any_model_with_all_layers_restored_is_the_float_model(recipe: str, drawn: Choices) -> None:
+    model, data = build(drawn), feeds(2)
+    work = Work.of(model.clone(), data, None, None, False, False, None)
+    try:
+        quantized = work.apply(Recipe.from_name(recipe))
+    except NothingMatchedError:
+        hypothesis.reject()
+    before = work.log.before_loss
+    found = [finding for findings in work.log.findings.values() for finding in findings]
+    names = {finding.layer for finding in found if finding.action == "quantized"}
+    for name in names:
+        check_valid(restored(quantized, before, {name}), name)
+    everything = restored(quantized, before, names)
+    check_exact(difference([evaluate(model, data[0])], [evaluate(everything, data[0])]), "restoring")
+    assert contents(restored(quantized, before, ())) == contents(quantized)
