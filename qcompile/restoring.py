@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 
 from qcompile.graph import Names, constant, is_standard, layer_name
 from qcompile.layers import every_layer, flowing_outputs, node_of
+from qcompile.unused_nodes import RemoveUnusedNodes
 
 _PRODUCTS = ("Attention", "Conv", "ConvTranspose", "Gather", "MatMul")
 
@@ -34,7 +35,7 @@ def restored(quantized: ir.Model, before: ir.Model, layers: Collection[str]) -> 
     for node in before.graph:
         if node not in still and writer.changed(node):
             writer.restore(node, flowing)
-    common.RemoveUnusedNodesPass()(model)
+    RemoveUnusedNodes()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
     return model

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompile import layers
 from qcompile.graph import Convolution, Names, readers
 from qcompile.layers import Layer
 from qcompile.scheme import Scheme
 from qcompile.session import Feed, OpenSession
+from qcompile.unused_nodes import RemoveUnusedNodes
 
 Reads = Literal["float", "shared", "integers"]
 Writes = Literal["float", "rounded", "integers"]
@@ -126,7 +126,7 @@ def run_for_shapes(model: ir.Model, names: Collection[str], sample: Feed, open_s
     values = [*seen.graph.inputs, *(value for node in seen.graph for value in node.outputs)]
     seen.graph.outputs.clear()
     probes = {str(value.name): _probe(seen.graph, value, new) for value in values if value.name in names}
-    RemoveUnusedNodesPass()(seen)
+    RemoveUnusedNodes()(seen)
     session = open_session(seen)
     session.run(sample)
     start = time.thread_time()

@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import VerificationError
@@ -25,6 +24,7 @@ from qcompile.qdq import DOMAIN, PER_TOKEN
 from qcompile.reference_coverage import not_covered
 from qcompile.reference_evaluator import OutOfReachError, evaluate
 from qcompile.session import Agreement, Feed, Probe, Session
+from qcompile.unused_nodes import RemoveUnusedNodes
 from qcompile.verify import run_all
 
 MAX_STEPS = 2.0
@@ -164,7 +164,7 @@ def without_quantizers(portable: ir.Model) -> ir.Model:
         for end in ends:
             same = ir.node("Identity", [node.inputs[0]])
             ir.convenience.replace_nodes_and_values(model.graph, end, [end], [same], [end.outputs[0]], same.outputs)
-    RemoveUnusedNodesPass()(model)
+    RemoveUnusedNodes()(model)
     return model
 
 
