@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
-from qcompile.scheme import Scheme
+from qcompile.scheme import Dtype, Scheme
 from qcompile.session import Probe, Session
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -80,6 +80,10 @@ class Backend(Protocol):
 
     def describe(self) -> dict[str, str]:
         """Return what the runtime says of itself and of this processor, in its own words."""
+        ...
+
+    def flowing_dtype(self, activations: Scheme) -> Dtype:
+        """Return the type in which lowered models store what activations of this scheme are quantized to."""
         ...
 
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:

@@ -116,9 +116,11 @@ class Measurement:
 
     def _group(self, group: Group) -> Mapping[str, float] | None:
         schemes = (self._quantizer.activations, self._quantizer.weights)
-        key = {"group": dataclasses.asdict(group), "schemes": [dataclasses.asdict(scheme) for scheme in schemes]}
+        dtype = self.timer.engine.flowing_dtype(schemes[0])
+        described = [dataclasses.asdict(scheme) for scheme in schemes]
+        key = {"group": dataclasses.asdict(group), "schemes": described, "flowing": dtype}
         names = {INTEGER, *form_names(group)}
-        return self._measured(key, names, lambda: self.timer.milliseconds(forms(group, *schemes), feed_of))
+        return self._measured(key, names, lambda: self.timer.milliseconds(forms(group, *schemes, dtype), feed_of))
 
     def _measured(
         self, key: Mapping[str, Any], names: Collection[str], measure: Callable[[], Mapping[str, float]]

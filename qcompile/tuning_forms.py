@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompile import qdq
 from qcompile.initializers import new_initializer
-from qcompile.scheme import Scheme
+from qcompile.scheme import Dtype, Scheme
 from qcompile.session import Feed
 from qcompile.tuning_groups import Group
 
@@ -26,19 +26,20 @@ _PERIOD = 997
 """Made-up weights repeat after so many: random numbers for all of a large layer take longer than timing it."""
 
 
-def forms(group: Group, activations: Scheme, weights: Scheme) -> dict[str, ir.Model]:
+def forms(group: Group, activations: Scheme, weights: Scheme, flowing: Dtype) -> dict[str, ir.Model]:
     """Return the forms of a group, by name; the numbers in them are made up: time depends on shapes.
 
     Args:
         group: what is built.
         activations: scheme of what the layer reads, and of what a convolution writes.
         weights: scheme of its weight.
+        flowing: type of the integers that come from its neighbours and go to them, see `Backend.flowing_dtype`.
     """
     alone = dataclasses.replace(group, reads="float", writes="float")
     made: dict[str, ir.Model] = {
-        "integer": _form(group, activations, weights),
-        "float": _form(group, activations, None),
-        "float alone": _form(alone, activations, None),
+        "integer": _form(group, activations, weights, flowing),
+        "float": _form(group, activations, None, flowing),
+        "float alone": _form(alone, activations, None, flowing),
     }
     return {name: made[name] for name in form_names(group)}
 
@@ -62,21 +63,23 @@ def feed_of(model: ir.Model) -> Feed:
     return {str(x.name): generator.integers(bounds.min, bounds.max + 1, shape, dtype=dtype)}
 
 
-def _form(group: Group, activations: Scheme, weights: Scheme | None) -> ir.Model:
+def _form(group: Group, activations: Scheme, weights: Scheme | None, flowing: Dtype) -> ir.Model:
     """Return one form; without a scheme of weights the layer is float."""
     integers = group.reads == "integers" or (group.reads == "shared" and weights is not None)
-    dtype = ir.DataType.from_numpy(np.dtype(activations.dtype if integers else np.float32))
+    dtype = ir.DataType.from_numpy(np.dtype(flowing if integers else np.float32))
     x = ir.Value(name="x", shape=ir.Shape(group.x), type=ir.TensorType(dtype))
     graph = ir.Graph([x], [], nodes=[], name="group", opset_imports={"": OPSET})
     model = ir.Model(graph, ir_version=IR_VERSION)
     multiply = _layer(graph, group, x)
-    parameters = (np.asarray(_SCALE), np.array(0 if activations.dtype == "int8" else 128, activations.dtype))
+    parameters = _parameters(flowing)
     if integers:
         dequantize = ir.node("DequantizeLinear", [x, *_constants(graph, parameters)], name="dequantize")
         graph.insert_before(multiply, dequantize)
         multiply.replace_input_with(0, dequantize.outputs[0])
     elif weights is not None:
-        value, _ = qdq.quantized(x, multiply, model, activations, None if activations.dynamic else parameters)
+        value, _ = qdq.quantized(
+            x, multiply, model, activations, None if activations.dynamic else _parameters(activations.dtype)
+        )
         multiply.replace_input_with(0, value)
     if weights is not None:
         _quantize_weight(multiply, group, weights)
@@ -89,6 +92,11 @@ def _form(group: Group, activations: Scheme, weights: Scheme | None) -> ir.Model
     y.name = "y"
     graph.outputs.append(y)
     return model
+
+
+def _parameters(dtype: Dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Return a scale and a zero point."""
+    return np.asarray(_SCALE), np.array(0 if dtype == "int8" else 128, dtype)
 
 
 def _layer(graph: ir.Graph, group: Group, x: ir.Value) -> ir.Node:

@@ -70,6 +70,10 @@ class OnnxRuntimeBackend:
         """Return its execution providers; artifacts run on that of the CPU, of whose features it says nothing."""
         return {"providers": ", ".join(available_providers())}
 
+    def flowing_dtype(self, activations: Scheme) -> Dtype:
+        """Return uint8 for static activations, which int8 ones are made to; see `quantize_activations_to_uint8`."""
+        return activations.dtype if activations.dynamic else "uint8"
+
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:  # noqa: ARG002
         """Write model.onnx, and model.onnx.data beside it for weights above 128 MiB, into an existing folder.
 

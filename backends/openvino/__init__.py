@@ -64,6 +64,10 @@ class OpenVinoBackend:
         found = {words: core().get_property(DEVICE, name) for words, name in names.items()}
         return {words: value if isinstance(value, str) else ", ".join(value) for words, value in found.items()}
 
+    def flowing_dtype(self, activations: Scheme) -> Dtype:
+        """Return the type of the scheme."""
+        return activations.dtype
+
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:  # noqa: ARG002
         """Write model.xml and model.bin into an existing folder.
 
