@@ -59,8 +59,10 @@ def _photo(name: str) -> Path:
     return path if path.is_file() else package_file("sklearn", "scikit-learn", "datasets", "images", name)
 
 
-def load(calibration: int = 64, held_out: int = 400) -> ReferenceModel:
+def load(calibration: int = 64, held_out: int = 400, validation: int = 400) -> ReferenceModel:
     """Load the classifier, crops of four photos to calibrate on and of four others to measure on.
+
+    Crops to validate on are others of the photos to calibrate on: what is measured is seen by neither.
 
     Raises:
         MissingDependencyError: when a package with the model or the photos is not installed.
@@ -74,4 +76,6 @@ def load(calibration: int = 64, held_out: int = 400) -> ReferenceModel:
     calibration_feeds = crops_of(CALIBRATION_PHOTOS, calibration, seed=0)
     held_out_feeds = crops_of(HELD_OUT_PHOTOS, held_out, seed=100)
     example = {"inputs": np.concatenate([feed["inputs"] for feed in calibration_feeds[:2]])}
-    return ReferenceModel(model, example, calibration_feeds, held_out_feeds, dynamic_axes(example, axes=(0,)))
+    shapes = dynamic_axes(example, axes=(0,))
+    validation_feeds = crops_of(CALIBRATION_PHOTOS, validation, seed=50)
+    return ReferenceModel(model, example, calibration_feeds, held_out_feeds, shapes, validation_feeds)

@@ -24,6 +24,7 @@ class ReferenceModel:
         calibration: feeds to calibrate on.
         held_out: feeds to measure on; none of them is in `calibration`.
         dynamic_shapes: axes that may change, in torch.export's form; None for an .onnx file.
+        validation: feeds on which a budget of accuracy may be held; none of them is in the others.
     """
 
     model: torch.nn.Module | Path
@@ -31,6 +32,7 @@ class ReferenceModel:
     calibration: Sequence[Feed]
     held_out: Sequence[Feed]
     dynamic_shapes: DynamicShapes | None = None
+    validation: Sequence[Feed] = ()
 
 
 def dynamic_axes(feed: Mapping[str, np.ndarray], axes: Sequence[int] = (0, 1)) -> DynamicShapes:
