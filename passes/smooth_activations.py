@@ -74,8 +74,8 @@ class SmoothActivations(Pass):
 
     @property
     def may_match_nothing(self) -> bool:
-        """With alpha "auto" the data decides; a model without layers has nothing to smooth."""
-        return self.alpha == "auto"
+        """With alpha "auto" the data decides, and all layers may be ignored: `compile` finds those faster in float."""
+        return self.alpha == "auto" or bool(self.ignore)
 
     def without_calibration(self) -> Pass | None:
         """Leave the pass out: there is nothing to smooth by."""

@@ -55,9 +55,9 @@ class TuningCache:
         text = json.dumps({"ms": dict(times), "of": key, "on": self.surroundings}, indent=1, sort_keys=True)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".part", delete=False) as file:
-                file.write(text)
-            os.replace(file.name, self.path(key))
+            with tempfile.TemporaryDirectory(dir=self.folder) as part:
+                (Path(part) / "times").write_text(text, encoding="utf-8")
+                os.replace(Path(part) / "times", self.path(key))
         except OSError:
             return  # Measured again next time.
 

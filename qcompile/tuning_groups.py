@@ -14,7 +14,6 @@ from qcompile.graph import Convolution, Names, readers
 from qcompile.layers import Layer
 from qcompile.scheme import Scheme
 from qcompile.session import Feed, OpenSession
-from qcompile.unused_nodes import RemoveUnusedNodes
 
 Reads = Literal["float", "shared", "integers"]
 Writes = Literal["float", "rounded", "integers"]
@@ -115,7 +114,9 @@ class Run:
 
 
 def run_for_shapes(model: ir.Model, names: Collection[str], sample: Feed, open_session: OpenSession) -> Run:
-    """Run a model for the shapes of values of its main graph; it is not changed, and outputs are not computed.
+    """Run a model for the shapes of values of its main graph, and for its time; it is not changed.
+
+    Its own outputs stay: where shapes are fixed, a runtime knows them and would compute nothing else.
 
     Raises:
         ModelError: the runtime refuses the model.
@@ -124,9 +125,7 @@ def run_for_shapes(model: ir.Model, names: Collection[str], sample: Feed, open_s
     seen = model.clone()
     new = Names(seen.graph)
     values = [*seen.graph.inputs, *(value for node in seen.graph for value in node.outputs)]
-    seen.graph.outputs.clear()
     probes = {str(value.name): _probe(seen.graph, value, new) for value in values if value.name in names}
-    RemoveUnusedNodes()(seen)
     session = open_session(seen)
     session.run(sample)
     start = time.thread_time()

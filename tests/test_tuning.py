@@ -9,6 +9,7 @@ import pytest
 import qcompile
 from qcompile import backends, processor, tuning, tuning_candidates
 from qcompile.errors import RecipeError
+from qcompile.tuning_cache import TuningCache
 from qcompile.work import Work
 
 CONVOLUTIONS = """
@@ -136,6 +137,26 @@ def test_the_report_says_why_and_a_warm_cache_or_the_recipe_of_the_manifest_give
     assert layers == {"pointwise": ("kept", "float is faster here"), "square": ("quantized", "")}
     assert first.recipe.ignore == ("pointwise",)
     assert first.model_path.read_bytes() == second.model_path.read_bytes() == third.model_path.read_bytes()
+
+
+@pytest.mark.parametrize("alpha", ["auto", 0.5])
+def test_where_every_layer_is_faster_in_float_nothing_is_left_to_smooth_and_that_is_no_error(
+    model, cache, monkeypatch, tmp_path, alpha
+):
+    smoothed = qcompile.Recipe.from_name("smoothquant-o3", alpha=alpha)
+    monkeypatch.setattr(f"{__name__}.RECIPE", smoothed)
+    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
+    artifact = compiled(model, tmp_path / "out")
+    assert {layer.name: layer.action for layer in artifact.report.layers} == {"pointwise": "kept", "square": "kept"}
+
+
+def test_a_disk_that_is_full_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    TuningCache(tmp_path, "here").store({"group": 1}, {"integer": 1.0})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"ms": {"float": -1}}', '{"ms": {"other": 1.0}}', "\0\xff"])
