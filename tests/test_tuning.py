@@ -25,6 +25,7 @@ CONVOLUTIONS = """
 """
 RECIPE = qcompile.Recipe.from_name("w8a8-static", min_convolution_sqnr_db=None)
 RUN, GROUP, WHOLE = "run of", "group", "model"
+WORTH_MS = tuning_candidates.WORTH_MS  # conftest.py puts it out of reach while tests run
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def model():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuning_candidates, "WORTH_MS", WORTH_MS)
     return tmp_path / "cache" / "tuning"
 
 
