@@ -6,15 +6,13 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import backends
+from qcompile import backends, processor
 from qcompile.backends import Backend
 from qcompile.capability import SATURATING_TARGETS
 from qcompile.compile import compile
@@ -129,7 +127,10 @@ def diagnose(*, target: str | None = None, progress: Progress | None = None) -> 
         report_progress(f"trying {name}", index / len(backends.BACKENDS))
         runtimes.append(examine(name, target))
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return Diagnosis(*_processor(), os.cpu_count(), platform.python_version(), found, tuple(runtimes))
+    flags = processor.flags()
+    features = tuple(each for each in FEATURES if each in flags) if flags else None
+    cores, python = os.cpu_count(), platform.python_version()
+    return Diagnosis(processor.name(), features, cores, python, found, tuple(runtimes))
 
 
 def examine(name: str, target: str | None = None) -> Runtime:
@@ -183,14 +184,3 @@ def _linear() -> ir.Model:
 def _samples() -> Sequence[dict[str, np.ndarray]]:
     """Activations from 1 down to -0.1, so that there is a zero point and the first rows hold the largest of all."""
     return [{"x": np.linspace(1, -0.1, ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH)}]
-
-
-def _processor() -> tuple[str, tuple[str, ...] | None]:
-    """Name and features of the processor; Linux alone tells the features."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor() or platform.machine(), None
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    name = re.search(r"^model name\s*: (.*)$", text, re.M)
-    flags = set(re.findall(r"\S+", " ".join(re.findall(r"^(?:flags|Features)\s*: (.*)$", text, re.M))))
-    return name[1] if name else platform.machine(), tuple(each for each in FEATURES if each in flags)

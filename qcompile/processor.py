@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 from pathlib import Path
 
@@ -19,9 +18,8 @@ def name() -> str:
 
 @functools.cache
 def identity() -> str:
-    """Return the name, how many cores this process may use, and a list of what the processor can do."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name()}, {cores} cores, {' '.join(sorted(_flags()))}"
+    """Return the name and a list of what the processor can do; not how many cores: what is timed runs on one."""
+    return f"{name()}, {' '.join(sorted(flags()))}"
 
 
 def runs_target(target: str) -> bool:
@@ -29,11 +27,12 @@ def runs_target(target: str) -> bool:
 
     Only Linux tells; elsewhere False.
     """
-    has_vnni = bool(_flags() & _VNNI)
-    return bool(_flags()) and has_vnni == ("vnni" in target)
+    has_vnni = bool(flags() & _VNNI)
+    return bool(flags()) and has_vnni == ("vnni" in target)
 
 
-def _flags() -> frozenset[str]:
+def flags() -> frozenset[str]:
+    """Return what the processor can do, in the words of Linux, such as avx2; nothing elsewhere."""
     found = _described()
     return frozenset(found.get("flags", found.get("Features", "")).split())
 
