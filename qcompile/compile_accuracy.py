@@ -36,6 +36,9 @@ WEIGHED = 5
 WEIGHING_SHARE = 0.1
 """Part of the time that the compilation has taken until then that this may take."""
 
+RANKING_SHARE = 1.0
+"""The same of ranking the layers for a budget, for which they are measured as long as that lasts."""
+
 _WEIGHED_BYTES = 2**28
 """Float weights of the largest model of which layers are weighed: of larger ones it would be what takes most memory."""
 
@@ -201,12 +204,11 @@ def _ranked(
 ) -> list[frozenset[str]]:
     """Return groups of layers, that first which brings most when it is put back to float.
 
-    Behind those that were measured, for which as much time is spent as all that came before has taken, the others by
-    their own error.
+    Behind those that were measured, as far as RANKING_SHARE allows, the others by their own error.
     """
     by_loss = sorted(units, key=lambda unit: min(losses[name] for name in unit))
     samples = work.samples or _first_samples(work, 2)
-    seconds = time.perf_counter() - work.started
+    seconds = RANKING_SHARE * (time.perf_counter() - work.started)
     gains = _gains(quantized, before, by_loss, work, samples, seconds) if samples else {}
     return sorted(by_loss, key=lambda unit: -gains[unit] if unit in gains else math.inf)
 
