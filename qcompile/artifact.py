@@ -14,7 +14,15 @@ from google.protobuf.message import DecodeError
 from qcompile import backends
 from qcompile.artifact_keys import is_signature
 from qcompile.artifact_stage import behind_link, replaced
-from qcompile.errors import ArtifactError, InputError, ModelError, QCompileError, SignatureError, UnsafeModelError
+from qcompile.errors import (
+    ArtifactError,
+    InputError,
+    ModelError,
+    QCompileError,
+    SignatureError,
+    UnsafeModelError,
+    first_line,
+)
 from qcompile.frontend import external_data
 from qcompile.manifest import REPORT, SIGNATURE, Manifest, check_native
 from qcompile.recipe import Recipe
@@ -111,7 +119,7 @@ def load(path: str | Path, *, public_key: str | Path | None = None) -> Artifact:
     for _ in range(_REPLACED_WHILE_READ):
         before = _identity(folder)
         try:
-            artifact = _load(folder, None if public_key is None else Path(public_key))
+            artifact = _load(folder, None if public_key is None else _key(public_key))
         except QCompileError:
             if _identity(folder) == before:
                 raise
@@ -145,6 +153,12 @@ def _load(folder: Path, public_key: Path | None) -> Artifact:
     except OSError as error:
         raise ArtifactError(str(folder), f"it cannot be read: {error}", "Give a folder with rights") from error
     return Artifact(folder, manifest, _read_report(folder / REPORT, manifest))
+
+
+def _key(path: str | Path) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise SignatureError("public_key", f"it is a {type(path).__name__}", "Give the path of a PEM file")
+    return Path(path)
 
 
 def _check_signature(path: Path, manifest: Manifest, public_key: Path) -> None:
@@ -182,6 +196,8 @@ def report_json(report: Report, manifest: Manifest) -> bytes:
 
 def _read_report(path: Path, manifest: Manifest) -> Report:
     mend = "Copy the whole folder again, or compile again"
+    if not path.is_file():  # a pipe would be waited for
+        raise ArtifactError(str(path), "there is no such file", mend)
     try:
         content = path.read_bytes()
         data = unsealed(content)
@@ -189,7 +205,7 @@ def _read_report(path: Path, manifest: Manifest) -> Report:
         owner = data.pop("artifact")
         report = Report.from_dict(data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(str(path), f"it cannot be read: {error!r}", mend) from error
+        raise ArtifactError(str(path), f"it cannot be read: {first_line(error)}", mend) from error
     if not intact:
         raise ArtifactError(str(path), "it was changed: its fingerprint does not fit", mend)
     if owner != manifest.fingerprint:

@@ -17,14 +17,15 @@ from qcompile.backends import Lowered
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, integer_operators, wanted_operators
 from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
-from qcompile.compile_requests import recipe_of
+from qcompile.compile_requests import check_arguments, recipe_of
 from qcompile.compile_selection import check_selection
 from qcompile.disk_room import room_for_temporary_files
 from qcompile.outcome import build_report, measure, model_name
 from qcompile.pipeline import Progress, apply_pass
 from qcompile.recipe import Recipe
 from qcompile.reference_evaluator import OutOfReachError
-from qcompile.verify_artifact import quantized_values, verification_sample, verify_artifact
+from qcompile.verify_artifact import verification_sample, verify_artifact
+from qcompile.verify_quantizers import quantized_values
 from qcompile.work import Work, runs_on
 
 
@@ -70,6 +71,7 @@ def compile(
         trust_input: read files of PyTorch, which run code, and ONNX without limits; see `qcompile.frontend.trace`.
         tune: "measure": layers that are faster in float, as measured on this processor, stay float; "table": those that
             were on others, which is what counts when `target` is another processor; "none": quantize all the same.
+            Nothing is measured with `verify=False`: there is nothing to run.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
             1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
             `lambda stage, part: bar.update(task, description=stage, completed=part)`.
@@ -77,6 +79,7 @@ def compile(
     Raises:
         QCompileError: with the node, input or setting, the reason and the mend.
     """
+    check_arguments(progress, verify=verify, trust_input=trust_input)
     engine = backends.get(backend)
     plan = for_target(recipe_of(recipe, ignore, targets), engine.targets, target)
     check_recipe(plan, engine)
@@ -163,6 +166,7 @@ def rewrite(
     which `Recipe.from_name("smoothquant-o3", activations={"dtype": "uint8"})` has the same numbers. It is not the
     default because a zero point of 128 makes OpenVINO compute a ConvTranspose in float, in twice the time.
     """
+    check_arguments(progress, verify=verify, trust_input=trust_input)
     plan = for_target(recipe_of(recipe, ignore, targets), backends.get("onnxruntime").targets, target)
     check_data(plan, calibration)
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)

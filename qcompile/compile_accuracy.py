@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -25,7 +26,7 @@ from qcompile.report.budget import BudgetReport
 from qcompile.restoring import restored, shared_weights
 from qcompile.session import Feed, Session
 from qcompile.solvers.fewest_kept import Units, fewest_kept
-from qcompile.verify import Outputs, run_all, without_padding
+from qcompile.verify import Outputs, difference, outputs_of, run_all, without_padding
 from qcompile.verify_gains import output_gains
 from qcompile.verify_layers import accumulated_errors, layer_outputs, output_names
 from qcompile.work import Work
@@ -36,8 +37,11 @@ WEIGHED = 5
 WEIGHING_SHARE = 0.1
 """Part of the time that the compilation has taken until then that this may take."""
 
-RANKING_SHARE = 1.0
-"""The same of ranking the layers for a budget, for which they are measured as long as that lasts."""
+MOST_RANKED = 64
+"""How many layers, those with the largest own error, are put back one at a time to rank them for a budget.
+
+A number, and no time, so that the same layers stay float on a slow machine.
+"""
 
 _WEIGHED_BYTES = 2**28
 """Float weights of the largest model of which layers are weighed: of larger ones it would be what takes most memory."""
@@ -204,12 +208,11 @@ def _ranked(
 ) -> list[frozenset[str]]:
     """Return groups of layers, that first which brings most when it is put back to float.
 
-    Behind those that were measured, as far as RANKING_SHARE allows, the others by their own error.
+    Behind those that were measured, at most MOST_RANKED, the others by their own error.
     """
     by_loss = sorted(units, key=lambda unit: min(losses[name] for name in unit))
     samples = work.samples or _first_samples(work, 2)
-    seconds = RANKING_SHARE * (time.perf_counter() - work.started)
-    gains = _gains(quantized, before, by_loss, work, samples, seconds) if samples else {}
+    gains = _gains(quantized, before, by_loss[:MOST_RANKED], work, samples, math.inf) if samples else {}
     return sorted(by_loss, key=lambda unit: -gains[unit] if unit in gains else math.inf)
 
 
@@ -271,3 +274,15 @@ def _write_down(work: Work, model: ir.Model, before: ir.Model, layers: Collectio
             for each in (before, model)
         ]
         log.accumulated = accumulated_errors(*sides)
+        _measure_passes(work, model, before)
+
+
+def _measure_passes(work: Work, model: ir.Model, before: ir.Model) -> None:
+    """Let the last pass that quantizes have the error of the model as it is now; what each added is not known."""
+    pipeline, log = work.pipeline, work.log
+    sides = (outputs_of(each, work.samples, pipeline.open_session) for each in (before, model))
+    found = difference(*(without_padding(side, work.samples, pipeline.masks) for side in sides))
+    lossy = [index for index, entry in enumerate(log.passes) if entry.sqnr_db is not None]
+    for index in lossy:
+        ratio = found.sqnr_db if index == lossy[-1] else None
+        log.passes[index] = dataclasses.replace(log.passes[index], sqnr_db=ratio)

@@ -22,6 +22,19 @@ from qcompile.session import Feed
 from qcompile.verify import synthetic_samples
 
 
+def check_arguments(progress: Any, **switches: Any) -> None:
+    """Raise RecipeError for a progress that cannot be called, and for a switch that is neither True nor False.
+
+    "no" would be true, and what is trusted must not depend on that.
+    """
+    if progress is not None and not callable(progress):
+        mend = "Give a function of the name of a stage and the part of it that is done"
+        raise RecipeError("progress", f"it is a {type(progress).__name__}", mend)
+    for name, value in switches.items():
+        if not isinstance(value, bool | np.bool_):
+            raise RecipeError(name, f"it is {value!r}", "Give True or False")
+
+
 def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets: str | Sequence[str]) -> Recipe:
     """Return a named recipe, that of a YAML file (a Path, or a text that ends like one) or the recipe itself.
 

@@ -20,7 +20,8 @@ REPORT = "report.json"
 SIGNATURE = "manifest.json.sig"
 FORMAT = "qcompile artifact"
 FORMAT_VERSION = 2
-UNLISTED = frozenset({MANIFEST, SIGNATURE, REPORT, "report.html"})
+PAGE = "report.html"
+UNLISTED = frozenset({MANIFEST, SIGNATURE, REPORT, PAGE})
 """Files of an artifact that the manifest does not list: itself, what comes after it, and measurements, which differ
 from run to run. The page is there when the user saves it there."""
 
@@ -125,6 +126,8 @@ class Manifest:
             data = unsealed(content)
         except FileNotFoundError as error:
             raise ArtifactError(str(path), "there is no such file", "Give the folder that compile wrote") from error
+        except NotADirectoryError as error:
+            raise ArtifactError(str(folder), "it is a file", "Give the folder that compile wrote") from error
         except OSError as error:
             raise ArtifactError(str(path), f"it cannot be read: {error}", mend) from error
         except (ValueError, RecursionError) as error:

@@ -28,7 +28,7 @@ def runs_target(target: str) -> bool:
     Only Linux tells; elsewhere False.
     """
     has_vnni = bool(flags() & _VNNI)
-    return bool(flags()) and has_vnni == ("vnni" in target)
+    return "avx2" in flags() and has_vnni == ("vnni" in target)
 
 
 def flags() -> frozenset[str]:

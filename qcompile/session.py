@@ -56,6 +56,7 @@ class Agreement:
         max_steps: largest difference of one number, in quantization steps.
         rms_steps: largest root mean square difference of a value, in quantization steps.
         worst: name of the value or output with the largest difference; empty where all are equal.
+        left_out: what was not compared, name and why: a comparison or a position, of which a tie makes another one.
     """
 
     runtime: str
@@ -63,6 +64,7 @@ class Agreement:
     max_steps: float
     rms_steps: float
     worst: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def observed(self) -> int:

@@ -19,6 +19,7 @@ from qcompile.capability import integer_operators, quantizers
 from qcompile.compile_selection import ignored_layers
 from qcompile.contract import Pass
 from qcompile.errors import QCompileError
+from qcompile.initializers import without_data
 from qcompile.layers import Layer
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.observe_channels import ObserveChannels
@@ -35,6 +36,9 @@ from qcompile.work import Work
 
 WORTH_MS = 0.5
 """A float model that runs in less is left as it is: what tuning wins is less than what calling a runtime costs."""
+
+MOST_BYTES = 2**28
+"""Float weights of the largest model that is tuned: candidates for the whole of a larger one would take most memory."""
 
 MOST_GROUPS = 16
 """How many groups are measured: those first that multiply least for each number they write."""
@@ -66,7 +70,7 @@ class Measurement:
         """
         chosen = quantized_layers(self.work.model, self.plan, self.timer.engine, self.timer.target)
         sample, model = self.work.samples[0], self.work.model
-        if not chosen:
+        if not chosen or without_data(model)[1] > MOST_BYTES:
             return {}
         try:
             run = run_for_shapes(model, {str(layer.x.name) for layer in chosen}, sample, _one_thread)

@@ -16,7 +16,7 @@ from qcompile.artifact_portable import GRAPH, read_portable
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
 from qcompile.calibration_sample import counted
-from qcompile.compile_requests import first_sample
+from qcompile.compile_requests import check_arguments, first_sample
 from qcompile.errors import ArtifactError, CalibrationError, ModelError, RecipeError, UnsupportedError
 from qcompile.manifest import versions
 from qcompile.outcome import check_finite, check_shapes, cosine, mean_cosine
@@ -26,7 +26,8 @@ from qcompile.report.data import Report, jsonable
 from qcompile.report.text import MEASURED_ON, headlines, verified
 from qcompile.session import Agreement
 from qcompile.verify import run_all, synthetic_samples, total_difference, usable_masks, without_padding
-from qcompile.verify_artifact import quantized_values, verify_artifact
+from qcompile.verify_artifact import verify_artifact
+from qcompile.verify_quantizers import quantized_values
 
 _GIVE_THE_MODEL = "give the float model to compare with: against (--against)"
 
@@ -104,6 +105,7 @@ def verify(
         UnsupportedError: the reference does not cover the model, and there is no float model.
         RecipeError: there is data and no float model.
     """
+    check_arguments(progress, trust_input=trust_input)
     report_progress = progress or (lambda _stage, _part: None)
     if data is not None and against is None:
         raise RecipeError("data", "it is compared with a float model on it, and there is none", "Give against too")

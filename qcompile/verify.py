@@ -18,10 +18,10 @@ from qcompile.session import Feed, OpenSession, Session
 from qcompile.solvers.sqnr import decibels, powers
 
 EXACT_TOLERANCE = 1e-4
-"""Largest difference that an exact pass may make, as part of the range of each output."""
+"""Largest difference that an exact pass may make, as part of the range of each output, beyond float32's rounding."""
 
-_LEAST_SPREAD = 2.0**-6
-"""Least range of an output, in parts of its largest number: EXACT_TOLERANCE of that is 13 roundings of float32."""
+_ROUNDING = 2.0**-20
+"""What float32 may round otherwise, in parts of an output's largest number: 8 roundings. Less is no difference."""
 
 _BLOCK = 2**18
 """Elements of an output that are compared at a time."""
@@ -161,15 +161,17 @@ class _Comparison:
 
     @property
     def relative(self) -> float:
-        """Largest difference as part of the range of what is expected; infinity for what no number tells.
+        """Largest difference as part of the range of what is expected; 0 where float32 rounds as much.
 
-        Where the numbers hardly vary, as part of their size: sums in float32 are no more exact than that.
+        Of the size where there is no range; infinity for what no number tells.
         """
         if not self._same:
             return float("inf")
         size = max(abs(self._high), abs(self._low))
-        spread = max(self._high - self._low, size * _LEAST_SPREAD) if self._high > self._low else size
-        return self._distance / spread if self._distance > 0 and spread > 0 else float("inf" if self._distance else 0)
+        spread = self._high - self._low if self._high > self._low else size
+        if self._distance <= _ROUNDING * size:
+            return 0.0
+        return self._distance / spread if spread > 0 else float("inf")
 
     def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
         """Take the output on one sample."""

@@ -9,23 +9,19 @@ the quantizer that it comes to.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import VerificationError
-from qcompile.graph import constant_array, is_standard, readers
 from qcompile.memory import return_freed_memory
-from qcompile.qdq import DOMAIN, PER_TOKEN
 from qcompile.reference_coverage import not_covered
 from qcompile.reference_evaluator import OutOfReachError, evaluate
 from qcompile.session import Agreement, Feed, Probe, Session
-from qcompile.unused_nodes import RemoveUnusedNodes
 from qcompile.verify import run_all
+from qcompile.verify_quantizers import Quantized, quantized_values, without_quantizers
 
 MAX_STEPS = 2.0
 """How many quantization steps one number may be apart: ties, and ties of ties within a layer."""
@@ -44,41 +40,10 @@ _MEND = (
     "another backend; verify=False skips the comparison"
 )
 
-_FLOOR = 2.0**-20
-"""Least step of a scale that is known at run time, in parts of the largest number: below, float32 is as coarse."""
-
 _FLUSHED = 2.0**20 * float(np.finfo(np.float32).tiny)
 """Sum of a million products that a runtime may compute as 0, because they or their factors are below normal numbers."""
 
-Kind = Literal["static", "per tensor", "per token"]
 Arrays = Mapping[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantized:
-    """A value that a quantizer of the portable graph reads, and where it can be seen.
-
-    Attributes:
-        names: of its forms, the best to observe first: integers, what they stand for; of a quantizer whose scale is
-            known at run time only, the value itself.
-        kind: of the quantizer.
-        scale: of a static quantizer.
-    """
-
-    names: tuple[str, ...]
-    kind: Kind
-    scale: float = 1.0
-
-    def step(self, name: str, expected: np.ndarray) -> np.ndarray:
-        """Size of one step in the form of this name, where the reference computed `expected`; broadcasts to it."""
-        if self.kind == "static":
-            return np.array(1.0 if name == self.names[0] else self.scale)
-        finite = np.where(np.isfinite(expected), expected, 0)
-        if self.kind == "per tensor":
-            size = max(finite.max(initial=0), 0) - min(finite.min(initial=0), 0)
-            return np.array(size / 255)
-        size = np.abs(finite).max(axis=-1, keepdims=True, initial=0) / 127
-        return np.asarray(np.maximum(size, _FLOOR * np.abs(finite).max(initial=0)))
 
 
 def verify_artifact(
@@ -124,11 +89,6 @@ def verify_artifact(
     return found
 
 
-def quantized_values(portable: ir.Model) -> tuple[Quantized, ...]:
-    """Return the values that the graph quantizes at run time, in its order; not those in bodies of If and Loop."""
-    return tuple(found for node in portable.graph if (found := _quantized(node)) is not None)
-
-
 def verification_sample(model: ir.Model, samples: Sequence[Feed], masks: Sequence[PaddingMask]) -> Feed:
     """Return the smallest sample, of it the first item of a dynamic batch, every position valid.
 
@@ -148,52 +108,6 @@ def verification_sample(model: ir.Model, samples: Sequence[Feed], masks: Sequenc
     return sample
 
 
-def without_quantizers(portable: ir.Model) -> ir.Model:
-    """Return the graph without what quantizes activations: how far it ends away tells what their rounding adds.
-
-    Weights keep their rounding, which every run shares: where the float model is at hand, it tells a little more.
-    """
-    model = portable.clone()
-    for node in list(model.graph):
-        if not _quantizes(node):
-            continue
-        per_token = node.op_type == PER_TOKEN
-        ends = (
-            [node] if per_token else [end for end in readers(node.outputs[0]) if is_standard(end, "DequantizeLinear")]
-        )
-        for end in ends:
-            same = ir.node("Identity", [node.inputs[0]])
-            ir.convenience.replace_nodes_and_values(model.graph, end, [end], [same], [end.outputs[0]], same.outputs)
-    RemoveUnusedNodes()(model)
-    return model
-
-
-def _quantizes(node: ir.Node) -> bool:
-    """True for what quantizes a value at run time."""
-    kinds = is_standard(node, "QuantizeLinear", "DynamicQuantizeLinear") or node.op_identifier() == (
-        DOMAIN,
-        PER_TOKEN,
-        "",
-    )
-    return kinds and constant_array(node.inputs[0]) is None
-
-
-def _quantized(node: ir.Node) -> Quantized | None:
-    """Return what a quantizer of a computed value reads; None for other nodes."""
-    x = node.inputs[0] if node.inputs else None
-    if x is None or x.producer() is None:
-        return None
-    if (node.domain, node.op_type) == (DOMAIN, PER_TOKEN):
-        return Quantized((str(x.name),), "per token")
-    if is_standard(node, "DynamicQuantizeLinear"):
-        return Quantized((str(x.name),), "per tensor")
-    scale = constant_array(node.inputs[1]) if is_standard(node, "QuantizeLinear") else None
-    if scale is None or scale.size != 1:
-        return None
-    stands_for = [reader.outputs[0] for reader in readers(node.outputs[0]) if is_standard(reader, "DequantizeLinear")]
-    return Quantized(tuple(str(value.name) for value in (node.outputs[0], *stands_for)), "static", float(scale.item()))
-
-
 def _as_written(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
     """Return integers in the 8-bit type of the portable graph: a backend may store q as q + 128 in the other one."""
     if dtype == ir.DataType.INT8 and array.dtype == np.uint8:
@@ -204,12 +118,17 @@ def _as_written(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
 def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping[str, Quantized]) -> Agreement:
     """Raise VerificationError for the first value that is too far from the reference, in the order of the graph."""
     subject, largest, on_average, worst = f"artifact on {runtime}", 0.0, 0.0, ""
+    left_out = []
     for name, array in expected.items():
         actual = seen[name]
         if not _comparable(array, actual):
             raise VerificationError(subject, f"{name} is another kind of value: {_unlike(array, actual)}", _MEND)
         if array.dtype.kind != "f" and (array.dtype.kind not in "iu" or array.dtype.itemsize > 1):
+            left_out.append(f"{name} ({array.dtype}, {np.mean(array == actual) if array.size else 1:.0%} of it equal)")
             continue  # a comparison or a position: a tie makes another one
+        if array.dtype.kind == "f" and array.size and np.isnan(array).all():
+            left_out.append(f"{name} (NaN)")
+            continue
         step = steps[name].step(name, array) if name in steps else _output_step(array)
         distance, mean = _apart(array, actual, step)
         if distance == np.inf:
@@ -225,7 +144,8 @@ def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping
             raise VerificationError(subject, reason, _MEND)
         worst = name if distance > largest else worst
         largest, on_average = max(largest, distance), max(on_average, mean)
-    return Agreement(runtime, tuple(name for name in expected if name in steps), largest, on_average, worst)
+    compared = tuple(name for name in expected if name in steps)
+    return Agreement(runtime, compared, largest, on_average, worst, tuple(left_out))
 
 
 def _compare_whole(actual: Arrays, expected: Arrays, original: ir.Model, sample: Feed) -> None:

@@ -11,7 +11,7 @@ from qcompile import artifact_exchange, backends
 from qcompile.artifact import load
 from qcompile.artifact_writing import check_output
 from qcompile.backends import Lowered
-from qcompile.errors import ArtifactError, InputError
+from qcompile.errors import ArtifactError, InputError, SignatureError
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from tests.artifacts import REPORT, a_web_application, files, save, write
@@ -237,3 +237,19 @@ def test_a_file_of_the_artifact_that_cannot_be_written_is_blamed_on_the_folder(t
 
     with pytest.raises(ArtifactError, match="out: it cannot be written"):
         write(tmp_path / "out", write_into_nothing)
+
+
+def test_a_pipe_in_the_place_of_the_report_is_not_waited_for(tmp_path):
+    write(tmp_path / "out")
+    (tmp_path / "out" / "report.json").unlink()
+    os.mkfifo(tmp_path / "out" / "report.json")
+    with pytest.raises(ArtifactError, match="no such file"):
+        load(tmp_path / "out")
+
+
+def test_what_is_no_folder_and_no_key_is_said(tmp_path):
+    artifact = write(tmp_path / "out")
+    with pytest.raises(ArtifactError, match="it is a file"):
+        load(artifact.model_path)
+    with pytest.raises(SignatureError, match="it is a int"):
+        load(tmp_path / "out", public_key=5)

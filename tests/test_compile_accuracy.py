@@ -213,8 +213,7 @@ class WithHarmlessBranch(torch.nn.Module):
         return self.blocks(input) + 1e-6 * self.harmless(input)
 
 
-def test_layers_are_kept_by_what_they_cost_the_outputs_not_by_their_own_error(monkeypatch):
-    monkeypatch.setattr(compile_accuracy, "RANKING_SHARE", math.inf)
+def test_layers_are_kept_by_what_they_cost_the_outputs_not_by_their_own_error():
     model = qcompile.trace(WithHarmlessBranch().eval(), example_inputs=(torch.zeros(2, 8, CHANNELS),))
     report = qcompile.compile(model, PLAIN, calibration=samples(), verify=False, accuracy={"max_drop": 1e-3}).report
     assert report.ranked_layers()[0].name == "harmless.linear"

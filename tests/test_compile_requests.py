@@ -224,3 +224,12 @@ def test_seven_bits_for_a_target_keep_the_defaults_of_the_pass():
     artifact = qcompile.compile(linear(), recipe, target="avx2", calibration=[{"x": weights(4, 8)}])
     scheme = qcompile.Recipe.from_data(artifact.manifest.recipe).steps[0].build().weights
     assert scheme == Scheme("int8", "per_channel", bits=7)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("verify", "no"), ("verify", None), ("trust_input", "no"), ("progress", 5)]
+)
+def test_switches_are_true_or_false_and_progress_is_called(argument, value):
+    for call in (qcompile.compile, qcompile.rewrite):
+        with pytest.raises(RecipeError, match=argument):
+            call("missing.onnx", "w8a8-dynamic", **{argument: value})

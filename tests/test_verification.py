@@ -26,7 +26,8 @@ from qcompile.errors import (
     VerificationError,
 )
 from qcompile.manifest import FileEntry
-from qcompile.verify_artifact import quantized_values, verify_artifact, without_quantizers
+from qcompile.verify_artifact import verify_artifact
+from qcompile.verify_quantizers import quantized_values, without_quantizers
 from tests.backends.portable import parse
 from tests.test_manifest import edit_manifest, seal_the_report_again
 from tests.test_verify_artifact import WIDTH, network, samples

@@ -15,7 +15,8 @@ from qcompile import backends
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import VerificationError
 from qcompile.recipe_named import NAMED
-from qcompile.verify_artifact import Agreement, quantized_values, verification_sample, verify_artifact
+from qcompile.verify_artifact import Agreement, verification_sample, verify_artifact
+from qcompile.verify_quantizers import quantized_values
 from tests.backends.portable import parse
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -244,3 +245,15 @@ def test_a_model_that_the_reference_does_not_cover_is_compiled_and_the_report_sa
     artifact = qcompile.compile(model, "w8a8-dynamic", calibration=data)
     assert "Floor makes another number of a tie" in artifact.report.not_compared
     assert "not compared with the reference of its arithmetic: Floor" in artifact.report.summary()
+
+
+def test_outputs_that_depend_on_ties_are_named_not_vouched_for() -> None:
+    model = parse(
+        f"(float[n, {WIDTH}] x) => (int64[n] place) "
+        "{ y = MatMul (x, w) place = ArgMax <axis = 1, keepdims = 0> (y) }",
+        w=np.random.default_rng(0).normal(size=(WIDTH, WIDTH)).astype(np.float32),
+    )
+    report = qcompile.compile(model, "w8a8-static", calibration=samples()).report
+    for agreement in report.agreements:
+        assert agreement.left_out == ("place (int64, 100% of it equal)",)
+    assert "not compared: place (int64" in report.summary()

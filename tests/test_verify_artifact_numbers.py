@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.verify_artifact import MAX_STEPS, Quantized, _apart
+from qcompile.verify_artifact import MAX_STEPS, _apart
+from qcompile.verify_quantizers import Quantized
 
 ONE = np.array(1.0)
 

@@ -93,9 +93,13 @@ def report(
     """Print the report of an artifact, or write it as an HTML page."""
     with failures(as_json, debug):
         from qcompile.artifact import load
+        from qcompile.manifest import PAGE
 
         found = load(folder).report
         if html is not None:
+            if html.resolve().parent == folder.resolve() and html.name != PAGE:
+                reason = "it lies in the folder of the artifact, where no other file may be"
+                raise errors.ArtifactError(str(html), reason, f"Write it beside that folder, or as {PAGE} in it")
             found.save_html(html)
         if as_json:
             print_json(found.to_dict())

@@ -217,9 +217,12 @@ class Report:
 
         Raises:
             MissingDependencyError: jinja2 (extra `report`) is not installed.
-            ArtifactError: the file cannot be written.
+            ArtifactError: the name does not end in .html, or the file cannot be written.
         """
         from qcompile.report.page import render
+
+        if Path(path).suffix.lower() not in (".html", ".htm"):
+            raise ArtifactError(f"page {path}", "its name does not end in .html", "Name it so: report.html")
 
         page = render(self)
         try:

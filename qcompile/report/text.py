@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ SHOWN = 12
 
 MEASURED_ON = "measured on"
 """Key of `Report.accuracy` under which a text says what the figures were measured on."""
+
+NOISE = 0.02
+"""Part by which two measured times of the same thing differ: as much slower than float is not called slower."""
 
 _WORDS = {"sqnr_db": "SQNR of the outputs in dB", "cosine": "cosine to float"}
 _NUMERIC = ("dB alone", "dB in all", "dB gained", "seconds", "layers")
@@ -111,7 +115,8 @@ def verified(agreements: Sequence[Agreement], not_compared: str) -> list[str]:
     for found in agreements:
         values = f"{len(found.values)} values and the outputs" if found.values else "the outputs"
         where = f" ({found.worst})" if found.worst else ""
-        lines.append(f"{found.runtime}: {values} within {found.max_steps:.2g} quantization steps{where}")
+        besides = f"; not compared: {', '.join(found.left_out)}" if found.left_out else ""
+        lines.append(f"{found.runtime}: {values} within {found.max_steps:.2g} quantization steps{where}{besides}")
     return [f"not compared with the reference of its arithmetic: {not_compared}"] if not_compared else lines
 
 
@@ -124,12 +129,14 @@ def warnings(report: Report) -> list[str]:
     lines: list[str] = []
     if report.budget is not None and not report.budget.met:
         lines.append(f"warning: {report.budget.warning()}")
+    if any(isinstance(value, float) and math.isnan(value) for _, value in measures(report)):
+        lines.append("warning: the accuracy is unknown: outputs hold NaN or infinity, or nothing, on these inputs")
     if not report.quantized_layers():
         if any(layer.reason == QUANTIZED_ALREADY for layer in report.layers):
             lines.append("warning: the model is quantized already, so it was compiled as it is: nothing was quantized")
         return lines
     before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
-    if before and after and after >= before:
+    if before and after and after > (1 + NOISE) * before:
         times = f"{after:.3g} ms where float takes {before:.3g} ms"
         lines.append(f"warning: the quantized model is slower than float on this runtime: {times}")
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")

@@ -90,7 +90,7 @@ NOTHING = "nothing/there"
         (["inspect", "text.onnx"], 3, "text.onnx"),
         (["verify", NOTHING], 6, "manifest.json"),
         (["verify", "empty"], 6, "manifest.json"),
-        (["verify", "text.onnx"], 6, "manifest.json"),
+        (["verify", "text.onnx"], 6, "it is a file"),
         (["verify", "artifact", "--against", NOTHING], 3, NOTHING),
         (["verify", "artifact", "--against", "text.onnx", "--data", NOTHING], 3, NOTHING),
         (["verify", "artifact", "--data", "data.npz"], 2, "Give against"),

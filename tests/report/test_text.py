@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from qcompile.contract import Finding
+from qcompile.errors import ArtifactError
 from qcompile.report import LayerReport, PassReport, Report
 from qcompile.report.budget import BudgetReport
 from qcompile.report.text import headlines, human_bytes, measures, promise, warnings
@@ -124,7 +125,7 @@ def test_an_empty_report_is_a_summary_too():
 @pytest.mark.parametrize(
     ("report", "warned"),
     [
-        (Report(layers=FINE, latency={"float_ms": 4.0, "quantized_ms": 4.0}), "slower than float"),
+        (Report(layers=FINE, latency={"float_ms": 4.0, "quantized_ms": 4.2}), "slower than float"),
         (Report(layers=FINE, latency={"float_ms": 4.0, "quantized_ms": 5.0}), "5 ms where float takes 4 ms"),
         (Report(layers=[KEPT], latency={"float_ms": 4.0, "quantized_ms": 5.0}), None),
         (Report(layers=[ALREADY]), "it was compiled as it is"),
@@ -205,3 +206,23 @@ def test_what_was_kept_and_is_no_layer_is_listed():
     assert text.count("its table [0] is computed") == 1
     assert "not smoothed" not in text
     assert "into fc" not in text
+
+
+def test_what_is_no_number_is_said_and_noise_is_no_loss():
+    unknown = Report(layers=FINE, accuracy={"sqnr_db": float("nan")})
+    assert any("NaN" in line for line in warnings(unknown))
+    assert not any("NaN" in line for line in warnings(dataclasses.replace(unknown, accuracy={"sqnr_db": 30.0})))
+    slow = [Report(layers=FINE, latency={"float_ms": 1.0, "quantized_ms": ms}) for ms in (1.01, 1.03)]
+    assert ["slower" in "".join(warnings(report)) for report in slow] == [False, True]
+
+
+def test_what_was_not_compared_is_named():
+    agreement = Agreement("runtime", ("a",), 1.0, 0.1, "a", ("place (int64, 50% of it equal)",))
+    assert "; not compared: place (int64, 50% of it equal)" in "".join(headlines(Report(agreements=[agreement])))
+
+
+def test_a_page_has_the_name_of_a_page(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"mine")
+    with pytest.raises(ArtifactError, match="html"):
+        Report().save_html(tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_bytes() == b"mine"
