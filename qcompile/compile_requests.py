@@ -19,7 +19,7 @@ from qcompile.errors import CalibrationError, RecipeError
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import patterns_of
 from qcompile.session import Feed
-from qcompile.verify import synthetic_samples
+from qcompile.verify import MADE_UP, synthetic_samples
 
 
 def check_arguments(progress: Any, **switches: Any) -> None:
@@ -144,7 +144,7 @@ def example_samples(model: ir.Model, example_inputs: Any) -> tuple[list[Feed], s
             return list(Calibration([form]).read(inputs)), "the example inputs"
         except CalibrationError:
             continue
-    return list(synthetic_samples(model)), "made-up inputs"
+    return list(synthetic_samples(model)), MADE_UP
 
 
 def _tensors(nested: Any) -> Iterator[Any]:

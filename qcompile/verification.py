@@ -25,7 +25,7 @@ from qcompile.reference_evaluator import OutOfReachError
 from qcompile.report.data import Report, jsonable
 from qcompile.report.text import MEASURED_ON, headlines, verified
 from qcompile.session import Agreement
-from qcompile.verify import run_all, synthetic_samples, total_difference, usable_masks, without_padding
+from qcompile.verify import MADE_UP, run_all, synthetic_samples, total_difference, usable_masks, without_padding
 from qcompile.verify_artifact import verify_artifact
 from qcompile.verify_quantizers import quantized_values
 
@@ -171,7 +171,7 @@ def _accuracy(opened: Artifact, against: Any, data: Any, trust_input: bool, prog
     return {
         "sqnr_db": ratio,
         "cosine": {name: mean_cosine(found) for name, found in cosines.items()},
-        MEASURED_ON: "made-up inputs" if calibration is None else counted(count, "sample"),
+        MEASURED_ON: MADE_UP if calibration is None else counted(count, "sample"),
     }
 
 

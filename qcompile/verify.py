@@ -29,6 +29,9 @@ _BLOCK = 2**18
 _MOST_MADE_UP = 2**28
 """Elements of an input that are made up for a model: a header may claim any number."""
 
+MADE_UP = "made-up inputs"
+"""What `synthetic_samples` makes, in words."""
+
 Outputs = Sequence[Mapping[str, np.ndarray]]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -21,12 +22,12 @@ from qcompile.canonical import canonical_passes
 from qcompile.compile_requests import example_samples, first_sample
 from qcompile.compile_selection import ignored_layers
 from qcompile.contract import Finding, Pass
-from qcompile.errors import ModelError
+from qcompile.errors import InputError, ModelError
 from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.pipeline import Log, Pipeline, Progress, name_of
 from qcompile.recipe import Recipe
 from qcompile.session import Feed
-from qcompile.verify import synthetic_samples, usable_masks
+from qcompile.verify import MADE_UP, synthetic_samples, usable_masks
 
 
 @dataclasses.dataclass
@@ -75,7 +76,8 @@ class Work:
         open_session = functools.partial(reference.open_session, few_runs=True)
         pipeline = Pipeline(open_session, samples, masks, report_progress)
         log = Log()
-        canonical = pipeline.run(traced, canonical_passes(runs_on(reference)), log, required=False)
+        with _naming_made_up(kind):
+            canonical = pipeline.run(traced, canonical_passes(runs_on(reference)), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
         return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest, ranges, kind, started)
 
@@ -112,7 +114,19 @@ def _samples(model: ir.Model, calibrator: Calibrator | None, example_inputs: Any
         return list(itertools.islice(calibrator.samples(model), 2)), "calibration samples"
     if example_inputs is not None:
         return example_samples(model, example_inputs)
-    return list(synthetic_samples(model)), "made-up inputs"
+    return list(synthetic_samples(model)), MADE_UP
+
+
+@contextlib.contextmanager
+def _naming_made_up(kind: str) -> Iterator[None]:
+    """Say what to give where the model does not take inputs that nobody gave: dims of an image that are too small."""
+    try:
+        yield
+    except InputError as error:
+        if kind != MADE_UP:
+            raise
+        mend = "Give calibration data (-c) or example_inputs, or skip the verification: verify=False (--no-verify)"
+        raise InputError(f"{MADE_UP}, {error.subject}", error.reason, mend) from error
 
 
 def runs_on(reference: Backend) -> Callable[[ir.Model], bool]:

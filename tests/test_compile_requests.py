@@ -11,7 +11,7 @@ import qcompile
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
 from qcompile.compile_requests import first_sample, recipe_of
-from qcompile.errors import CalibrationError, RecipeError
+from qcompile.errors import CalibrationError, InputError, RecipeError
 from qcompile.scheme import Scheme
 from tests.textual_models import model_of, weights
 
@@ -233,3 +233,10 @@ def test_switches_are_true_or_false_and_progress_is_called(argument, value):
     for call in (qcompile.compile, qcompile.rewrite):
         with pytest.raises(RecipeError, match=argument):
             call("missing.onnx", "w8a8-dynamic", **{argument: value})
+
+
+def test_made_up_inputs_that_do_not_fit_are_called_so():
+    model = model_of("g (float[n, 4, h, w] x) => (float[n, 4, a, b] y) { y = AveragePool<kernel_shape = [64, 64]>(x) }")
+    with pytest.raises(InputError, match="made-up inputs, sample 0") as raised:
+        qcompile.compile(model, "float")
+    assert "calibration data" in raised.value.mend
