@@ -18,6 +18,7 @@ from qcompile.backends import get
 from qcompile.cli import app
 from qcompile.compile_accuracy import KEPT_REASON
 from qcompile.errors import RecipeError
+from qcompile.verify_gains import output_gains
 from tests.report.test_culprits import BLOCKS, CHANNELS, PLANTED, model_of_blocks
 
 PLAIN = qcompile.Recipe("no-smoothing", steps=("insert_qdq",))
@@ -219,3 +220,23 @@ def test_layers_are_kept_by_what_they_cost_the_outputs_not_by_their_own_error():
     assert report.ranked_layers()[0].name == "harmless.linear"
     assert report.budget.kept == (f"blocks.{CULPRIT}",)
     assert report.budget.trials == 2
+
+
+def test_the_pass_that_quantized_has_the_error_of_the_model_that_is_written():
+    report = compiled({"max_drop": 0.03, "metric": Accuracy(PLANTED)}, verify=True).report
+    assert report.budget.kept == (CULPRIT,)
+    (measured,) = [entry.sqnr_db for entry in report.passes if entry.sqnr_db is not None]
+    assert measured == pytest.approx(report.accuracy["sqnr_db"], abs=0.5)
+
+
+def test_no_more_layers_are_ranked_than_a_number(monkeypatch):
+    asked = []
+
+    def gains(quantized, before, candidates, *others, **options):
+        asked.append(len(candidates))
+        return output_gains(quantized, before, candidates, *others, **options)
+
+    monkeypatch.setattr(compile_accuracy, "output_gains", gains)
+    monkeypatch.setattr(compile_accuracy, "MOST_RANKED", 2)
+    assert compiled({"max_drop": 0.03, "metric": Accuracy(PLANTED)}).report.budget.kept == (CULPRIT,)
+    assert asked == [2]

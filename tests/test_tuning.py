@@ -206,3 +206,10 @@ def test_layers_of_many_weights_are_not_measured(model, cache, monkeypatch):
     plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
     (path,) = stored(cache, GROUP)
     assert json.loads(path.read_text())["of"]["group"]["weight"] == [8, 3, 1, 1]
+
+
+def test_a_large_model_is_not_tuned(model, cache, monkeypatch):
+    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
+    assert kept(model)
+    monkeypatch.setattr(tuning_candidates, "MOST_BYTES", 1)
+    assert not kept(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.verify_artifact import MAX_STEPS, _apart
+from qcompile.verify_artifact import MAX_STEPS, _apart, _compare_inside
 from qcompile.verify_quantizers import Quantized
 
 ONE = np.array(1.0)
@@ -41,3 +41,11 @@ def test_a_scale_per_token_has_no_step_finer_than_float32_of_the_largest_token()
     value = Quantized(("x",), "per token")
     steps = value.step("x", np.array([[127.0, 0], [1e-9, 0]], np.float32))
     np.testing.assert_allclose(steps[:, 0], [1, 127 * 2.0**-20])
+
+
+def test_a_value_that_is_nothing_but_nan_is_named_not_vouched_for():
+    arrays = {"y": np.full(3, np.nan, np.float32)}
+    found = _compare_inside("runtime", arrays, {"y": np.ones(3, np.float32)}, {})
+    assert (found.left_out, found.max_steps) == (("y (NaN)",), 0)
+    half = {"y": np.array([np.nan, 1, 2], np.float32)}
+    assert _compare_inside("runtime", half, half, {}).left_out == ()
