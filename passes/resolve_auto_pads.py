@@ -43,7 +43,7 @@ class ResolveAutoPads(Pass):
 
 def _pads(node: ir.Node) -> list[int] | None:
     """Return the pads in front of all axes and then behind them; None where they are not asked for, or not known."""
-    kernel = _kernel(node)
+    kernel = _spatial(node.inputs[1])
     if kernel is None:
         return None
     rank, auto_pad = len(kernel), node.attributes.get_string("auto_pad", "NOTSET")
@@ -65,11 +65,12 @@ def _pads(node: ir.Node) -> list[int] | None:
     return [*smaller, *larger] if auto_pad == "SAME_UPPER" else [*larger, *smaller]
 
 
-def _kernel(node: ir.Node) -> list[int] | None:
-    weight = node.inputs[1]
-    if weight is None or weight.shape is None or not all(isinstance(size, int) for size in weight.shape[2:]):
+def _spatial(value: ir.Value | None) -> list[int] | None:
+    """Return the sizes behind the first two axes; None where one is not known."""
+    if value is None or value.shape is None:
         return None
-    return [int(size) for size in weight.shape[2:]]  # type: ignore[arg-type]
+    sizes = [size for size in value.shape[2:] if isinstance(size, int)]
+    return sizes if len(sizes) == len(value.shape[2:]) else None
 
 
 def _reach(node: ir.Node, kernel: Sequence[int]) -> list[int]:
@@ -81,7 +82,5 @@ def _reach(node: ir.Node, kernel: Sequence[int]) -> list[int]:
 
 def _whole(node: ir.Node, strides: Sequence[int], reach: Sequence[int]) -> list[int] | None:
     """Return the size of each axis of the output before it is cropped; None where that of the input is dynamic."""
-    x = node.inputs[0]
-    if x is None or x.shape is None or not all(isinstance(size, int) for size in x.shape[2:]):
-        return None
-    return [(int(n) - 1) * s + r for n, s, r in zip(x.shape[2:], strides, reach, strict=True)]  # type: ignore[arg-type]
+    sizes = _spatial(node.inputs[0])
+    return None if sizes is None else [(n - 1) * s + r for n, s, r in zip(sizes, strides, reach, strict=True)]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from qcompile.errors import QCompileError, RecipeError, raise_interrupt
+from qcompile.errors import RecipeError, UserCode
 from qcompile.session import Feed
 
 Run = Callable[[Feed], dict[str, np.ndarray]]
@@ -87,23 +85,11 @@ def score(metric: Metric, run: Run) -> float:
     Raises:
         RecipeError: the metric raised an error, or returned no number; an error of qcompile passes as it is.
     """
-    with _UserMetric():
+    mend = "Mend that code; it is given run, a function from {input: array} to {output: array}"
+    with UserCode("it", lambda reason: RecipeError("metric", reason, mend)):
         found: Any = metric(run)
     try:
         return float(found)
     except (TypeError, ValueError) as error:
         reason = f"it returned a {type(found).__name__}"
         raise RecipeError("metric", reason, "Return one number, higher is better") from error
-
-
-class _UserMetric(contextlib.AbstractContextManager[None]):
-    """Inside runs the metric of the user, and nothing else: whatever it raises becomes a RecipeError."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, QCompileError):
-            raise_interrupt(error)
-            reason = f"it raised {type(error).__name__}: {str(error).rstrip('.') or 'without a message'}"
-            mend = "Mend that code; it is given run, a function from {input: array} to {output: array}"
-            raise RecipeError("metric", reason, mend) from error

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.calibration_indices import index_limits
-from qcompile.calibration_sample import Array, Feed, UserCode, as_array, check, is_array
+from qcompile.calibration_sample import Array, Feed, as_array, check, is_array, sample_code
 from qcompile.errors import CalibrationError
 
 _FORMS = "Give an iterable of dicts, arrays or tuples, a callable that returns one, a dict of arrays, or an .npz file"
@@ -80,7 +80,7 @@ class Calibration:
         """Return what the transform makes of a sample; raises CalibrationError when it fails on it."""
         if self.transform is None:
             return sample
-        with UserCode("transform= of Calibration", index):
+        with sample_code("transform= of Calibration", index):
             return self.transform(sample)
 
 
@@ -112,12 +112,12 @@ def stored(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
 
 def _from_iterable(make: Callable[[], Any]) -> Iterator[Any]:
     """Yield what the user's object gives; one with a length and no __iter__ gives as many items as it says."""
-    with UserCode("the calibration data", 0):
+    with sample_code("the calibration data", 0):
         data = make()
         counted = hasattr(data, "__len__") and not isinstance(data, Iterable)
         samples = map(data.__getitem__, range(len(data))) if counted else iter(data)
     for index in itertools.count():
-        with UserCode("the calibration data", index):
+        with sample_code("the calibration data", index):
             try:
                 sample = next(samples)
             except StopIteration:
@@ -126,7 +126,7 @@ def _from_iterable(make: Callable[[], Any]) -> Iterator[Any]:
 
 
 def _from_reader(reader: Any) -> Iterator[Any]:
-    with UserCode("the calibration data reader", 0):
+    with sample_code("the calibration data reader", 0):
         sample = reader.get_next()
         if sample is None and hasattr(reader, "rewind"):
             reader.rewind()
@@ -135,7 +135,7 @@ def _from_reader(reader: Any) -> Iterator[Any]:
         if sample is None:
             return
         yield sample
-        with UserCode("the calibration data reader", index):
+        with sample_code("the calibration data reader", index):
             sample = reader.get_next()
 
 

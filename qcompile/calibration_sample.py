@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,34 +12,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.calibration_indices import IndexLimit
-from qcompile.errors import CalibrationError, QCompileError, raise_interrupt
+from qcompile.errors import CalibrationError, UserCode
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
 
-class UserCode(contextlib.AbstractContextManager[None]):
-    """Inside runs code that the user wrote, and nothing else: whatever it raises is about one calibration sample.
-
-    Attributes:
-        what: the code, in words.
-        index: of the sample that it was to make.
-
-    Raises:
-        CalibrationError: the code raised an error; one of qcompile's own passes as it is.
-    """
-
-    def __init__(self, what: str, index: int) -> None:
-        self.what, self.index = what, index
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, QCompileError):
-            raise_interrupt(error)
-            reason = f"{self.what} raised {type(error).__name__}: {str(error).rstrip('.') or 'without a message'}"
-            mend = "Mend that code, or leave the sample out; the traceback of the error shows the place"
-            raise CalibrationError(f"calibration sample {self.index}", reason, mend) from error
+def sample_code(what: str, index: int) -> UserCode:
+    """Return the context in which code of the user makes the calibration sample of this index: see `UserCode`."""
+    mend = "Mend that code, or leave the sample out; the traceback of the error shows the place"
+    return UserCode(what, lambda reason: CalibrationError(f"calibration sample {index}", reason, mend))
 
 
 def is_array(data: Any) -> bool:

@@ -20,6 +20,7 @@ from qcompile.backends import Backend
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding
 from qcompile.errors import RecipeError
+from qcompile.initializers import data_bytes
 from qcompile.outcome import cosine_of_output
 from qcompile.recipe import Recipe
 from qcompile.report.budget import BudgetReport
@@ -72,8 +73,7 @@ def weigh_layers(quantized: ir.Model, plan: Recipe, work: Work) -> None:
     losses, before = _losses(work), work.log.before_loss
     if not work.samples or not losses or before is None or not _quantizes_last(plan):
         return
-    tensors = (value.const_value for value in before.graph.initializers.values())
-    if sum(tensor.nbytes for tensor in tensors if tensor is not None) > _WEIGHED_BYTES:
+    if data_bytes(before) > _WEIGHED_BYTES:
         return
     worst = [frozenset({name}) for name in sorted(losses, key=losses.__getitem__)[:WEIGHED]]
     seconds = WEIGHING_SHARE * (time.perf_counter() - work.started)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+
 
 class QCompileError(Exception):
     """Base of every error that qcompile raises.
@@ -82,3 +86,25 @@ def raise_interrupt(error: BaseException) -> None:
 def first_line(error: BaseException) -> str:
     """First line with text of what was raised, without a full stop; its class where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+
+
+class UserCode(contextlib.AbstractContextManager[None]):
+    """Inside runs code that the user wrote, and nothing else: whatever it raises becomes an error of qcompile.
+
+    An error of qcompile's own passes as it is.
+
+    Attributes:
+        what: the code, in words.
+        failure: returns the error for a reason.
+    """
+
+    def __init__(self, what: str, failure: Callable[[str], QCompileError]) -> None:
+        self.what, self.failure = what, failure
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, QCompileError):
+            raise_interrupt(error)
+            message = str(error).rstrip(".") or "without a message"
+            raise self.failure(f"{self.what} raised {type(error).__name__}: {message}") from error

@@ -115,3 +115,9 @@ def without_data(model: ir.Model, larger_than: int = -1) -> tuple[ir.Model, int]
         if not value.is_graph_input():
             graph.inputs.append(value)
     return skeleton, left_out
+
+
+def data_bytes(model: ir.Model) -> int:
+    """Return how many bytes the data of the initializers of the main graph takes."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -19,7 +19,7 @@ from qcompile.capability import integer_operators, quantizers
 from qcompile.compile_selection import ignored_layers
 from qcompile.contract import Pass
 from qcompile.errors import QCompileError
-from qcompile.initializers import without_data
+from qcompile.initializers import data_bytes
 from qcompile.layers import Layer
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.observe_channels import ObserveChannels
@@ -70,7 +70,7 @@ class Measurement:
         """
         chosen = quantized_layers(self.work.model, self.plan, self.timer.engine, self.timer.target)
         sample, model = self.work.samples[0], self.work.model
-        if not chosen or without_data(model)[1] > MOST_BYTES:
+        if not chosen or data_bytes(model) > MOST_BYTES:
             return {}
         try:
             run = run_for_shapes(model, {str(layer.x.name) for layer in chosen}, sample, _one_thread)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -144,9 +145,9 @@ def _constants(graph: ir.Graph, arrays: tuple[np.ndarray, ...]) -> list[ir.Value
 
 
 def _append(
-    graph: ir.Graph, operator: str, inputs: list[ir.Value], attributes: dict[str, object] | None = None
+    graph: ir.Graph, operator: str, inputs: list[ir.Value], attributes: Mapping[str, Any] | None = None
 ) -> ir.Value:
-    node = ir.node(operator, inputs, attributes or {}, name=f"{operator}_{len(graph)}")  # type: ignore[arg-type]
+    node = ir.node(operator, inputs, attributes or {}, name=f"{operator}_{len(graph)}")
     node.outputs[0].name = f"{node.name}/output"
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.append(node)

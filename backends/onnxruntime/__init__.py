@@ -20,6 +20,7 @@ from qcompile.backends.onnxruntime.session import (
     can_share,
     open_file,
 )
+from qcompile.initializers import data_bytes
 from qcompile.scheme import Dtype, Granularity, Scheme
 from qcompile.session import Probe
 
@@ -80,7 +81,7 @@ class OnnxRuntimeBackend:
         `target` is one of the list; all of them are lowered alike.
         """
         lowered, findings = lowering.lower(model)
-        external = _weight_bytes(lowered) > SINGLE_FILE_BYTES
+        external = data_bytes(lowered) > SINGLE_FILE_BYTES
         write(lowered, folder, external=external)
         return Lowered(MODEL_FILE, (MODEL_FILE, DATA_FILE) if external else (MODEL_FILE,), findings)
 
@@ -159,11 +160,6 @@ def _weights_in_memory(model: ir.Model) -> dict[str, np.ndarray]:
         if isinstance(tensor, ir.Tensor) and tensor.nbytes > _EXTERNAL_BYTES and not flows_through:
             found[str(value.name)] = tensor.numpy()
     return {name: array for name, array in found.items() if can_share(array)}
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 BACKEND = OnnxRuntimeBackend()

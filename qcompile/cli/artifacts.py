@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +78,7 @@ def bench(
                 model = frontend.trace(inputs.model_file(against))
                 sessions["float"] = backends.get(opened.backend).open_session(model, threads=threads)
             medians = interleaved_medians(
-                {name: lambda session=session: session.run(feed) for name, session in sessions.items()},  # type: ignore[misc]
+                {name: functools.partial(session.run, feed) for name, session in sessions.items()},
                 seconds=seconds,
                 progress=lambda fraction: progress("measuring", fraction),
             )

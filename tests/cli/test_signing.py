@@ -4,18 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-import typer.testing
 
 import qcompile
-from qcompile.cli import app
 from tests.artifacts import write
+from tests.cli.commands import run
 
 ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
-
-
-def run(*arguments: object) -> typer.testing.Result:
-    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

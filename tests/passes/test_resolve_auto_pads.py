@@ -41,8 +41,6 @@ RESOLVED = [
 def test_pads_give_what_the_runtime_gave(
     attributes: str, dims: str, kernel: tuple[int, int], pads: list[int], backend: str
 ) -> None:
-    if backend == "openvino":
-        pytest.importorskip("openvino")
     model = transposed(attributes, dims, kernel)
     expected = backends.get("onnxruntime").open_session(model).run({"x": X})["y"]
     (finding,) = apply_pass(ResolveAutoPads(), model).findings  # type: ignore[attr-defined]
@@ -75,7 +73,6 @@ def test_a_kernel_of_unknown_size_and_a_convolution_stay() -> None:
 
 
 def test_openvino_compiles_a_decoder_of_dynamic_size(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
     model = transposed(SAME.format("LOWER"), DYNAMIC, (3, 3))
     artifact = qcompile.compile(model, "float", backend="openvino", calibration=[{"x": X}], output=tmp_path / "out")
     assert artifact.run({"x": X})["y"].shape == (2, 3, 16, 18)
