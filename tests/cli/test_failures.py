@@ -16,7 +16,14 @@ from tests.artifacts import write
 
 MAIN = "from qcompile.cli import main; main()"
 BUG = "import qcompile.recipe\ndef broken(): raise KeyError('a bug')\nqcompile.recipe.named_recipes = broken\n"
-INTERRUPTED = "import os, signal, threading\nthreading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+INTERRUPTED = """import os, signal, threading
+import qcompile.latency
+measure = qcompile.latency.interleaved_medians
+def interrupted(*given, **named):
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    return measure(*given, **named)
+qcompile.latency.interleaved_medians = interrupted
+"""
 
 
 def start(*arguments: object, code: str = MAIN, **options: object) -> subprocess.Popen[str]:
