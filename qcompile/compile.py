@@ -1,4 +1,4 @@
-"""The whole compiler on one page: front door, canonical form, the passes of the recipe, lowering, measurement."""
+"""The whole compiler on one page: the front door, canonical form, the stages of a compilation, the artifact."""
 
 from __future__ import annotations
 
@@ -8,25 +8,31 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile import backends, frontend, tuning
+from qcompile import backends, frontend
 from qcompile.accuracy_budget import AccuracyBudget
 from qcompile.artifact import Artifact
-from qcompile.artifact_portable import write_portable
-from qcompile.artifact_writing import check_output, write_artifact
-from qcompile.backends import Lowered
+from qcompile.artifact_writing import check_output
 from qcompile.canonical import canonical_passes
-from qcompile.capability import check_data, check_recipe, for_target, integer_operators, wanted_operators
+from qcompile.capability import check_data, check_recipe, for_target, wanted_operators
 from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
+from qcompile.compile_job import Job
 from qcompile.compile_requests import check_arguments, recipe_of
 from qcompile.compile_selection import check_selection
+from qcompile.compile_stages import check_layers, quantize, write
 from qcompile.disk_room import room_for_temporary_files
-from qcompile.outcome import build_report, measure, model_name
+from qcompile.outcome import model_name
 from qcompile.pipeline import Progress, apply_pass
 from qcompile.recipe import Recipe
-from qcompile.reference_evaluator import OutOfReachError
-from qcompile.verify_artifact import verification_sample, verify_artifact
-from qcompile.verify_quantizers import quantized_values
+from qcompile.tuning import check_way
 from qcompile.work import Work, runs_on
+
+STAGES = (
+    check_layers,  # is there a layer that the recipe quantizes, and that the user does not leave out?
+    quantize,  # the passes of the recipe, each held to what it promises, but for layers that are faster in float
+    hold_budget,  # as few layers as possible go back to float, until the budget of accuracy holds
+    weigh_layers,  # what would leaving out each of the worst layers bring?
+)
+"""What happens between the canonical form of a model and the writing of its artifact, in this order."""
 
 
 @room_for_temporary_files()
@@ -84,62 +90,17 @@ def compile(
     plan = for_target(recipe_of(recipe, ignore, targets), engine.targets, target)
     check_recipe(plan, engine)
     check_data(plan, calibration)
+    check_way(tune)
     budget = budget_of(accuracy, plan)
-    tuning.check_way(tune)
     if output is not None:
         check_output(output)
+        output = Path(output)
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
-    check_selection(work.model, plan, lambda recipe: integer_operators(recipe, engine, target))
-    original = work.model.clone()
-    choice = tuning.choose(work, plan, engine, target, tune)
-    plan = choice.applied(plan)
-    quantized = work.apply(plan, integer_operators(plan, engine, target))
-    choice.explain(work.log)
-    quantized, plan = hold_budget(budget, quantized, plan, work, original, engine, target)
-    weigh_layers(quantized, plan, work)
-    name = model_name(model, original.graph.name, output)
-    ranges = work.ranges.found()
-    report = build_report(original, plan, work.log, name=name, backend=backend, target=target, ranges=ranges)
-    work.log.outputs.clear()  # logits over a vocabulary are large
-
-    def write(folder: Path) -> Lowered:
-        work.progress("lowering", 0.0)
-        lowered = engine.lower(quantized, folder, target=target)
-        path = folder / lowered.model_file
-        if not work.samples:
-            report.not_compared = "verify=False"
-        else:
-            work.progress("verifying", 0.0)
-            sample = verification_sample(quantized, work.samples, work.pipeline.masks)
-            probes = engine.probes(path, [value.names for value in quantized_values(quantized)])
-            try:
-                report.agreements = verify_artifact(
-                    quantized, original, lambda: engine.open_artifact(path), probes, sample
-                )
-            except OutOfReachError as error:
-                report.not_compared = str(error)
-            write_portable(quantized, sample, folder, lowered.files)
-            work.progress("verifying", 1.0)
-        for value in quantized.graph.initializers.values():
-            value.const_value = None  # in the files now; measuring needs the room
-        work.progress("measuring", 0.0)
-        measure(report, engine, original, path, lowered, work.samples, work.pipeline.masks)
-        if work.samples:
-            report.accuracy["measured on"] = work.samples_are
-        work.progress("measuring", 1.0)
-        return lowered
-
-    return write_artifact(
-        None if output is None else Path(output),
-        write,
-        recipe=plan,
-        backend=backend,
-        target=target,
-        inputs=quantized.graph.inputs,
-        outputs=quantized.graph.outputs,
-        calibration=work.calibration_hash,
-        report=report,
-    )
+    name = model_name(model, work.model.graph.name, output)
+    job = Job(work, work.model.clone(), name, plan, engine, target, tune, budget, output)
+    for stage in STAGES:
+        stage(job)
+    return write(job)
 
 
 @room_for_temporary_files()

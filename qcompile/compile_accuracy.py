@@ -18,6 +18,7 @@ import onnx_ir as ir
 from qcompile.accuracy_budget import AccuracyBudget, Metric, Run, score
 from qcompile.backends import Backend
 from qcompile.calibration_masks import PaddingMask
+from qcompile.compile_job import Job
 from qcompile.contract import Finding
 from qcompile.errors import RecipeError
 from qcompile.initializers import data_bytes
@@ -65,56 +66,41 @@ def budget_of(accuracy: AccuracyBudget | Mapping[str, Any] | None, plan: Recipe)
     return budget
 
 
-def weigh_layers(quantized: ir.Model, plan: Recipe, work: Work) -> None:
+def weigh_layers(job: Job) -> None:
     """Write into the log what it would bring to leave each of the worst layers in float, as far as time allows.
 
     Nothing without samples, where exact passes come behind those that quantize, and for a model that is too large.
     """
+    work = job.work
     losses, before = _losses(work), work.log.before_loss
-    if not work.samples or not losses or before is None or not _quantizes_last(plan):
+    if not work.samples or not losses or before is None or not _quantizes_last(job.plan):
         return
     if data_bytes(before) > _WEIGHED_BYTES:
         return
     worst = [frozenset({name}) for name in sorted(losses, key=losses.__getitem__)[:WEIGHED]]
     seconds = WEIGHING_SHARE * (time.perf_counter() - work.started)
-    gains = _gains(quantized, before, worst, work, work.samples, seconds)
+    gains = _gains(work.model, before, worst, work, work.samples, seconds)
     work.log.gains = {name: gain for layers, gain in gains.items() for name in layers}
 
 
-def hold_budget(
-    budget: AccuracyBudget | None,
-    quantized: ir.Model,
-    plan: Recipe,
-    work: Work,
-    original: ir.Model,
-    engine: Backend,
-    target: str | None,
-) -> tuple[ir.Model, Recipe]:
-    """Return the model with as few layers back in float as the budget asks for, and the recipe that ignores these.
+def hold_budget(job: Job) -> None:
+    """Put as few layers back to float as the budget asks for, and let the recipe ignore these; without one, none.
 
     Each trial is lowered and measured on the runtime, and not verified or timed: what is found will be. Layers are put
     back as they were in front of the passes that quantize, so smoothing is not decided again without them.
 
-    Args:
-        budget: None: everything stays as it is.
-        quantized: the model behind all passes.
-        plan: the recipe.
-        work: its log is given the outcome.
-        original: the float model.
-        engine: the backend.
-        target: processor, or None.
-
     Raises:
         RecipeError: there is no data for the default metric, or the metric is not one.
     """
+    budget, work, quantized = job.budget, job.work, job.work.model
     if budget is None:
-        return quantized, plan
+        return
     begin = time.perf_counter()
     work.progress(_STAGE, 0.0)
-    metric, words, float_score = _float_score(budget, engine.open_session(original), work)
+    metric, words, float_score = _float_score(budget, job.engine.open_session(job.original), work)
     losses, before = _losses(work), work.log.before_loss or quantized
     trials = _Trials(
-        quantized, before, metric, engine, target, lambda done: work.progress(_STAGE, done / budget.max_trials)
+        quantized, before, metric, job.engine, job.target, lambda done: work.progress(_STAGE, done / budget.max_trials)
     )
     lowest = budget.lowest(float_score)
     units = shared_weights(before, losses)
@@ -132,8 +118,9 @@ def hold_budget(
         max_trials=budget.max_trials,
     )
     layers = [name for name in losses if name in names(found.kept)]
-    model = trials.model(layers)
-    _write_down(work, model, before, layers)
+    work.model = trials.model(layers)
+    job.plan = job.plan.override(ignore=(*job.plan.ignore, *layers))
+    _write_down(work, before, layers)
     work.log.budget = BudgetReport(
         metric=words,
         max_drop=budget.max_drop,
@@ -147,7 +134,6 @@ def hold_budget(
         seconds=time.perf_counter() - begin,
     )
     work.progress(_STAGE, 1.0)
-    return model, plan.override(ignore=(*plan.ignore, *layers))
 
 
 class _Trials:
@@ -257,7 +243,7 @@ def _agreement(exact: Outputs, samples: Sequence[Feed], masks: Sequence[PaddingM
     return min((each for each in found if not math.isnan(each)), default=1.0)
 
 
-def _write_down(work: Work, model: ir.Model, before: ir.Model, layers: Collection[str]) -> None:
+def _write_down(work: Work, before: ir.Model, layers: Collection[str]) -> None:
     """Let the log say that layers are float, and what error has come together in the model as it is now."""
     log = work.log
     for name, findings in log.findings.items():
@@ -271,16 +257,16 @@ def _write_down(work: Work, model: ir.Model, before: ir.Model, layers: Collectio
         names = output_names(before)
         sides = [
             layer_outputs(each, names, work.samples[0], work.pipeline.masks, work.pipeline.open_session)
-            for each in (before, model)
+            for each in (before, work.model)
         ]
         log.accumulated = accumulated_errors(*sides)
-        _measure_passes(work, model, before)
+        _measure_passes(work, before)
 
 
-def _measure_passes(work: Work, model: ir.Model, before: ir.Model) -> None:
+def _measure_passes(work: Work, before: ir.Model) -> None:
     """Let the last pass that quantizes have the error of the model as it is now; what each added is not known."""
     pipeline, log = work.pipeline, work.log
-    sides = (outputs_of(each, work.samples, pipeline.open_session) for each in (before, model))
+    sides = (outputs_of(each, work.samples, pipeline.open_session) for each in (before, work.model))
     found = difference(*(without_padding(side, work.samples, pipeline.masks) for side in sides))
     lossy = [index for index, entry in enumerate(log.passes) if entry.sqnr_db is not None]
     for index in lossy:

@@ -1,0 +1,100 @@
+"""The stages of a compilation, behind the front door: each a step of `compile`, in its order."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from qcompile import tuning
+from qcompile.artifact import Artifact
+from qcompile.artifact_portable import write_portable
+from qcompile.artifact_writing import write_artifact
+from qcompile.backends import Lowered
+from qcompile.capability import integer_operators
+from qcompile.compile_job import Job
+from qcompile.compile_selection import check_selection
+from qcompile.outcome import build_report, measure
+from qcompile.recipe import Recipe
+from qcompile.reference_evaluator import OutOfReachError
+from qcompile.report import Report
+from qcompile.verify_artifact import verification_sample, verify_artifact
+from qcompile.verify_quantizers import quantized_values
+
+
+def check_layers(job: Job) -> None:
+    """Raise an error where the model has no layer that the recipe quantizes here, or the user leaves all out."""
+
+    def operators(recipe: Recipe) -> frozenset[str]:
+        return integer_operators(recipe, job.engine, job.target)
+
+    check_selection(job.work.model, job.plan, operators)
+
+
+def quantize(job: Job) -> None:
+    """Run the passes of the recipe, each held to what it promises; layers that are faster in float are left out."""
+    choice = tuning.choose(job.work, job.plan, job.engine, job.target, job.tune)
+    job.plan = choice.applied(job.plan)
+    job.work.apply(job.plan, integer_operators(job.plan, job.engine, job.target))
+    choice.explain(job.work.log)
+
+
+def write(job: Job) -> Artifact:
+    """Lower the model, verify and measure what the runtime makes of it, and put the folder in its place."""
+    work, graph = job.work, job.work.model.graph
+    report = build_report(
+        job.original,
+        job.plan,
+        work.log,
+        name=job.name,
+        backend=job.engine.name,
+        target=job.target,
+        ranges=work.ranges.found(),
+    )
+    work.log.outputs.clear()  # logits over a vocabulary are large
+    return write_artifact(
+        job.output,
+        functools.partial(_fill, job, report),
+        recipe=job.plan,
+        backend=job.engine.name,
+        target=job.target,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        calibration=work.calibration_hash,
+        report=report,
+    )
+
+
+def _fill(job: Job, report: Report, folder: Path) -> Lowered:
+    """Write the model into a folder, run it there and complete the report."""
+    work, engine = job.work, job.engine
+    work.progress("lowering", 0.0)
+    lowered = engine.lower(work.model, folder, target=job.target)
+    path = folder / lowered.model_file
+    if work.samples:
+        work.progress("verifying", 0.0)
+        _verify(job, report, path, lowered)
+        work.progress("verifying", 1.0)
+    else:
+        report.not_compared = "verify=False"
+    for value in work.model.graph.initializers.values():
+        value.const_value = None  # in the files now; measuring needs the room
+    work.progress("measuring", 0.0)
+    measure(report, engine, job.original, path, lowered, work.samples, work.pipeline.masks)
+    if work.samples:
+        report.accuracy["measured on"] = work.samples_are
+    work.progress("measuring", 1.0)
+    return lowered
+
+
+def _verify(job: Job, report: Report, path: Path, lowered: Lowered) -> None:
+    """Compare what the runtime computes with the reference of its arithmetic; keep what it takes to repeat that."""
+    work, engine = job.work, job.engine
+    sample = verification_sample(work.model, work.samples, work.pipeline.masks)
+    probes = engine.probes(path, [value.names for value in quantized_values(work.model)])
+    try:
+        report.agreements = verify_artifact(
+            work.model, job.original, lambda: engine.open_artifact(path), probes, sample
+        )
+    except OutOfReachError as error:
+        report.not_compared = str(error)
+    write_portable(work.model, sample, path.parent, lowered.files)
