@@ -114,7 +114,6 @@ def hold_budget(job: Job) -> None:
         len(units),
         lambda kept: trials.score(names(kept)),
         lowest=lowest,
-        best=float_score,
         max_trials=budget.max_trials,
     )
     layers = [name for name in losses if name in names(found.kept)]
@@ -132,6 +131,7 @@ def hold_budget(job: Job) -> None:
         kept=tuple(layers),
         trials=found.trials,
         seconds=time.perf_counter() - begin,
+        complete=found.complete,
     )
     work.progress(_STAGE, 1.0)
 

@@ -113,12 +113,49 @@ def test_where_nothing_may_be_lost_everything_stays_float():
     assert artifact.report.accuracy["sqnr_db"] > 100
 
 
-def test_the_best_that_was_found_is_returned_where_the_budget_is_not_met():
+def test_where_trials_run_out_everything_stays_float_and_the_budget_is_met():
     artifact = compiled({"max_drop": 0.0, "max_trials": 2})
     budget = artifact.report.budget
-    assert (budget.met, budget.trials, budget.kept) == (False, 2, (CULPRIT,))
-    assert budget.score > budget.quantized_score
+    assert (budget.met, budget.trials, budget.complete) == (True, 3, False)
+    assert float_layers(artifact) == list(budget.kept) == EVERY_LAYER
+    assert budget.score == budget.float_score > budget.quantized_score
+    assert "no more were allowed: fewer layers may do" in artifact.report.summary()
+
+
+def test_the_best_that_was_found_is_returned_where_not_even_float_layers_meet_the_budget():
+    scores = iter([1.0, 0.5, 0.7, 0.6, 0.6, 0.6, 0.6])
+    artifact = compiled({"max_drop": 0.0, "metric": lambda _run: next(scores)})
+    budget = artifact.report.budget
+    assert (budget.met, budget.score, budget.kept) == (False, 0.7, (CULPRIT,))
+    assert float_layers(artifact) == [CULPRIT]
     assert "warning: the accuracy budget is not met" in artifact.report.summary()
+
+
+@pytest.mark.parametrize("score", [0.5, 2.0, math.inf])
+def test_a_metric_that_does_not_drop_keeps_nothing_float(score):
+    scores = iter([0.5, score])
+    artifact = compiled({"max_drop": 0.0, "metric": lambda _run: next(scores)})
+    assert (artifact.report.budget.met, artifact.report.budget.score, float_layers(artifact)) == (True, score, [])
+
+
+def test_a_metric_that_is_no_number_for_anything_quantized_is_not_met_by_it():
+    (feed,) = samples(1)
+    exact = get("onnxruntime").open_session(traced(PLANTED)).run(feed)
+
+    def metric(run) -> float:
+        outputs = run(feed)
+        return 1.0 if all(np.allclose(outputs[name], exact[name], atol=1e-5) for name in exact) else math.nan
+
+    artifact = compiled({"max_drop": 0.5, "metric": metric})
+    budget = artifact.report.budget
+    assert (budget.met, budget.score, float_layers(artifact)) == (True, 1.0, EVERY_LAYER)
+    assert math.isnan(budget.quantized_score)
+
+
+def test_a_metric_that_fails_later_is_named():
+    scores = iter([1.0])
+    with pytest.raises(RecipeError, match="metric: it raised StopIteration"):
+        compiled({"max_drop": 0.5, "metric": lambda _run: next(scores)})
 
 
 def test_calibration_and_smoothing_are_not_done_again():
@@ -139,9 +176,9 @@ def test_a_budget_holds_without_calibration_and_verification():
     assert artifact.report.budget.score == metric(artifact.run) >= 0.98
 
 
-def test_a_recipe_that_quantizes_nothing_needs_no_trial():
+def test_a_recipe_that_quantizes_nothing_needs_one_trial():
     budget = compiled({"max_drop": 0.01}, recipe="float").report.budget
-    assert (budget.met, budget.trials, budget.kept, budget.score) == (True, 0, (), budget.float_score)
+    assert (budget.met, budget.trials, budget.kept, budget.score) == (True, 1, (), budget.float_score)
 
 
 @pytest.mark.parametrize(

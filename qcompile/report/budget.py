@@ -25,6 +25,7 @@ class BudgetReport:
         kept: layers that stay float for it.
         trials: how many artifacts were tried.
         seconds: how long that took, ranking of the layers and all.
+        complete: False: no more trials were allowed, so fewer layers may do.
     """
 
     metric: str
@@ -37,6 +38,7 @@ class BudgetReport:
     kept: tuple[str, ...] = ()
     trials: int = 0
     seconds: float = 0.0
+    complete: bool = True
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> BudgetReport:
@@ -57,15 +59,15 @@ class BudgetReport:
         kept = f"{layers} kept float for it" if self.kept else "no layer kept float for it"
         verdict = "met" if self.met else "NOT met"
         scores = f"{self.metric} {self.float_score:.5g} -> {self.score:.5g}, at most {self._amount(self.max_drop)} less"
-        return f"{verdict}: {scores}; {kept}, {trials}"
+        more = "" if self.complete else ", and no more were allowed: fewer layers may do"
+        return f"{verdict}: {scores}; {kept}, {trials}{more}"
 
     def warning(self) -> str:
         """Return what the user should not miss, empty where the budget is met."""
         if self.met:
             return ""
         lost = f"{self.metric} drops by {self._amount(self.drop)} where {self._amount(self.max_drop)} is allowed"
-        trials = "the only trial" if self.trials == 1 else f"the best of {self.trials} trials"
-        return f"the accuracy budget is not met: {lost}; {trials} is kept"
+        return f"the accuracy budget is not met: {lost}, and nor is it with all layers in float"
 
     def _amount(self, drop: float) -> str:
         return f"{100 * drop:.3g}%" if self.drop_type == "relative" else f"{drop:.3g}"

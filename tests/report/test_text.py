@@ -86,9 +86,14 @@ def test_the_summary_says_how_the_budget_ended():
     assert not any("warning" in line for line in lines)
 
 
+def test_a_search_that_ran_out_of_trials_says_so():
+    told = dataclasses.replace(BUDGET, complete=False).headline()
+    assert told == f"{BUDGET.headline()}, and no more were allowed: fewer layers may do"
+
+
 def test_a_budget_that_is_not_met_is_a_warning():
     budget = dataclasses.replace(BUDGET, drop_type="relative", score=0.72, met=False, kept=("a", "b"))
-    told = "top1 drops by 10% where 1% is allowed; the best of 5 trials is kept"
+    told = "top1 drops by 10% where 1% is allowed, and nor is it with all layers in float"
     assert warnings(Report(budget=budget)) == [f"warning: the accuracy budget is not met: {told}"]
     assert budget.headline() == "NOT met: top1 0.8 -> 0.72, at most 1% less; 2 layers kept float for it, 5 trials"
     nothing = dataclasses.replace(BUDGET, kept=(), trials=1).headline()
