@@ -28,8 +28,8 @@ class AccuracyBudget:
             every trial, it must use the same data each time. None: the mean cosine between the outputs and those of the
             float model, which has 1, over a few calibration samples; of the output that is farthest.
         drop_type: max_drop is "absolute", or "relative": a part of the metric of the float model.
-        max_trials: most artifacts that are tried, besides the one with all layers in float: that is tried where no other
-            was found to hold.
+        max_trials: most artifacts that are tried, besides the one with all layers in float, which is tried where no
+            other was found to hold.
 
     Raises:
         RecipeError: an attribute has another type or is out of range.

@@ -24,6 +24,7 @@ from qcompile.errors import RecipeError
 from qcompile.initializers import data_bytes
 from qcompile.outcome import cosine_of_output
 from qcompile.recipe import Recipe
+from qcompile.recipe_patterns import exactly
 from qcompile.report.budget import BudgetReport
 from qcompile.restoring import restored, shared_weights
 from qcompile.session import Feed, Session
@@ -118,7 +119,7 @@ def hold_budget(job: Job) -> None:
     )
     layers = [name for name in losses if name in names(found.kept)]
     work.model = trials.model(layers)
-    job.plan = job.plan.override(ignore=(*job.plan.ignore, *layers))
+    job.plan = job.plan.override(ignore=(*job.plan.ignore, *map(exactly, layers)))
     _write_down(work, before, layers)
     work.log.budget = BudgetReport(
         metric=words,

@@ -25,6 +25,11 @@ def selects(patterns: Iterable[str], names: Iterable[str]) -> bool:
     )
 
 
+def exactly(name: str) -> str:
+    """Return the pattern that selects the layer of this name, which may begin like a regular expression."""
+    return f"re:{re.escape(name)}" if name.startswith("re:") else name
+
+
 def check_patterns(setting: str, patterns: Iterable[str], layers: Iterable[Collection[str]]) -> None:
     """Raise RecipeError for the first pattern that selects no layer.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -16,6 +15,7 @@ from qcompile.layers import accumulated, operator
 from qcompile.manifest import versions
 from qcompile.pipeline import Log
 from qcompile.recipe import Recipe
+from qcompile.recipe_patterns import exactly
 from qcompile.recipe_settings import mend
 from qcompile.tuning_cache import TuningCache, folder
 from qcompile.tuning_candidates import Measurement, quantized_layers
@@ -35,8 +35,7 @@ class Choice:
 
     def applied(self, plan: Recipe) -> Recipe:
         """Return the recipe that leaves these layers out: with it, and without tuning, the same artifact comes out."""
-        names = (f"re:{re.escape(name)}" if name.startswith("re:") else name for name in self.kept)
-        return plan.override(ignore=(*plan.ignore, *names))
+        return plan.override(ignore=(*plan.ignore, *map(exactly, self.kept)))
 
     def explain(self, log: Log) -> None:
         """Let the log say why these layers were left out: not because the user wants it."""

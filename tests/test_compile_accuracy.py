@@ -17,7 +17,9 @@ from qcompile import compile_accuracy
 from qcompile.backends import get
 from qcompile.cli import app
 from qcompile.compile_accuracy import KEPT_REASON
+from qcompile.compile_selection import ignored_layers
 from qcompile.errors import RecipeError
+from qcompile.graph import layer_name
 from qcompile.verify_gains import output_gains
 from tests.report.test_culprits import BLOCKS, CHANNELS, PLANTED, model_of_blocks
 
@@ -156,6 +158,17 @@ def test_a_metric_that_fails_later_is_named():
     scores = iter([1.0])
     with pytest.raises(RecipeError, match="metric: it raised StopIteration"):
         compiled({"max_drop": 0.5, "metric": lambda _run: next(scores)})
+
+
+def test_a_layer_that_is_called_like_a_pattern_is_kept_by_its_name():
+    model = traced(PLANTED).clone()
+    for node in model.graph:
+        node.name = f"re:{layer_name(node)}" if node.op_type == "MatMul" else node.name
+        node.metadata_props.pop("pkg.torch.onnx.name_scopes", None)
+    artifact = qcompile.compile(model, PLAIN, calibration=samples(), verify=False, accuracy={"max_drop": 1e-3})
+    assert float_layers(artifact) == list(artifact.report.budget.kept) == [f"re:{CULPRIT}"]
+    again = qcompile.Recipe.from_data(artifact.manifest.recipe)
+    assert ignored_layers(model, again) == {f"re:{CULPRIT}"}
 
 
 def test_calibration_and_smoothing_are_not_done_again():

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcompile.recipe_patterns import exactly
 from qcompile.untouched import QUANTIZED_ALREADY
 
 if TYPE_CHECKING:
@@ -67,9 +68,17 @@ def ignore_lines(report: Report) -> list[tuple[str, str]]:
 
 
 def _ignore(names: Sequence[str], gains: Mapping[str, float]) -> str:
-    lines = yaml.safe_dump({"ignore": list(names)}, allow_unicode=True, width=10_000).splitlines()
     told = [f"  # alone: {gains[name]:+.1f} dB at the outputs" if name in gains else "" for name in names]
-    return "\n".join(line + gain for line, gain in zip(lines, ["", *told], strict=True))
+    return "\n".join(["ignore:", *(f"- {_quoted(name)}{gain}" for name, gain in zip(names, told, strict=True))])
+
+
+def _quoted(name: str) -> str:
+    """Return the pattern of a layer as one line of YAML."""
+    plain, escaped = (
+        yaml.safe_dump([exactly(name)], allow_unicode=True, width=math.inf, default_style=style)[2:-1]
+        for style in (None, '"')
+    )
+    return plain if len(plain.splitlines()) == 1 else escaped
 
 
 def headlines(report: Report) -> list[str]:

@@ -5,6 +5,8 @@ import yaml
 
 from qcompile.contract import Finding
 from qcompile.errors import ArtifactError
+from qcompile.recipe import Recipe
+from qcompile.recipe_patterns import selects
 from qcompile.report import LayerReport, PassReport, Report
 from qcompile.report.budget import BudgetReport
 from qcompile.report.text import headlines, human_bytes, measures, promise, warnings
@@ -72,6 +74,32 @@ def test_lines_for_a_recipe_are_never_wrapped():
     names = [f"{'block.' * 40}{index}" for index in range(2)]
     lines = Report(layers=[quantized(name, 1.0) for name in names]).summary().splitlines()
     assert lines[-2:] == [f"- {name}" for name in names]
+
+
+ODD = [
+    "re:head.*",
+    "re:[",
+    "a[0].fc",
+    "/block/fc: MatMul #1",
+    "'it''s'",
+    '"q"',
+    "null",
+    "3",
+    "- x",
+    "a\nb",
+    "a\u2028\tb",
+    "é ",
+    "*",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_lines_for_a_recipe_select_the_layer_whatever_it_is_called(name):
+    summary = Report(layers=[quantized(name, 1.0), quantized("other", 2.0)]).summary()
+    patterns = yaml.safe_load("ignore:" + summary.rpartition("ignore:")[2])["ignore"]
+    assert Recipe.from_name("w8a8-static", ignore=patterns).ignore == tuple(patterns)
+    assert [selects([pattern], [name]) for pattern in patterns] == [True, False]
+    assert [selects([pattern], ["other", "header", "[", "head"]) for pattern in patterns] == [False, True]
 
 
 BUDGET = BudgetReport("top1", 0.01, "absolute", 0.8, 0.7, 0.795, True, ("head",), 5, 3.0)

@@ -77,7 +77,7 @@ def test_where_not_even_all_hold_the_highest_score_is_returned_and_does_not_hold
 def test_a_score_that_is_no_number_does_not_hold():
     found = fewest_kept(2, lambda kept: 1.0 if 0 in kept else math.nan, lowest=0.0, max_trials=9)
     assert found == Found(frozenset({0}), 1.0, True, 2)
-    found = fewest_kept(2, lambda kept: math.nan, lowest=0.0, max_trials=9)
+    found = fewest_kept(2, lambda _kept: math.nan, lowest=0.0, max_trials=9)
     assert (found.kept, found.holds, found.trials) == ({0, 1}, False, 3)
     assert math.isnan(found.score)
 
