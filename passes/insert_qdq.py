@@ -92,10 +92,9 @@ class InsertQdq(Pass):
         return Result(model, modified=bool(quantized), findings=tuple(findings))
 
     def _refusal(self, layer: Layer) -> Finding | None:
-        operator = layers.operator(layer)
-        left_out = layers.left_out(layer.name, operator, self.ignore, self.operators)
+        left_out = layers.left_out(layers.finding(layer, "kept"), self.ignore, self.operators)
         reason = layers.refusal(layer, self.activations, self.weights) if left_out is None else ""
-        return Finding(layer.name, "kept", reason, operator) if reason else left_out
+        return layers.finding(layer, "kept", reason) if reason else left_out
 
     def _calibrated(self, model: ir.Model, chosen: list[Layer]) -> Iterator[LayerStatistics]:
         if self.calibrator is None:
@@ -123,13 +122,13 @@ class InsertQdq(Pass):
         }
 
     def _quantize_weight(self, layer: Layer, statistics: LayerStatistics, weights: SharedWeights) -> Finding:
-        node, operator, axis = layers.node_of(layer), layers.operator(layer), scale_axis(layer, self.weights)
+        node, axis = layers.node_of(layer), scale_axis(layer, self.weights)
         tensor, multiplied = layer.weight.const_value, statistics.multiplied(layer)
         assert tensor is not None
         weight, seen = tensor.numpy(), statistics.of(layer.x)
         broken = "" if seen is None else self._ranges.layer_refusal(layer, weight, seen)
         if broken:
-            return Finding(layer.name, "kept", broken, operator)
+            return layers.finding(layer, "kept", broken)
         rows, gram = (np.zeros((0, 0), np.float32), None) if multiplied is None else (multiplied.rows, multiplied.gram)
         parts = weights.rounded(layer.weight, axis) or rounded(layer, weight, rows, gram, self.weights, self.rounding)
         corrected = self.bias_correction == "convolutions"
@@ -137,12 +136,12 @@ class InsertQdq(Pass):
         floor = self.min_convolution_sqnr_db
         if isinstance(layer, Convolution) and floor is not None and loss is not None and loss.sqnr_db < floor:
             reason = f"quantized, its signal-to-noise ratio would be {loss.sqnr_db:.1f} dB, below {floor:g} dB"
-            return Finding(layer.name, "kept", reason, operator)
+            return layers.finding(layer, "kept", reason)
         qdq.replace_input(node, layer.weight, weights.dequantized(layer.weight, parts, axis, node))
         if isinstance(layer, Convolution) and seen is not None:
             shift = np.zeros(1, np.float32) if loss is None else loss.shift
             write_bias(layer, self._ranges.parameters(layer.x, seen)[0], parts[1], shift)
-        return Finding(layer.name, "quantized", "", operator, None if loss is None else loss.sqnr_db)
+        return layers.finding(layer, "quantized", sqnr_db=None if loss is None else loss.sqnr_db)
 
     def _quantize_activations(
         self, model: ir.Model, chosen: list[Layer], parameters: dict[ir.Value, qdq.Parameters]

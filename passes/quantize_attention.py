@@ -56,13 +56,14 @@ class QuantizeAttention(Pass):
     def call(self, model: ir.Model) -> Result:
         """Quantize every product that can be; one finding for each."""
         found = [node for node in model.graph if _float_operands(node)]
-        refusals = {node: left_out(layer_name(node), "Attention", self.ignore, self.operators) for node in found}
+        told = {node: _finding(node) for node in found}
+        refusals = {node: left_out(asked, self.ignore, self.operators) for node, asked in told.items()}
         chosen = [node for node in found if refusals[node] is None]
         parameters, broken = self._parameters(model, chosen)
         for node in chosen:
             reasons = [f"{value.name} {broken[value]}" for value in _float_operands(node) if value in broken]
             if reasons:
-                refusals[node] = Finding(layer_name(node), "kept", reasons[0], "Attention")
+                refusals[node] = dataclasses.replace(told[node], action="kept", reason=reasons[0])
         chosen = [node for node in chosen if refusals[node] is None]
         last = dataclasses.replace(self.activations, granularity="per_tensor")
         made: dict[tuple[ir.Value, Scheme], ir.Value] = {}
@@ -73,7 +74,7 @@ class QuantizeAttention(Pass):
                 if (value, scheme) not in made:
                     made[value, scheme] = qdq.quantized(value, node, model, scheme, parameters.get(value))[0]
                 qdq.replace_input(node, value, made[value, scheme])
-        findings = [refusals[node] or Finding(layer_name(node), "quantized", "", "Attention") for node in found]
+        findings = [refusals[node] or told[node] for node in found]
         return Result(model, modified=bool(chosen), findings=tuple(findings))
 
     def _parameters(
@@ -91,6 +92,10 @@ class QuantizeAttention(Pass):
         seen = {value: found[str(value.name)] for value in operands}
         broken = {value: reason for value in operands if (reason := ranges.refusal(value, seen[value]))}
         return {value: ranges.parameters(value, seen[value]) for value in operands if value not in broken}, broken
+
+
+def _finding(node: ir.Node) -> Finding:
+    return Finding(layer_name(node), "quantized", operator="Attention", value=str(node.outputs[0].name))
 
 
 def _float_operands(node: ir.Node) -> tuple[ir.Value, ...]:

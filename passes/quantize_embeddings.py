@@ -57,20 +57,21 @@ class QuantizeEmbeddings(Pass):
         return Result(model, modified=modified, findings=tuple(findings))
 
     def _quantize(self, table: ir.Value, nodes: list[ir.Node]) -> Finding:
-        name = layer_name(nodes[0])
         tensor = constant(table)
         assert tensor is not None
-        refusal = left_out(name, "Embedding", self.ignore, self.operators)
+        shape, value = tuple(tensor.shape.numpy()), str(nodes[0].outputs[0].name)
+        told = Finding(layer_name(nodes[0]), "quantized", operator="Embedding", value=value, shape=shape)
+        refusal = left_out(told, self.ignore, self.operators)
         if refusal is not None:
             return refusal
         if tensor.size < self.min_elements:
-            return Finding(name, "kept", f"its table has only {tensor.size} elements", "Embedding")
+            return dataclasses.replace(told, action="kept", reason=f"its table has only {tensor.size} elements")
         if set(readers(table)) != set(nodes) or any(node.attributes.get_int("axis", 0) != 0 for node in nodes):
-            return Finding(name, "kept", "something else reads its table", "Embedding")
+            return dataclasses.replace(told, action="kept", reason="something else reads its table")
         weight = tensor.numpy()
         broken = broken_numbers.of_weight(weight)
         if broken:
-            return Finding(name, "kept", f"its table {broken}", "Embedding")
+            return dataclasses.replace(told, action="kept", reason=f"its table {broken}")
         quantized, scale, zero_point = quantize_weight(weight, _SCHEME, 0)
         graph = nodes[0].graph
         assert isinstance(graph, ir.Graph)
@@ -79,9 +80,7 @@ class QuantizeEmbeddings(Pass):
         for node in nodes:
             _replace(graph, node, integers, scales)
         remove_unused([table])
-        return Finding(
-            name, "quantized", "", "Embedding", sqnr_db(weight, dequantize(quantized, scale, zero_point, axis=0))
-        )
+        return dataclasses.replace(told, sqnr_db=sqnr_db(weight, dequantize(quantized, scale, zero_point, axis=0)))
 
 
 def _is_table(value: ir.Value) -> bool:

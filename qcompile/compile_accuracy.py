@@ -19,7 +19,6 @@ from qcompile.accuracy_budget import AccuracyBudget, Metric, Run, score
 from qcompile.backends import Backend
 from qcompile.calibration_masks import PaddingMask
 from qcompile.compile_job import Job
-from qcompile.contract import Finding
 from qcompile.errors import RecipeError
 from qcompile.initializers import data_bytes
 from qcompile.outcome import cosine_of_output
@@ -249,7 +248,7 @@ def _write_down(work: Work, before: ir.Model, layers: Collection[str]) -> None:
     log = work.log
     for name, findings in log.findings.items():
         log.findings[name] = [
-            Finding(each.layer, "kept", KEPT_REASON, each.operator)
+            dataclasses.replace(each, action="kept", reason=KEPT_REASON, sqnr_db=None)
             if each.action == "quantized" and each.layer in layers
             else each
             for each in findings

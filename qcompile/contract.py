@@ -26,6 +26,8 @@ class Finding:
         operator: of the layer, e.g. "MatMul" or "Conv".
         sqnr_db: for a quantized layer, signal-to-quantization-noise ratio of its output on sampled inputs, that layer
             alone quantized; None where there is no data to measure it on.
+        value: of a layer, name of the value that its node computes, which tells it from others of its name.
+        shape: of the weight of a layer; () when it has none.
     """
 
     layer: str
@@ -33,6 +35,8 @@ class Finding:
     reason: str = ""
     operator: str = ""
     sqnr_db: float | None = None
+    value: str = ""
+    shape: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
-from qcompile.contract import Finding
+from qcompile.contract import Action, Finding
 from qcompile.graph import Convolution, Linear, constant_array, convolutions, is_standard, linears, sole_reader
 from qcompile.qdq import is_dequantized
 from qcompile.scheme import Scheme
@@ -96,19 +97,26 @@ def refusal(layer: Layer, activations: Scheme, weights: Scheme) -> str:
     return ""
 
 
-def left_out(name: str, operator: str, ignore: Collection[str], operators: Collection[str]) -> Finding | None:
+def finding(layer: Layer, action: Action, reason: str = "", sqnr_db: float | None = None) -> Finding:
+    """Return what is said of a layer."""
+    shape = () if layer.weight.shape is None else tuple(layer.weight.shape.numpy())
+    value = str(node_of(layer).outputs[0].name)
+    return Finding(layer.name, action, reason, operator(layer), sqnr_db, value, shape)
+
+
+def left_out(asked: Finding, ignore: Collection[str], operators: Collection[str]) -> Finding | None:
     """Finding for a layer that stays float before anyone looks at it; None: it may be quantized.
 
     Args:
-        name: of the layer.
-        operator: of the layer, a name of a backend's capabilities.
+        asked: names the layer and its operator, as the capabilities of backends do.
         ignore: names that the recipe leaves float.
         operators: what the backend computes in integers, or stores in 8 bits.
     """
-    if name in ignore:
-        return Finding(name, "ignored", "the recipe leaves it out", operator)
-    if operator not in operators:
-        return Finding(name, "kept", f"the backend has no integer {operator} with these schemes", operator)
+    if asked.layer in ignore:
+        return dataclasses.replace(asked, action="ignored", reason="the recipe leaves it out")
+    if asked.operator not in operators:
+        reason = f"the backend has no integer {asked.operator} with these schemes"
+        return dataclasses.replace(asked, action="kept", reason=reason)
     return None
 
 

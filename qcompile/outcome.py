@@ -18,16 +18,16 @@ from qcompile.calibration_masks import PaddingMask
 from qcompile.capability import quantizers
 from qcompile.contract import Finding
 from qcompile.errors import VerificationError
-from qcompile.graph import layer_name
+from qcompile.graph import all_nodes, layer_name
 from qcompile.initializers import without_data
 from qcompile.latency import durations
-from qcompile.layers import float_layers
 from qcompile.memory import return_freed_memory
 from qcompile.pipeline import Log
 from qcompile.recipe import Recipe
 from qcompile.report.data import ActivationRange, LayerReport, Report
 from qcompile.scheme import Scheme
 from qcompile.session import Feed, Session
+from qcompile.unlisted import unlisted
 from qcompile.verify import Outputs, difference, is_numeric, run_all, without_padding
 
 LATENCY_SECONDS = 1.0
@@ -36,6 +36,7 @@ LATENCY_SECONDS = 1.0
 _REPORT = "Report this with the model and the recipe"
 _GRAPHS_OF_EXPORTERS = frozenset({None, "", "main", "main_graph", "torch_jit", "torch-jit-export"})
 _LAYER_ACTIONS = ("quantized", "kept", "ignored")
+_INTEGER_OPERATORS = ("Linear", "Conv", "ConvTranspose")
 
 
 def build_report(
@@ -61,16 +62,17 @@ def build_report(
     """
     entries = [(name, finding) for name, findings in log.findings.items() for finding in findings]
     quantizing = [f for name, f in entries if f.operator and f.action in _LAYER_ACTIONS]
-    shapes = {layer.name: tuple(layer.weight.shape.numpy()) for layer in float_layers(model) if layer.weight.shape}
+    lossless = log.before_loss or model
+    quantizing += unlisted(lossless, {finding.value for finding in quantizing})
     schemes = " + ".join(f"{_words(item.activations)} × {_words(item.weights)}" for item in quantizers(recipe))
     scales = [finding for name, finding in entries if name == "FoldScales"]
-    layers = [_layer(finding, shapes, schemes, log) for finding in quantizing]
+    layers = [_layer(finding, schemes, log) for finding in sorted(quantizing, key=_position(lossless))]
     return Report(
         model=name,
         recipe=recipe.name,
         backend=backend,
         target=target,
-        layers=sorted(layers, key=_position(model)),
+        layers=layers,
         channel_scales={action: sum(f.action == action for f in scales) for action in ("folded", "explicit")},
         passes=list(log.passes),
         activation_ranges=list(ranges),
@@ -96,25 +98,27 @@ def model_name(model: object, graph: str | None, output: str | Path | None) -> s
     return "model" if output is None else Path(output).resolve().name
 
 
-def _position(model: ir.Model) -> Callable[[LayerReport], float]:
-    """Return the key that sorts layers by the place of their node in the graph; those of subgraphs come last."""
-    places: dict[str, int] = {}
-    for index, node in enumerate(model.graph):
-        places.setdefault(layer_name(node), index)
-    return lambda layer: places.get(layer.name, math.inf)
+def _position(model: ir.Model) -> Callable[[Finding], float]:
+    """Return the key that sorts layers by the place of their node in the graph, or of the first that is called so."""
+    values: dict[str, int] = {}
+    names: dict[str, int] = {}
+    for index, node in enumerate(all_nodes(model)):
+        names.setdefault(layer_name(node), index)
+        values.update((str(value.name), index) for value in node.outputs)
+    return lambda finding: values.get(finding.value, names.get(finding.layer, math.inf))
 
 
-def _layer(finding: Finding, shapes: Mapping[str, tuple[int, ...]], schemes: str, log: Log) -> LayerReport:
-    shape = shapes.get(finding.layer, ())
+def _layer(finding: Finding, schemes: str, log: Log) -> LayerReport:
+    multiplies = finding.operator in _INTEGER_OPERATORS
     return LayerReport(
         finding.layer,
         finding.operator,
         finding.action,
         finding.reason,
         finding.sqnr_db,
-        shape,
-        scheme=schemes if finding.action == "quantized" and shape else "",
-        accumulated_db=log.accumulated.get(finding.layer),
+        finding.shape,
+        scheme=schemes if finding.action == "quantized" and multiplies else "",
+        accumulated_db=log.accumulated.get(finding.value),
         gain_db=log.gains.get(finding.layer) if finding.action == "quantized" else None,
     )
 

@@ -163,7 +163,7 @@ def quantized_layers(model: ir.Model, plan: Recipe, engine: Backend, target: str
     return [
         layer
         for layer in layers.float_layers(model)
-        if layers.left_out(layer.name, layers.operator(layer), bound["ignore"], bound["operators"]) is None
+        if layers.left_out(layers.finding(layer, "kept"), bound["ignore"], bound["operators"]) is None
         and not layers.refusal(layer, quantizer.activations, quantizer.weights)
     ]
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from qcompile.contract import Finding
 from qcompile.graph import constant, is_standard, layer_name
-from qcompile.layers import every_layer, operator
+from qcompile.layers import every_layer, finding
 from qcompile.qdq import is_dequantized
 
 QUANTIZED_ALREADY = "it is already quantized"
@@ -38,7 +38,7 @@ def quantized_already(model: ir.Model) -> list[Finding]:
     are not: a recipe that finds nothing but them has something to say.
     """
     return [
-        Finding(layer_name(node), "kept", QUANTIZED_ALREADY, _operator(node))
+        Finding(layer_name(node), "kept", QUANTIZED_ALREADY, _operator(node), value=str(node.outputs[0].name))
         for node in model.graph
         if (node.domain, node.op_type) in _INTEGER_PRODUCTS or _reads_dequantized(node)
     ]
@@ -46,11 +46,12 @@ def quantized_already(model: ir.Model) -> list[Finding]:
 
 def of_other_types(model: ir.Model) -> list[Finding]:
     """One finding for every float layer whose weight is not float32, with its type, in graph order."""
-    return [
-        Finding(layer.name, "kept", f"its weight is {_name(layer.weight)}: only float32 is quantized", operator(layer))
-        for layer in every_layer(model)
-        if _is_of_another_type(layer.weight)
-    ]
+    return [finding(layer, "kept", refused) for layer in every_layer(model) if (refused := type_refusal(layer.weight))]
+
+
+def type_refusal(weight: ir.Value) -> str:
+    """Why a weight is not quantized for its type; empty for float32, and for integers."""
+    return f"its weight is {_name(weight)}: only float32 is quantized" if _is_of_another_type(weight) else ""
 
 
 def other_types(model: ir.Model) -> list[str]:

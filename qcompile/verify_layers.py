@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
-from qcompile.graph import Names, is_standard, layer_name
+from qcompile.graph import Names, is_standard
 from qcompile.initializers import register_initializer
-from qcompile.layers import every_layer
+from qcompile.layers import every_layer, node_of
 from qcompile.memory import return_freed_memory
 from qcompile.session import Feed, OpenSession
 from qcompile.solvers.sqnr import sqnr_db
@@ -22,12 +22,12 @@ ROWS = 16
 def output_names(model: ir.Model) -> dict[str, str]:
     """Return layer -> name of its output, of linears, convolutions and the products of attention.
 
-    A layer is known by its name alone: of several that have one name, the last counts, into which the others' errors
-    have come. Embeddings are left out: no error comes before theirs.
+    A layer is called by the value that its node computes, as in `Finding.value`: behind it the bias may be added.
+    Embeddings are left out: no error comes before theirs.
     """
-    outputs = {layer.name: str(layer.output.name) for layer in every_layer(model)}
-    products = [node for node in model.graph if is_standard(node, "Attention", "MatMul")]
-    return {layer_name(node): str(node.outputs[0].name) for node in products} | outputs
+    outputs = {str(node_of(layer).outputs[0].name): str(layer.output.name) for layer in every_layer(model)}
+    products = [str(node.outputs[0].name) for node in model.graph if is_standard(node, "Attention", "MatMul")]
+    return {name: name for name in products} | outputs
 
 
 def layer_outputs(

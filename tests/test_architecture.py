@@ -78,6 +78,7 @@ ROOMS = {
         "qcompile.qdq",
         "qcompile.restoring",
         "qcompile.saturation",
+        "qcompile.unlisted",
         "qcompile.untouched",
         "qcompile.unused_nodes",
         "qcompile.weight_rounding",

@@ -121,7 +121,7 @@ def test_compile_keeps_float_what_no_integers_stand_for_and_says_why(
     assert told["gemm_product"].startswith(NAN)
     assert told["embedded"].startswith(INFINITE)
     assert told["normalized"].startswith(INFINITE)
-    assert told.get("e", NAN).startswith(("its table holds NaN", NAN))
+    assert told["e"].startswith("its table holds NaN" if recipe.startswith("w8a8") else "no pass of the recipe stores")
     unseen = "its input is zero in all calibration data" if recipe in STATIC else "quantized"
     assert told["unseen"].startswith(unseen)
     if recipe in STATIC:

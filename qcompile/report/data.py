@@ -26,11 +26,11 @@ CULPRIT_DB = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """What was done with one linear, convolution, attention product or embedding.
+    """What was done with one linear, convolution, attention product, embedding or other operator with a weight.
 
     Attributes:
         name: as the user knows it (`graph.layer_name`).
-        operator: "Linear", "Conv", "ConvTranspose", "Attention" or "Embedding".
+        operator: "Linear", "Conv", "ConvTranspose", "Attention" or "Embedding"; of what no pass quantizes, the operator.
         action: "quantized"; "kept" float because it had to be; "ignored" because the user said so.
         reason: why it was not quantized, or what is special about it.
         sqnr_db: signal-to-quantization-noise ratio of its output in dB, this layer alone quantized: the error that it
@@ -133,7 +133,7 @@ class Report:
         recipe: name of the recipe.
         backend: name of the backend.
         target: processor that the artifact was made for, or None.
-        layers: one entry per layer that could have been quantized, in graph order.
+        layers: one entry per operator with a weight, and per product of attention that was looked at, in graph order.
         channel_scales: {"folded": int, "explicit": int}: smoothing scales that cost nothing, and those that cost a Mul.
         latency: {"float_ms": float, "quantized_ms": float} on the same runtime; empty when not measured.
         accuracy: measure -> value, or output -> {measure: value}, against the float model.
