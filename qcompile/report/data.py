@@ -30,7 +30,7 @@ class LayerReport:
 
     Attributes:
         name: as the user knows it (`graph.layer_name`).
-        operator: "Linear", "Conv", "ConvTranspose", "Attention" or "Embedding"; of what no pass quantizes, the operator.
+        operator: "Linear", "Conv", "ConvTranspose", "Attention" or "Embedding"; of others, the operator.
         action: "quantized"; "kept" float because it had to be; "ignored" because the user said so.
         reason: why it was not quantized, or what is special about it.
         sqnr_db: signal-to-quantization-noise ratio of its output in dB, this layer alone quantized: the error that it
