@@ -4,7 +4,8 @@ Every case says what the installed runtimes make of it. Where one of them says "
 needs another form than this one; the test fails when that changes, in either direction. That our own emission avoids
 each form is tested beside the code that does: overflow in tests/passes/test_insert_qdq_refusals.py, blocks in
 tests/backends/test_openvino.py, biases in tests/backends/onnxruntime/test_biases.py and
-tests/backends/openvino/test_convolution_biases.py, reductions in tests/backends/openvino/test_reductions.py, alpha in
+tests/backends/openvino/test_convolution_biases.py, transposed floats in
+tests/backends/onnxruntime/test_transposed_floats.py, reductions in tests/backends/openvino/test_reductions.py, alpha in
 tests/passes/test_lower_gemms.py; saturation here.
 """
 
@@ -121,6 +122,17 @@ def bias_of_patches_behind_a_token() -> Case:
     return Case(model, {"x": RANDOM.normal(size=(2, 3, 8, 8)).astype(np.float32)}, "right", "wrong")
 
 
+def floats_before_a_transpose(outputs: str, readers: str) -> Case:
+    model = parse(
+        f"(float[2,4,5] x) => ({outputs}) {{ v = Abs(x) t = Transpose<perm = [0, 2, 1]>(v) "
+        f"q = QuantizeLinear(t, s, z) y = DequantizeLinear(q, s, z) {readers} }}",
+        s=np.float32(0.1),
+        z=np.uint8(0),
+        m=np.float32(9),
+    )
+    return Case(model, {"x": RANDOM.normal(size=(2, 4, 5)).astype(np.float32)}, "wrong", "right")
+
+
 INT8 = {"s": np.float32(0.01), "z": np.int8(0)}
 CASES = {
     "int8 DequantizeLinear, Reshape (onnxruntime 27845)": linear(
@@ -153,6 +165,12 @@ CASES = {
     "maximum, quantized": quantized_reduction("ReduceMax", "Identity(m)"),
     "mean, multiplied by channel and quantized": quantized_reduction("ReduceMean", "Mul(m, f)"),
     "bias of a convolution behind which the batch size is read": bias_of_patches_behind_a_token(),
+    "output, transposed and quantized": floats_before_a_transpose("float[2,4,5] v, float[2,5,4] y", ""),
+    "read in a branch, transposed and quantized": floats_before_a_transpose(
+        "float[2,4,5] o, float[2,5,4] y",
+        "l = ReduceMax<keepdims = 0>(x) c = Less(l, m) o = If(c) <then_branch = yes () => (float[2,4,5] a) "
+        "{ a = Exp(v) }, else_branch = no () => (float[2,4,5] b) { b = Neg(v) }>",
+    ),
 }
 
 

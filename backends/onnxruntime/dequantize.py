@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -73,6 +73,26 @@ def insert(
     new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = name, replaced.type, replaced.shape
     model.graph.insert_before(before, new)
     return new.outputs[0]
+
+
+def pair(
+    value: ir.Value,
+    name: str,
+    dtype: ir.TypeProtocol | None,
+    scales: Sequence[ir.Value | None],
+    attributes: Mapping[str, ir.Attr | int],
+) -> tuple[ir.Node, ir.Node]:
+    """Make QuantizeLinear(value, *scales) and the DequantizeLinear behind it, for a caller who puts them into a graph.
+
+    The result gets the name, `dtype` is of the integers, and the attributes are those of QuantizeLinear.
+    """
+    quantize = ir.node("QuantizeLinear", [value, *scales], attributes, name=f"{name}.quantize")
+    quantize.outputs[0].name = f"{name}.quantized"
+    quantize.outputs[0].type, quantize.outputs[0].shape = dtype, value.shape
+    axis = {"axis": attributes["axis"]} if "axis" in attributes else {}
+    again = ir.node("DequantizeLinear", [quantize.outputs[0], *scales], axis, name=f"{name}.dequantize")
+    again.outputs[0].name, again.outputs[0].type, again.outputs[0].shape = name, value.type, value.shape
+    return quantize, again
 
 
 def as_float_constant(model: ir.Model, value: ir.Value | None) -> ir.Value | None:

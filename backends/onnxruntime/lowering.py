@@ -15,6 +15,7 @@ from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears,
 from qcompile.backends.onnxruntime.norms import keep_residual_additions
 from qcompile.backends.onnxruntime.saturation import drop_saturated_clips
 from qcompile.backends.onnxruntime.subgraph_inputs import requantize_for_subgraphs
+from qcompile.backends.onnxruntime.transposed_floats import keep_transposed_floats
 from qcompile.contract import Finding
 from qcompile.rotary_caches import expand_caches
 from qcompile.unused_nodes import RemoveUnusedNodes
@@ -34,6 +35,7 @@ def legalize(model: ir.Model) -> ir.Model:
     fit_biases(model)
     protect_float_convolutions(model)
     requantize_for_subgraphs(model)
+    keep_transposed_floats(model)
     return model
 
 
@@ -66,6 +68,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     fit_biases(model)
     protect_float_convolutions(model)
     requantize_for_subgraphs(model)
+    keep_transposed_floats(model)
     RemoveUnusedNodes()(model)
     model.graph.opset_imports.setdefault(CONTRIB, 1)
     common.RemoveUnusedOpsetsPass()(model)

@@ -45,13 +45,9 @@ def _pair(model: ir.Model, value: ir.Value, parts: dequantize.Dequantized) -> ir
     assert producer.graph is not None
     name = graph.unique_name(model.graph, f"{value.name}.moved")
     scales = [parts.scale, *([parts.zero_point] if parts.zero_point is not None else [])]
-    quantize = ir.node("QuantizeLinear", [value, *scales], _output_dtype(parts), name=f"{name}.quantize")
-    quantize.outputs[0].name = f"{name}.quantized"
-    quantize.outputs[0].type, quantize.outputs[0].shape = parts.quantized.type, value.shape
-    again = ir.node("DequantizeLinear", [quantize.outputs[0], *scales], name=f"{name}.dequantize")
-    again.outputs[0].name, again.outputs[0].type, again.outputs[0].shape = name, value.type, value.shape
-    producer.graph.insert_after(producer, [quantize, again])
-    return again.outputs[0]
+    pair = dequantize.pair(value, name, parts.quantized.type, scales, _output_dtype(parts))
+    producer.graph.insert_after(producer, pair)
+    return pair[1].outputs[0]
 
 
 def _output_dtype(parts: dequantize.Dequantized) -> dict[str, int]:
