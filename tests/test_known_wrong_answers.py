@@ -5,7 +5,8 @@ needs another form than this one; the test fails when that changes, in either di
 each form is tested beside the code that does: overflow in tests/passes/test_insert_qdq_refusals.py, blocks in
 tests/backends/test_openvino.py, biases in tests/backends/onnxruntime/test_biases.py and
 tests/backends/openvino/test_convolution_biases.py, transposed floats in
-tests/backends/onnxruntime/test_transposed_floats.py, reductions in tests/backends/openvino/test_reductions.py, alpha in
+tests/backends/onnxruntime/test_transposed_floats.py, outputs that branches read in
+tests/backends/openvino/test_branch_inputs.py, reductions in tests/backends/openvino/test_reductions.py, alpha in
 tests/passes/test_lower_gemms.py; saturation here.
 """
 
@@ -133,6 +134,17 @@ def floats_before_a_transpose(outputs: str, readers: str) -> Case:
     return Case(model, {"x": RANDOM.normal(size=(2, 4, 5)).astype(np.float32)}, "wrong", "right")
 
 
+def output_that_branches_read() -> Case:
+    model = parse(
+        f"(float[2,4] x) => (float[2,4] d, float[2,4] y) {{ {PAIR} d = DequantizeLinear(q, xs, xz) "
+        "l = ReduceMax<keepdims = 0>(e) c = Less(l, m) y = If(c) <then_branch = yes () => (float[2,4] a) "
+        "{ a = Exp(d) }, else_branch = no () => (float[2,4] b) { b = Neg(d) }> }",
+        **ACTIVATION,
+        m=np.float32(9),
+    )
+    return Case(model, {"x": RANDOM.normal(size=(2, 4)).astype(np.float32)}, "right", "wrong")
+
+
 INT8 = {"s": np.float32(0.01), "z": np.int8(0)}
 CASES = {
     "int8 DequantizeLinear, Reshape (onnxruntime 27845)": linear(
@@ -171,6 +183,7 @@ CASES = {
         "l = ReduceMax<keepdims = 0>(x) c = Less(l, m) o = If(c) <then_branch = yes () => (float[2,4,5] a) "
         "{ a = Exp(v) }, else_branch = no () => (float[2,4,5] b) { b = Neg(v) }>",
     ),
+    "output that branches read": output_that_branches_read(),
 }
 
 

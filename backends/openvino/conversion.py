@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qcompile.backends.openvino.blocks import fold_misread_blocks
+from qcompile.backends.openvino.branch_inputs import copy_outputs_that_bodies_read
 from qcompile.backends.openvino.convolution_biases import fix_bias_shapes
 from qcompile.backends.openvino.grouped_heads import repeat_key_heads
 from qcompile.backends.openvino.reductions import keep_reductions_apart
@@ -35,6 +36,7 @@ def converted(model: ir.Model) -> Iterator[ov.Model]:
     common.RemoveUnusedOpsetsPass()(model)
     fold_misread_blocks(model)
     repeat_key_heads(model)
+    copy_outputs_that_bodies_read(model)
     with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data", size_threshold_bytes=1024)
