@@ -26,17 +26,9 @@ from qcompile.report import PassReport
 from qcompile.report.budget import BudgetReport
 from qcompile.session import Feed, OpenSession
 from qcompile.untouched import of_other_types, other_types, quantized_already
-from qcompile.verify import (
-    EXACT_TOLERANCE,
-    Difference,
-    Outputs,
-    check_exact,
-    check_valid,
-    difference,
-    outputs_of,
-    without_padding,
-)
+from qcompile.verify import check_exact, check_valid, difference, outputs_of, without_padding
 from qcompile.verify_layers import accumulated_errors, layer_outputs, output_names
+from qcompile.verify_rounding import Verdict, judge
 
 Progress = Callable[[str, float], None]
 
@@ -184,22 +176,18 @@ class Pipeline:
     def _verify(self, model: ir.Model, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log) -> None:
         """Compare the outputs with those before the group, and write the difference down."""
         outputs = outputs_of(model, self.samples, self.open_session)
-        found = self._difference(log.outputs, outputs)
         if _keeps(modified[0]) == "exact":
-            if found.relative > EXACT_TOLERANCE:
-                self._raise_for_culprit(before, modified, log, found)
-            self._note(log, modified[-1], max_error=found.relative)
+            verdict = judge((before, model), (log.outputs, outputs), self.samples, self.masks)
+            if not verdict.kept:
+                self._raise_for_culprit(before, modified, log, verdict)
+            measured = {"in_float64": verdict.in_float64, "rounding": verdict.rounding}
+            self._note(log, modified[-1], max_error=verdict.found.relative, **measured)
         else:
-            self._note(log, modified[-1], sqnr_db=found.sqnr_db)
+            # Padded positions do not count: in a causal model with padding in front they attend to nothing, and softmax
+            # over nothing is the average of all, zeros or undefined, as the operator and the runtime like it.
+            sides = (without_padding(side, self.samples, self.masks) for side in (log.outputs, outputs))
+            self._note(log, modified[-1], sqnr_db=difference(*sides).sqnr_db)
         log.outputs = outputs
-
-    def _difference(self, before: Outputs, after: Outputs) -> Difference:
-        """Compare what is read of the outputs.
-
-        Padded positions are not: in a causal model with padding in front they attend to nothing, and softmax over
-        nothing is the average of all, zeros or undefined, as the operator and the runtime like it.
-        """
-        return difference(*(without_padding(side, self.samples, self.masks) for side in (before, after)))
 
     def _note(self, log: Log, last: ir.passes.PassBase, **measured: Any) -> None:
         """Write a measurement down at the last pass that changed the model; it covers those before it in the group."""
@@ -207,20 +195,22 @@ class Pipeline:
         log.passes[index] = dataclasses.replace(log.passes[index], **measured)
 
     def _raise_for_culprit(
-        self, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log, found: Difference
+        self, before: ir.Model, modified: Sequence[ir.passes.PassBase], log: Log, together: Verdict
     ) -> NoReturn:
         """Apply the passes again one at a time, and raise for the first that changes the outputs, or for them all."""
+        model = before.clone()
         for item in modified:
-            previous = before.clone()
-            apply_pass(item, before)
-            outputs = outputs_of(before, self.samples, self.open_session)
-            apart = self._difference(log.outputs, outputs)
-            if apart.relative > EXACT_TOLERANCE:
-                first = first_difference(previous, before, self.samples, self.masks, self.open_session)
-                check_exact(apart, name_of(item), first)
+            previous = model.clone()
+            apply_pass(item, model)
+            outputs = outputs_of(model, self.samples, self.open_session)
+            verdict = judge((before, model), (log.outputs, outputs), self.samples, self.masks)
+            if not verdict.kept:
+                first = first_difference(previous, model, self.samples, self.masks, self.open_session)
+                check_exact(verdict.found, name_of(item), first, verdict.words)
+        found = together.found
         reason = (
             f"together they changed output {found.output} by {found.relative:.2g} of its range where they promise "
-            "to keep it; applied one by one again, none did"
+            f"to keep it; applied one by one again, none did; {together.words}"
         )
         raise VerificationError(f"passes {', '.join(map(name_of, modified))}", reason, "Report this with the model")
 

@@ -98,6 +98,12 @@ def _resize(node: ir.Node) -> str | None:
     return None if known else "the reference covers Resize to the nearest pixel or linear, without antialias"
 
 
+def _training(node: ir.Node) -> str | None:
+    if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", False):
+        return "the reference covers BatchNormalization with the statistics that it is given"
+    return None
+
+
 def _second_output(node: ir.Node) -> str | None:
     if node.op_type in ("MaxPool", "BatchNormalization", "Dropout") and _used(node.outputs[1:]):
         return f"the reference covers the first output of {node.op_type} only"
@@ -108,4 +114,4 @@ def _used(values: Iterable[ir.Value]) -> bool:
     return any(value.uses() or value.is_graph_output() for value in values)
 
 
-_RULES: tuple[Callable[[ir.Node], str | None], ...] = (_quantizer, _tie, _recurrent, _resize, _second_output)
+_RULES: tuple[Callable[[ir.Node], str | None], ...] = (_quantizer, _tie, _recurrent, _resize, _training, _second_output)

@@ -57,6 +57,26 @@ def quantize_dequantize_tokens(x: np.ndarray, channels: int) -> np.ndarray:
     return np.asarray((steps * scale).reshape(x.shape), x.dtype)
 
 
+class BatchNormalization(OpRun):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias; onnx's own of opsets 9 to 13 takes statistics of x."""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        scale: np.ndarray,
+        bias: np.ndarray,
+        mean: np.ndarray,
+        variance: np.ndarray,
+        epsilon: float | None = None,
+        **_: Any,
+    ) -> tuple[np.ndarray]:
+        by_channel = (-1, *(1,) * (x.ndim - 2))
+        factor = scale / np.sqrt(variance + np.asarray(1e-5 if epsilon is None else epsilon, variance.dtype))
+        return (
+            np.asarray((x - mean.reshape(by_channel)) * factor.reshape(by_channel) + bias.reshape(by_channel), x.dtype),
+        )
+
+
 class MatMul(OpRun):
     """Products in float64: those of 8-bit integers are exact, of any length."""
 
@@ -153,6 +173,7 @@ class LRN(OpRun):
 
 _OPERATORS: tuple[type[OpRun], ...] = (
     AveragePool,
+    BatchNormalization,
     Conv,
     ConvTranspose,
     DequantizeLinear,

@@ -203,13 +203,15 @@ def is_numeric(array: np.ndarray) -> bool:
     return np.asarray(array).dtype.kind not in "OSUT"
 
 
-def check_exact(found: Difference, pass_name: str, first: str | None = None) -> None:
+def check_exact(found: Difference, pass_name: str, first: str | None = None, rounding: str = "") -> None:
     """Raise VerificationError when an exact pass changed an output by more than EXACT_TOLERANCE of its range.
 
-    `first` is the first value that differs, see `qcompile.first_difference`; None: nobody has looked.
+    `first` is the first value that differs, see `qcompile.first_difference`; None: nobody has looked. `rounding` says
+    what float32 has to do with it, see `qcompile.verify_rounding`.
     """
     if found.relative > EXACT_TOLERANCE:
         reason = f"it changes output {found.output} by {found.relative:.2g} of its range where it promises to keep it"
+        reason += f"; {rounding}" if rounding else ""
         reason += "" if first is None else f"; the first value that differs is {first}"
         raise VerificationError(f"pass {pass_name}", reason, "Report this, or leave the pass out of the recipe")
 

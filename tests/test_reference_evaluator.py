@@ -124,3 +124,16 @@ def test_outputs_may_be_inputs_or_constants() -> None:
     model = parse("(float[2] x, float[2] y) => (float[2] x, float[2] w) { u = Neg(y) }", w=np.ones(2, np.float32))
     feed = {"x": np.zeros(2, np.float32), "y": np.zeros(2, np.float32)}
     assert {name: array.tolist() for name, array in evaluate(model, feed).items()} == {"x": [0, 0], "w": [1, 1]}
+
+
+@pytest.mark.parametrize("opset", [9, 14, 23])
+def test_normalization_takes_the_statistics_that_it_is_given_in_every_opset(opset: int) -> None:
+    model = parse(
+        "(float[2,3,4] x) => (float[2,3,4] y) "
+        "{ y = BatchNormalization<momentum = 0.5, epsilon = 1.0>(x, f, f, zero, f) }",
+        f=np.full(3, 3, np.float32),
+        zero=np.zeros(3, np.float32),
+    )
+    model.opset_imports[""] = opset
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(evaluate(model, {"x": x})["y"], 1.5 * x + 3, rtol=1e-5)

@@ -16,7 +16,8 @@ from qcompile.report.budget import BudgetReport
 from qcompile.session import Agreement
 
 _MEASURED = frozenset(
-    {"seconds", "max_error", "sqnr_db", "accumulated_db", "gain_db", "before", "after", "max_steps", "rms_steps"}
+    {"seconds", "max_error", "in_float64", "rounding", "sqnr_db", "accumulated_db", "gain_db"}
+    | {"before", "after", "max_steps", "rms_steps"}
 )
 """Fields of the entries of a report that are numbers, or tuples of them, and may be infinite or NaN."""
 
@@ -64,6 +65,8 @@ class PassReport:
         modified: False when it changed nothing.
         keeps: its promise: "exact" or "lossy".
         max_error: of an exact pass, the largest difference to the model before it, relative to the output's range.
+        in_float64: where that is more than passes may change, the same in float64, where there is next to no rounding.
+        rounding: where that is so, how far the runtime is from float64 without the pass, relative to the range.
         sqnr_db: of a lossy pass, the signal-to-quantization-noise ratio of the outputs, in dB.
     """
 
@@ -72,6 +75,8 @@ class PassReport:
     modified: bool = True
     keeps: Keeps = "exact"
     max_error: float | None = None
+    in_float64: float | None = None
+    rounding: float | None = None
     sqnr_db: float | None = None
 
     @property

@@ -239,6 +239,11 @@ def _passes(report: Report) -> Table:
 
 def promise(item: PassReport) -> str:
     """Return the promise of a pass and how it was checked, in words."""
+    if item.max_error is not None and item.in_float64 is not None and item.rounding is not None:
+        return (
+            f"{item.keeps}: largest error {item.in_float64:.1e} of the range in float64; the runtime differs by "
+            f"{item.max_error:.1e}, and rounds by {item.rounding:.1e} without the pass"
+        )
     if item.max_error is not None:
         return f"{item.keeps}: largest error {item.max_error:.1e} of the range"
     return f"{item.keeps}, not measured by itself" if item.sqnr_db is None else f"{item.keeps}: {item.sqnr_db:.1f} dB"
