@@ -18,7 +18,7 @@ from qcompile.recipe import Recipe
 from qcompile.reference_evaluator import OutOfReachError
 from qcompile.report import Report
 from qcompile.verify_artifact import verification_sample, verify_artifact
-from qcompile.verify_quantizers import quantized_values
+from qcompile.verify_observed import observed_values
 
 
 def check_layers(job: Job) -> None:
@@ -90,7 +90,7 @@ def _verify(job: Job, report: Report, path: Path, lowered: Lowered) -> None:
     """Compare what the runtime computes with the reference of its arithmetic; keep what it takes to repeat that."""
     work, engine = job.work, job.engine
     sample = verification_sample(work.model, work.samples, work.pipeline.masks)
-    probes = engine.probes(path, [value.names for value in quantized_values(work.model)])
+    probes = engine.probes(path, observed_values(work.model))
     try:
         report.agreements = verify_artifact(
             work.model, job.original, lambda: engine.open_artifact(path), probes, sample

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from qcompile.reference_resampling import ROUNDINGS
+from qcompile.reference_ties import jump
 
 _COVERED = """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BitwiseAnd
@@ -24,24 +25,23 @@ _COVERED = """
 COVERED = frozenset(_COVERED.split())
 """Standard operators whose reference agrees with the runtimes; of each there is a test."""
 
-_JUMPS = frozenset({"Ceil", "Floor", "Hardmax", "Mod", "NonZero", "Round", "Shrink", "Sign", "ThresholdedRelu"})
-"""Operators that make another number of a tie, which a step of rounding more or less may be: of integers only."""
-
-_PLACES = {"ArgMax": 0, "ArgMin": 0, "TopK": 1}
-"""Operators that say where a number is, and in which output: a tie makes another one."""
-
 _ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"], "RNN": ["Tanh"]}
 _TRANSFORMATIONS = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 
 
 def not_covered(model: ir.Model) -> str | None:
-    """Return why a model cannot be evaluated in the place of a runtime; None: it can."""
+    """Return why a model cannot be evaluated in the place of a runtime; None: it can.
+
+    From the runtime's own floats, where ties decide: see `qcompile.reference_ties`.
+    """
     for node in model.graph.all_nodes():
         if node.domain == "qcompile":
             continue
         if node.domain not in ("", "ai.onnx") or node.op_type not in COVERED:
             return f"the reference does not cover {node.domain + '.' if node.domain else ''}{node.op_type}"
         reason = next((reason for reason in (rule(node) for rule in _RULES) if reason is not None), None)
+        if reason is None and node.graph is not model.graph:
+            reason = jump(node)  # in a body, into which no runtime lets one see
         if reason is not None:
             return reason
     return None
@@ -55,21 +55,6 @@ def _quantizer(node: ir.Node) -> str | None:
     if kind in (ir.DataType.INT8, ir.DataType.UINT8) and not node.attributes.get_int("block_size", 0):
         return None
     return "the reference covers QuantizeLinear of 8 bits, and none in blocks"
-
-
-def _tie(node: ir.Node) -> str | None:
-    """Return the reason where a tie in what the node reads makes another number of what others read of it."""
-    source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
-    if source is None or not source.is_floating_point():
-        return None
-    if node.op_type == "Cast" and not ir.DataType(node.attributes.get_int("to")).is_floating_point():
-        return "a Cast to integers makes another number of a tie"
-    if node.op_type in _JUMPS:
-        return f"{node.op_type} makes another number of a tie"
-    place = _PLACES.get(node.op_type)
-    if place is not None and place < len(node.outputs) and node.outputs[place].uses():
-        return f"{node.op_type} finds another place in a tie, and the place is used"
-    return None
 
 
 def _recurrent(node: ir.Node) -> str | None:
@@ -114,4 +99,4 @@ def _used(values: Iterable[ir.Value]) -> bool:
     return any(value.uses() or value.is_graph_output() for value in values)
 
 
-_RULES: tuple[Callable[[ir.Node], str | None], ...] = (_quantizer, _tie, _recurrent, _resize, _training, _second_output)
+_RULES: tuple[Callable[[ir.Node], str | None], ...] = (_quantizer, _recurrent, _resize, _training, _second_output)

@@ -41,7 +41,7 @@ def _tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     def converted() -> ir.TensorProtocol:
         return ir.tensor(tensor.numpy().astype(np.float64))
 
-    shape = ir.Shape(tuple(tensor.shape))
+    shape = ir.Shape(tensor.shape.numpy())
     return ir.LazyTensor(converted, dtype=ir.DataType.DOUBLE, shape=shape, name=tensor.name)
 
 

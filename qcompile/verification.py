@@ -27,7 +27,7 @@ from qcompile.report.text import MEASURED_ON, headlines, verified
 from qcompile.session import Agreement
 from qcompile.verify import MADE_UP, run_all, synthetic_samples, total_difference, usable_masks, without_padding
 from qcompile.verify_artifact import verify_artifact
-from qcompile.verify_quantizers import quantized_values
+from qcompile.verify_observed import observed_values
 
 _GIVE_THE_MODEL = "give the float model to compare with: against (--against)"
 
@@ -128,7 +128,7 @@ def _agreements(opened: Artifact, required: bool, progress: Progress) -> tuple[t
         return (), reason
     portable, sample = read_portable(opened.path)
     engine = backends.get(opened.backend)
-    probes = engine.probes(opened.model_path, [value.names for value in quantized_values(portable)])
+    probes = engine.probes(opened.model_path, observed_values(portable))
     try:
         return tuple(verify_artifact(portable, None, opened.open_session, probes, sample)), ""
     except OutOfReachError as error:

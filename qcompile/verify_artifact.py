@@ -5,10 +5,14 @@ is one step at the next quantizer, and a few layers later the difference is as l
 itself. So the artifact is run with the values at its quantizers as further outputs, and the reference computes each of
 them from the runtime's own values upstream. What then differs is the work of one layer, and is known in the steps of
 the quantizer that it comes to.
+
+An integer or a truth value is decided on floats, and a tie makes another one. These floats are seen as well, and what
+is decided on the runtime's own has to be equal.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -19,9 +23,11 @@ from qcompile.errors import VerificationError
 from qcompile.memory import return_freed_memory
 from qcompile.reference_coverage import not_covered
 from qcompile.reference_evaluator import OutOfReachError, evaluate
+from qcompile.reference_ties import unseen_jump
 from qcompile.session import Agreement, Feed, Probe, Session
 from qcompile.verify import run_all
-from qcompile.verify_quantizers import Quantized, quantized_values, without_quantizers
+from qcompile.verify_observed import Outlook
+from qcompile.verify_quantizers import without_quantizers
 
 MAX_STEPS = 2.0
 """How many quantization steps one number may be apart: ties, and ties of ties within a layer."""
@@ -59,34 +65,39 @@ def verify_artifact(
         portable: the quantized graph, before a backend lowered it.
         original: the float model; None: it is not at hand, see `without_quantizers`.
         open_artifact: loads what was written, as it will be run.
-        probes: the same with values inside of it, see `quantized_values`; one is loaded at a time.
+        probes: the same with values inside of it, see `observed_values`; one is loaded at a time.
         sample: one input; see `verification_sample`.
 
     Raises:
         OutOfReachError: the reference does not cover the model, or it would take too long.
         VerificationError: a value is more than MAX_STEPS, or on average more than RMS_STEPS, away from what follows
-            from the values before it; or the artifact as it is ends further from the reference than NOISE_RATIO.
+            from the values before it, or is an integer or truth value that does not; or the artifact as it is ends
+            further from the reference than NOISE_RATIO.
     """
     original = without_quantizers(portable) if original is None else original
     reason = not_covered(portable) or not_covered(original)
     if reason is not None:
         raise OutOfReachError(reason)
-    steps = {name: value for value in quantized_values(portable) for name in value.names}
     dtypes = {str(value.name): value.dtype for node in portable.graph for value in node.outputs}
     found: list[Agreement] = []
     expected: Arrays = {}
+    outlook = Outlook.of(portable, ())
     (actual,) = run_all(open_artifact(), [sample])
     for probe in probes:
         runtime, values, channels_per_scale = probe.name, probe.values, probe.channels_per_scale
+        reason = unseen_jump(portable, values)
+        if reason is not None:
+            raise OutOfReachError(reason)
         (outputs,) = run_all(probe.session, [sample])
         del probe  # and its session, which holds the weights, before the reference takes room for its own
         return_freed_memory()
         seen = {name: _as_written(array, dtypes.get(name)) for name, array in outputs.items()}
         inner = {name: seen[name] for name in values}
         expected = evaluate(portable, sample, inner, channels_per_scale=channels_per_scale)
-        found.append(_compare_inside(runtime, expected, seen, steps))
-    _compare_whole(actual, expected, original, sample)
-    return found
+        outlook = Outlook.of(portable, values)
+        found.append(_compare_inside(runtime, expected, seen, outlook))
+    left_out = _compare_whole(actual, expected, original, sample, outlook)
+    return [*found[:-1], *(dataclasses.replace(last, left_out=(*last.left_out, *left_out)) for last in found[-1:])]
 
 
 def verification_sample(model: ir.Model, samples: Sequence[Feed], masks: Sequence[PaddingMask]) -> Feed:
@@ -115,7 +126,7 @@ def _as_written(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
     return array
 
 
-def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping[str, Quantized]) -> Agreement:
+def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, outlook: Outlook) -> Agreement:
     """Raise VerificationError for the first value that is too far from the reference, in the order of the graph."""
     subject, largest, on_average, worst = f"artifact on {runtime}", 0.0, 0.0, ""
     left_out = []
@@ -123,14 +134,16 @@ def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping
         actual = seen[name]
         if not _comparable(array, actual):
             raise VerificationError(subject, f"{name} is another kind of value: {_unlike(array, actual)}", _MEND)
-        if array.dtype.kind != "f" and (array.dtype.kind not in "iu" or array.dtype.itemsize > 1):
-            left_out.append(f"{name} ({array.dtype}, {np.mean(array == actual) if array.size else 1:.0%} of it equal)")
+        if array.dtype.kind != "f" and name in outlook.exact and not _nan_before(expected):
+            _check_equal(subject, name, array, actual)
+            continue
+        if array.dtype.kind not in "fiu" or (array.dtype.kind != "f" and array.dtype.itemsize > 1):
+            left_out.append(f"{name} ({array.dtype}, {_part_equal(array, actual)} of it equal)")
             continue  # a comparison or a position: a tie makes another one
         if array.dtype.kind == "f" and array.size and np.isnan(array).all():
             left_out.append(f"{name} (NaN)")
             continue
-        step = steps[name].step(name, array) if name in steps else _output_step(array)
-        distance, mean = _apart(array, actual, step)
+        distance, mean = _apart(array, actual, outlook.step(name, array))
         if distance == np.inf:
             reason = (
                 f"{name} has NaN or infinity where what follows from the values before it is finite, or the reverse"
@@ -144,21 +157,40 @@ def _compare_inside(runtime: str, expected: Arrays, seen: Arrays, steps: Mapping
             raise VerificationError(subject, reason, _MEND)
         worst = name if distance > largest else worst
         largest, on_average = max(largest, distance), max(on_average, mean)
-    compared = tuple(name for name in expected if name in steps)
+    compared = tuple(name for name in expected if name in outlook.seen)
     return Agreement(runtime, compared, largest, on_average, worst, tuple(left_out))
 
 
-def _compare_whole(actual: Arrays, expected: Arrays, original: ir.Model, sample: Feed) -> None:
+def _nan_before(expected: Arrays) -> bool:
+    """True where some value is not a number: runtimes decide on it as they like."""
+    return any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in expected.values())
+
+
+def _check_equal(subject: str, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
+    if not np.array_equal(expected, actual):
+        others = f"{np.count_nonzero(expected != actual)} of {expected.size} numbers"
+        reason = f"{name} ({expected.dtype}) has {others} other than follow from the runtime's own values before it"
+        raise VerificationError(subject, reason, _MEND)
+
+
+def _compare_whole(
+    actual: Arrays, expected: Arrays, original: ir.Model, sample: Feed, outlook: Outlook
+) -> tuple[str, ...]:
     """Raise VerificationError when the artifact that nobody looks into ends further away than noise explains.
 
-    An output that is no float, or has another shape, depends on ties and is not compared: the same output was, of the
-    artifact with values on the way.
+    An output behind a tie is not compared, which is returned in words: the same output was, of the artifact with values
+    on the way, which a runtime may compute in another way because it has to show them.
     """
-    names = [name for name, array in actual.items() if array.dtype.kind == "f" and _comparable(expected[name], array)]
-    far = [name for name in names if not _close(expected[name], actual[name])]
-    if not far:
-        return
-    exact = evaluate(original, sample)
+    names, left_out = [], []
+    for name, array in actual.items():
+        if array.dtype.kind == "f" and name not in outlook.tied and _comparable(expected[name], array):
+            names.append(name)
+        elif name in outlook.fixed:
+            _check_equal("artifact", name, expected[name], array)
+        else:
+            left_out.append(f"{name} where no value before it is shown ({_part_equal(expected[name], array)} equal)")
+    far = [name for name in names if not _close(expected[name], actual[name], outlook.end_step(name, expected[name]))]
+    exact = evaluate(original, sample) if far else {}
     for name in far:
         if not _comparable(exact[name], actual[name]):
             continue  # its shape depends on the data
@@ -169,18 +201,17 @@ def _compare_whole(actual: Arrays, expected: Arrays, original: ir.Model, sample:
                 f"quantization itself moves it; {NOISE_RATIO:g} times are allowed"
             )
             raise VerificationError("artifact", reason, _MEND)
+    return tuple(left_out)
 
 
-def _output_step(expected: np.ndarray) -> np.ndarray:
-    """Step of a value that nothing quantizes: that of 8 bits over its range; 1 for integers."""
-    if expected.dtype.kind != "f":
-        return np.array(1.0)
-    finite = expected[np.isfinite(expected)].astype(np.float64)
-    return np.array(max(float(np.ptp(finite)), float(np.abs(finite).max())) / 255 if finite.size else 0.0)
+def _part_equal(expected: np.ndarray, actual: np.ndarray) -> str:
+    if expected.shape != actual.shape:
+        return "another shape, none"
+    return f"{np.mean(expected == actual) if expected.size else 1:.0%}"
 
 
-def _close(expected: np.ndarray, actual: np.ndarray) -> bool:
-    distance, mean = _apart(expected, actual, _output_step(expected))
+def _close(expected: np.ndarray, actual: np.ndarray, step: np.ndarray) -> bool:
+    distance, mean = _apart(expected, actual, step)
     return distance <= MAX_STEPS and mean <= RMS_STEPS
 
 

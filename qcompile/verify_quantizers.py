@@ -57,7 +57,7 @@ def without_quantizers(portable: ir.Model) -> ir.Model:
     """
     model = portable.clone()
     for node in list(model.graph):
-        if not _quantizes(node):
+        if not quantizes(node):
             continue
         per_token = node.op_type == PER_TOKEN
         ends = (
@@ -70,7 +70,7 @@ def without_quantizers(portable: ir.Model) -> ir.Model:
     return model
 
 
-def _quantizes(node: ir.Node) -> bool:
+def quantizes(node: ir.Node) -> bool:
     """True for what quantizes a value at run time."""
     kinds = is_standard(node, "QuantizeLinear", "DynamicQuantizeLinear") or node.op_identifier() == (
         DOMAIN,

@@ -63,16 +63,16 @@ def _add_to_bias(model: ir.Model, matmul: ir.Node, shift: np.ndarray, names: gra
         assert bias is not None
         total = ir.tensor(graph.constant_array(bias) + shift, name=names.new(f"{bias.name}_folded_{output.name}"))
         add.replace_input_with(index, register_initializer(model.graph, total))
+        output.name = names.new(f"{output.name}_unshifted")
         return
     value = register_initializer(model.graph, ir.tensor(shift, name=names.new(f"{output.name}_folded")))
     add = ir.node("Add", [output, value], name=f"{matmul.name}/zero_point")
-    add.outputs[0].name = f"{output.name}_shifted"
     add.outputs[0].type, add.outputs[0].shape = output.type, output.shape
     model.graph.insert_after(matmul, add)
     ir.convenience.replace_all_uses_with(output, add.outputs[0], replace_graph_outputs=True)
     add.replace_input_with(0, output)
-    if add.outputs[0].is_graph_output():
-        output.name, add.outputs[0].name = f"{output.name}_unshifted", output.name
+    # What the rest of the graph reads keeps its name: that of outputs, and of values that the verifier compares.
+    output.name, add.outputs[0].name = names.new(f"{output.name}_unshifted"), output.name
 
 
 def _bias_index(add: ir.Node | None, output: ir.Value, channels: int) -> int | None:

@@ -1,0 +1,106 @@
+"""What the comparison of an artifact looks at: values at quantizers, floats that ties are decided on, and logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.graph import is_standard
+from qcompile.reference_ties import behind_jumps, exact_values, loose_decisions
+from qcompile.verify_quantizers import Quantized, quantized_values, quantizes
+
+_SATURATING = ("Erf", "HardSigmoid", "Sigmoid", "Softmax", "Tanh")
+"""Functions of numbers up to 1: kernels compute them to so many parts of 1, however small the result."""
+
+_VIEWS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+ROUNDING = 2.0**-21
+"""Least step of what such a function makes; and of the largest number, where nothing but float32 rounds: two steps are
+8 roundings of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outlook:
+    """What is known of the values that a comparison sees.
+
+    Attributes:
+        seen: names of the values.
+        steps: name of a form of a quantized value -> the value.
+        saturating: names of outputs that a saturating function makes; their logits are seen.
+        exact: names of outputs that follow from what is seen without any rounding: they have to be equal.
+        fixed: names of outputs that follow so from inputs and weights alone.
+        tied: names of outputs behind an answer to a tie in numbers that come from a quantizer.
+    """
+
+    seen: frozenset[str]
+    steps: dict[str, Quantized]
+    saturating: frozenset[str]
+    exact: frozenset[str]
+    fixed: frozenset[str]
+    tied: frozenset[str]
+
+    @classmethod
+    def of(cls, portable: ir.Model, seen: Collection[str]) -> Outlook:
+        """Return what is known where values of these names are seen."""
+        sources = [node.outputs[0] for node in portable.graph if quantizes(node)]
+        outputs = portable.graph.outputs
+        sides = (exact_values(portable, seen), exact_values(portable, ()), behind_jumps(portable, sources))
+        exact, fixed, tied = (frozenset(str(value.name) for value in outputs if value in side) for side in sides)
+        return cls(
+            frozenset(seen),
+            {name: value for value in quantized_values(portable) for name in value.names},
+            frozenset(str(value.name) for value in outputs if _logits(value) is not None),
+            exact,
+            fixed,
+            tied,
+        )
+
+    def step(self, name: str, expected: np.ndarray) -> np.ndarray:
+        """Size of one quantization step of a value, where the reference computed `expected`; broadcasts to it."""
+        if name in self.steps:
+            return self.steps[name].step(name, expected)
+        if name in self.exact and expected.dtype.kind == "f":
+            return np.asarray(255 * _output_step(expected) * ROUNDING)
+        return self.end_step(name, expected)
+
+    def end_step(self, name: str, expected: np.ndarray) -> np.ndarray:
+        """The same of an output, where nothing before it is seen."""
+        step = _output_step(expected)
+        return np.maximum(step, ROUNDING) if name in self.saturating else step
+
+
+def _output_step(expected: np.ndarray) -> np.ndarray:
+    """Step of a value that nothing quantizes: that of 8 bits over its range; 1 for integers."""
+    if expected.dtype.kind != "f":
+        return np.array(1.0)
+    finite = expected[np.isfinite(expected)].astype(np.float64)
+    return np.array(max(float(np.ptp(finite)), float(np.abs(finite).max())) / 255 if finite.size else 0.0)
+
+
+def observed_values(portable: ir.Model) -> tuple[tuple[str, ...], ...]:
+    """Return the values of the portable graph to look at in a runtime, each by the names of its forms, the best first.
+
+    Besides what quantizers read, these are floats that an integer or a truth value is decided on, unless they follow
+    from others without rounding; and what a saturating function makes an output of, whose own range may be tiny.
+    """
+    quantized = [value.names for value in quantized_values(portable)]
+    seen = {name for names in quantized for name in names}
+    others: list[str] = []
+    while loose := [value for value in loose_decisions(portable, seen) if value.name not in seen]:
+        others.append(str(loose[0].name))  # one at a time: the next may follow from it
+        seen.add(others[-1])
+    logits = [value for output in portable.graph.outputs if (value := _logits(output)) is not None]
+    others += [str(value.name) for value in logits if value.name not in seen]
+    return (*quantized, *((name,) for name in dict.fromkeys(others)))
+
+
+def _logits(output: ir.Value) -> ir.Value | None:
+    """Return what a saturating function reads that makes this output; None: there is none, or it is an input."""
+    node = output.producer()
+    while node is not None and is_standard(node, *_VIEWS) and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    read = node.inputs[0] if node is not None and is_standard(node, *_SATURATING) else None
+    return read if read is not None and read.producer() is not None else None
