@@ -70,11 +70,11 @@ def test_answers_that_others_use_need_what_they_are_made_of(text: str, reason: s
 
 
 def test_what_is_behind_an_answer_to_a_tie() -> None:
-    branch = "<then_branch = g () => (t) { t = Neg(f) }, else_branch = h () => (u) { u = Neg(x) }>"
+    branch = "<then_branch = g () => (t) { t = Neg(f) }, else_branch = o () => (u) { u = Neg(x) }>"
     model = shaped(
-        "e = Exp(x) f = Floor(e) n = Less(e, s) k = Where(n, e, s) p = Floor(x) m = ReduceMax<keepdims = 0>(x) "
-        f"b = Less(m, s) i = If(b){branch} y = Add(i, k)"
+        "e = Exp(x) f = Floor(e) n = Less(e, s) h = Where(n, e, s) p = Floor(x) m = ReduceMax<keepdims = 0>(x) "
+        f"b = Less(m, s) i = If(b){branch} y = Add(i, h)"
     )
     values = {value.name: value for node in model.graph for value in node.outputs}
     assert {value.name for value in behind_jumps(model, [values["e"]])} == {"f", "i", "y"}
-    assert behind_jumps(model, [values["k"]]) == frozenset()
+    assert behind_jumps(model, [values["h"]]) == frozenset()
