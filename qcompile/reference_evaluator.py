@@ -103,7 +103,10 @@ def _without_initializers(model: ir.Model) -> tuple[ir.Model, dict[str, np.ndarr
     arrays = {}
     for name, value in list(skeleton.graph.initializers.items()):
         if value.const_value is not None:
-            arrays[name] = value.const_value.numpy()
+            array = value.const_value.numpy()
+            arrays[name] = (
+                np.char.decode(array, "utf-8", "replace").astype(object) if array.dtype.kind == "S" else array
+            )
             value.const_value = None
         del skeleton.graph.initializers[name]
     return skeleton, arrays
