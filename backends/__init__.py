@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
-from qcompile.scheme import Dtype, Scheme
+from qcompile.scheme import Dtype, Granularity, Scheme
 from qcompile.session import Probe, Session
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -42,13 +42,52 @@ class Capability:
 class SlowInIntegers:
     """One row of the table of what a backend computes faster in float, for processors on which nothing can be measured.
 
+    A layer is of a row where all of it applies, and no other layer reads the value that is quantized for it.
+
     Attributes:
-        operator: which operator, of those that read a value that is quantized for them alone.
-        most_products: such a layer is slower if it adds up no more products for each number that it writes.
+        operator: which operator.
+        activations: granularity of what it reads.
+        most_products: it adds up no more products for each number that it writes.
+        most_inputs: it reads no more channels; None: however many.
+        most_outputs: it writes no more channels; None: however many.
+        writes: what becomes of its result: "float": nothing quantizes it; "rounded": it is quantized, and no layer
+            reads the integers; "integers": one does.
     """
 
     operator: Operator
+    activations: Granularity
     most_products: int
+    most_inputs: int | None = None
+    most_outputs: int | None = None
+    writes: tuple[Literal["float", "rounded", "integers"], ...] = ("float",)
+
+
+FORM = "qcompile.form"
+"""Key of the metadata of a node, under which it says in which form a backend is to write it; see `Site`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Nodes of a model that a backend can write in several forms, all of one meaning.
+
+    The form is written down in the metadata of the first node, so that it goes wherever the node goes: through the
+    passes, into copies, into the portable graph. Where a pass replaces the node, the form is the first again.
+
+    Attributes:
+        kind: what the nodes are, in words.
+        nodes: in graph order.
+        forms: a word for each; the first is written where none was chosen: the fastest where it was measured.
+    """
+
+    kind: str
+    nodes: tuple[ir.Node, ...]
+    forms: tuple[str, ...]
+
+    @property
+    def form(self) -> str:
+        """The form that was chosen, or the first: metadata are anybody's to write."""
+        said = self.nodes[0].metadata_props.get(FORM)
+        return said if said in self.forms else self.forms[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +125,14 @@ class Backend(Protocol):
         """Return the type in which lowered models store what activations of this scheme are quantized to."""
         ...
 
+    def sites(self, model: ir.Model) -> Sequence[Site]:
+        """Return what `lower` can write in several forms, in graph order; none where one form is always the fastest."""
+        ...
+
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:
         """Write the portable quantized model as files of the runtime into an existing folder.
 
+        Each of its `sites` is written in the form that its metadata says.
         `target` is None or one of `targets`: `compile` has refused others before any work was done.
         """
         ...

@@ -78,6 +78,8 @@ def build_report(
         activation_ranges=list(ranges),
         findings=[f for _, f in entries if f not in quantizing],
         budget=log.budget,
+        forms=list(log.forms),
+        not_timed=log.not_timed,
     )
 
 
@@ -110,6 +112,7 @@ def _position(model: ir.Model) -> Callable[[Finding], float]:
 
 def _layer(finding: Finding, schemes: str, log: Log) -> LayerReport:
     multiplies = finding.operator in _INTEGER_OPERATORS
+    times = log.times.get(finding.layer, (None, None))
     return LayerReport(
         finding.layer,
         finding.operator,
@@ -120,6 +123,8 @@ def _layer(finding: Finding, schemes: str, log: Log) -> LayerReport:
         scheme=schemes if finding.action == "quantized" and multiplies else "",
         accumulated_db=log.accumulated.get(finding.value),
         gain_db=log.gains.get(finding.layer) if finding.action == "quantized" else None,
+        quantized_ms=times[0],
+        float_ms=times[1],
     )
 
 

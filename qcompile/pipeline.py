@@ -24,6 +24,7 @@ from qcompile.recipe import short
 from qcompile.recipe_settings import BOUND
 from qcompile.report import PassReport
 from qcompile.report.budget import BudgetReport
+from qcompile.report.forms import FormReport
 from qcompile.session import Feed, OpenSession
 from qcompile.untouched import of_other_types, other_types, quantized_already
 from qcompile.verify import check_exact, check_valid, difference, outputs_of, without_padding
@@ -64,6 +65,9 @@ class Log:
         before_loss: the model in front of the first lossy pass; None where there is none.
         gains: by how many dB the outputs are nearer to float where one layer alone is left in float, of the worst.
         budget: how the search for a budget of accuracy ended.
+        forms: in which the backend writes what it can write in several.
+        times: of each layer that was timed, milliseconds quantized and in float.
+        not_timed: why none was, and what to do to have them timed.
     """
 
     passes: list[PassReport] = dataclasses.field(default_factory=list)
@@ -73,6 +77,9 @@ class Log:
     before_loss: ir.Model | None = None
     gains: dict[str, float] = dataclasses.field(default_factory=dict)
     budget: BudgetReport | None = None
+    forms: list[FormReport] = dataclasses.field(default_factory=list)
+    times: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    not_timed: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

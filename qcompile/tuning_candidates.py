@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile import backends, layers
-from qcompile.backends import Backend
+from qcompile.backends import Backend, Site
 from qcompile.calibration import Calibrator
 from qcompile.calibration_cache import fingerprint
 from qcompile.calibration_data import Calibration
@@ -19,6 +19,7 @@ from qcompile.capability import integer_operators, quantizers
 from qcompile.compile_selection import ignored_layers
 from qcompile.contract import Pass
 from qcompile.errors import QCompileError
+from qcompile.graph import constant
 from qcompile.initializers import data_bytes
 from qcompile.layers import Layer
 from qcompile.passes.insert_qdq import InsertQdq
@@ -29,8 +30,9 @@ from qcompile.restoring import restored
 from qcompile.session import Feed, Session
 from qcompile.tuning_cache import TuningCache
 from qcompile.tuning_forms import feed_of, form_names, forms
-from qcompile.tuning_groups import Group, groups_of, run_for_shapes
-from qcompile.tuning_sets import Candidate, named_times, promising
+from qcompile.tuning_groups import Group, Run, groups_of, run_for_shapes
+from qcompile.tuning_sets import Candidate, Times, named_times, promising
+from qcompile.tuning_sites import Timed, model_of, read_values
 from qcompile.tuning_times import INTEGER, Timer
 from qcompile.work import Work
 
@@ -42,6 +44,9 @@ MOST_BYTES = 2**28
 
 MOST_GROUPS = 16
 """How many groups are measured: those first that multiply least for each number they write."""
+
+MOST_SITES = 8
+"""How many kinds of sites are measured, the first of the graph: forms of lowering take a twentieth of a second each."""
 
 MOST_WEIGHTS = 2**22
 """A layer with more is not measured: reading weights is most of what it does, and those of 8 bits are a quarter."""
@@ -63,26 +68,36 @@ class Measurement:
     timer: Timer
     cache: TuningCache
 
-    def candidates(self) -> dict[str, Candidate]:
+    def layer_times(self) -> dict[str, Times]:
+        """Return name of a layer -> how long it takes quantized and in float; of those that are worth measuring."""
+        run = self._run
+        if isinstance(run, str):
+            return {}
+        grouped = groups_of(self._layers, self._quantizer.activations, run.shapes)
+        found = {group: each for group in _most_likely(grouped) if (each := self._group(group)) is not None}
+        return named_times([(layer.name, group) for layer, group in grouped], found)
+
+    def candidates(self, measured: Mapping[str, Times]) -> dict[str, Candidate]:
         """Return the sets to try: layers that lose next to quantized ones; that would lose among float ones; and all.
 
         None where no more than noise could be won, as the layers that were measured tell, or the model is small.
         """
-        chosen = quantized_layers(self.work.model, self.plan, self.timer.engine, self.timer.target)
-        sample, model = self.work.samples[0], self.work.model
-        if not chosen or data_bytes(model) > MOST_BYTES:
-            return {}
-        try:
-            run = run_for_shapes(model, {str(layer.x.name) for layer in chosen}, sample, _one_thread)
-        except QCompileError:
-            return {}  # The runtime computes the model, not the values that are wanted; verification has its own say.
-        times = self._measured({"run of": self._model, "sample": _described(sample)}, {"float"}, lambda: run.times)
-        if times is None or times["float"] < WORTH_MS:
-            return {}
-        grouped = groups_of(chosen, self._quantizer.activations, run.shapes)
-        found = {group: each for group in _most_likely(grouped) if (each := self._group(group)) is not None}
-        measured = named_times([(layer.name, group) for layer, group in grouped], found)
-        return promising(measured, [layer.name for layer in chosen], times["float"])
+        run = self._run
+        return (
+            {}
+            if isinstance(run, str)
+            else promising(measured, [layer.name for layer in self._layers], run.times["float"])
+        )
+
+    def sites(self) -> list[Timed]:
+        """Return what the backend can write in several forms, with the time of each; of MOST_SITES kinds of them."""
+        found: dict[str, Mapping[str, float] | None] = {}
+        return [self._site(site, found) for site in self._sites]
+
+    @property
+    def not_worth(self) -> str:
+        """Why nothing is measured of this model; empty where something is."""
+        return self._run if isinstance(self._run, str) else ""
 
     def whole(self, candidates: Mapping[str, Candidate]) -> Mapping[str, float]:
         """Return how long the whole model takes with each candidate, and INTEGER: with none; in milliseconds.
@@ -108,6 +123,49 @@ class Measurement:
             key, {INTEGER, *candidates}, lambda: self.timer.milliseconds(models(), lambda _model: sample)
         )
         return times or {}
+
+    @functools.cached_property
+    def _run(self) -> Run | str:
+        """One run of the float model; or why it is not worth one."""
+        model, sample = self.work.model, self.work.samples[0]
+        if not self._layers and not self._sites:
+            return "no layer is quantized by one pass alone, and nothing has several forms"
+        if data_bytes(model) > MOST_BYTES:
+            return f"the model is larger than {MOST_BYTES / 2**20:.0f} MiB"
+        read = [*(layer.x for layer in self._layers), *(value for site in self._sites for value in read_values(site))]
+        try:
+            run = run_for_shapes(model, {str(value.name) for value in read}, sample, _one_thread)
+        except QCompileError:
+            # The runtime computes the model, not the values that are wanted; verification has its own say.
+            return "the runtime does not give the values inside of the model"
+        times = self._measured({"run of": self._model, "sample": _described(sample)}, {"float"}, lambda: run.times)
+        if times is None or times["float"] < WORTH_MS:
+            return f"the model runs in less than {WORTH_MS:g} ms"
+        return dataclasses.replace(run, times=times)
+
+    @functools.cached_property
+    def _layers(self) -> list[Layer]:
+        if len(quantizers(self.plan)) != 1:
+            return []
+        return quantized_layers(self.work.model, self.plan, self.timer.engine, self.timer.target)
+
+    @functools.cached_property
+    def _sites(self) -> Sequence[Site]:
+        return self.timer.engine.sites(self.work.model)
+
+    def _site(self, site: Site, found: dict[str, Mapping[str, float] | None]) -> Timed:
+        """Return the times of a site, from those found already where it is like one; of too many kinds, none."""
+        names = [str(value.name) for value in read_values(site)]
+        if isinstance(self._run, str) or not set(names) <= self._run.shapes.keys() or not _is_small(site):
+            return Timed(site)
+        shapes = tuple(self._run.shapes[name] for name in names)
+        models = {form: model_of(site, shapes, form) for form in site.forms}
+        of = fingerprint(models[site.forms[0]], weights=False)
+        if of not in found and len(found) < MOST_SITES:
+            key = {"site": site.kind, "first": site.forms[0], "reads": shapes, "nodes": of}
+            found[of] = self._measured(key, site.forms, lambda: self.timer.milliseconds(models, feed_of, site.forms[0]))
+        times = found.get(of)
+        return Timed(site) if times is None else Timed(site, shapes, {form: times[form] for form in site.forms})
 
     @functools.cached_property
     def _model(self) -> str:
@@ -194,6 +252,12 @@ def _quick(built: Pass) -> Pass:
         bias_correction="none",
         calibrator=None if built.activations.dynamic else built.calibrator,
     )
+
+
+def _is_small(site: Site) -> bool:
+    """True where no constant of the site has more than MOST_WEIGHTS numbers."""
+    tensors = (constant(value) for node in site.nodes for value in node.inputs if value is not None)
+    return all(tensor is None or tensor.size <= MOST_WEIGHTS for tensor in tensors)
 
 
 def _most_likely(grouped: Sequence[tuple[Layer, Group]]) -> list[Group]:

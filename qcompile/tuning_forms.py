@@ -52,16 +52,19 @@ def form_names(group: Group) -> tuple[Form, ...]:
 
 
 def feed_of(model: ir.Model) -> Feed:
-    """Return an input for a form: normally distributed numbers, or integers of all values."""
+    """Return inputs for a form: normally distributed numbers, or integers of all values."""
     generator = np.random.default_rng(0)
-    (x,) = model.graph.inputs
-    assert x.shape is not None
-    assert x.dtype is not None
-    shape, dtype = x.shape.numpy(), x.dtype.numpy()
-    if x.dtype == ir.DataType.FLOAT:
-        return {str(x.name): generator.standard_normal(shape, dtype=np.float32)}
+    return {str(value.name): _random(value, generator) for value in model.graph.inputs}
+
+
+def _random(value: ir.Value, generator: np.random.Generator) -> np.ndarray:
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape, dtype = value.shape.numpy(), value.dtype.numpy()
+    if value.dtype == ir.DataType.FLOAT:
+        return generator.standard_normal(shape, dtype=np.float32)
     bounds = np.iinfo(dtype)
-    return {str(x.name): generator.integers(bounds.min, bounds.max + 1, shape, dtype=dtype)}
+    return generator.integers(bounds.min, bounds.max + 1, shape, dtype=dtype)
 
 
 def _form(group: Group, activations: Scheme, weights: Scheme | None, flowing: Dtype) -> ir.Model:

@@ -21,10 +21,10 @@ from qcompile.backends import Backend
 from qcompile.session import Feed
 
 INTEGER = "integer"
-"""The form that needs no reason."""
+"""The form of layers that needs no reason."""
 
 MARGIN = 0.05
-"""Part of the integer form's time by which another form must be faster: less is noise on a busy machine."""
+"""Part of the first form's time by which another form must be faster: less is noise on a busy machine."""
 
 LEAST_MS = 0.005
 """The same in milliseconds: timers and calls from Python differ by as much."""
@@ -46,14 +46,17 @@ class Timer:
     engine: Backend
     target: str | None
 
-    def milliseconds(self, models: Mapping[str, ir.Model], feed_of: Callable[[ir.Model], Feed]) -> dict[str, float]:
-        """Return how long each model takes; where one wins over the integer form, what it took at its slowest of two.
+    def milliseconds(
+        self, models: Mapping[str, ir.Model], feed_of: Callable[[ir.Model], Feed], first: str = INTEGER
+    ) -> dict[str, float]:
+        """Return how long each model takes; where one wins over the first form, what it took at its slowest of two.
 
         All are loaded at once. One is measured a second time only where it seems to win.
 
         Args:
-            models: name of the form -> portable model; one is INTEGER.
+            models: name of the form -> portable model.
             feed_of: returns the inputs for a model.
+            first: name of the form that needs no reason.
 
         Raises:
             QCompileError: the backend refuses a model.
@@ -64,9 +67,9 @@ class Timer:
                 for index, (name, model) in enumerate(models.items())
             }
             found = _in_turns(runs)
-            if any(faster(found, name) for name in found):
+            if any(faster(found, name, first) for name in found):
                 again = _in_turns(runs)
-                found = {name: (min if name == INTEGER else max)(found[name], again[name]) for name in found}
+                found = {name: (min if name == first else max)(found[name], again[name]) for name in found}
         return found
 
     def _loaded(self, model: ir.Model, folder: Path, feed: Feed) -> Callable[[], object]:
@@ -76,10 +79,10 @@ class Timer:
         return lambda: session.run(feed)
 
 
-def faster(times: Mapping[str, float], form: str) -> bool:
-    """Return True where a form is faster than the integer form by more than noise."""
-    gain = times[INTEGER] - times.get(form, times[INTEGER])
-    return gain > max(LEAST_MS, MARGIN * times[INTEGER])
+def faster(times: Mapping[str, float], form: str, first: str = INTEGER) -> bool:
+    """Return True where a form is faster than the first by more than noise."""
+    gain = times[first] - times.get(form, times[first])
+    return gain > max(LEAST_MS, MARGIN * times[first])
 
 
 def _in_turns(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends import Capability, Lowered, SlowInIntegers
+from qcompile.backends import Capability, Lowered, Site, SlowInIntegers
 from qcompile.backends.onnxruntime import lowering
 from qcompile.backends.onnxruntime.session import (
     OnnxRuntimeSession,
@@ -44,6 +44,19 @@ CAPABILITIES = (
     Capability("Embedding", Scheme("int8", "per_channel"), None),
 )
 
+SLOW_IN_INTEGERS = (
+    # Between float operators: 1.01 to 1.46 times as long as in float, with their quantization: depthwise of 3x3 to 7x7,
+    # 1x1 of 16 to 128 inputs, 3x3 of 3 to 14. Followed by integers, 1x1 take 0.36 to 1.14 times as long.
+    SlowInIntegers("Conv", "per_tensor", 128),
+    # 3x3 of an image: 1.14 to 2.31.
+    SlowInIntegers("Conv", "per_tensor", 27, most_inputs=3, writes=("float", "rounded", "integers")),
+    # Scaling rows costs more than the product: 1.12 to 3.63 (16 to 1024 outputs, 1 to 1024 rows).
+    SlowInIntegers("Linear", "per_token", 16),
+    # 1.21 to 3.44 (16 and 32 outputs, 16 to 384 inputs); at 64 outputs and 384 inputs 0.89 to 1.26.
+    SlowInIntegers("Linear", "per_token", 384, most_outputs=32),
+)
+"""Measured with processor time on one thread of an AMD EPYC (Zen 5, AVX512-VNNI), onnxruntime 1.31."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OnnxRuntimeBackend:
@@ -54,15 +67,13 @@ class OnnxRuntimeBackend:
         capabilities: what runs in integer arithmetic, or is stored in 8 bits.
         targets: CPUs that a model can be made for. "avx2" stands for those without VNNI, whose products of 8-bit
             pairs saturate; the passes give them weights of 7 bits, and the lowering is the same.
-        slow_in_integers: measured on one AVX512-VNNI processor, one thread, at 9 to 49 products: depthwise convolutions
-            between float operators, and those that read 3 channels, take 1.1 to 2.5 times as long as in float with
-            their quantization.
+        slow_in_integers: see `SLOW_IN_INTEGERS`.
     """
 
     name: str = "onnxruntime"
     capabilities: tuple[Capability, ...] = CAPABILITIES
     targets: tuple[str, ...] = ("avx512-vnni", "avx2")
-    slow_in_integers: tuple[SlowInIntegers, ...] = (SlowInIntegers("Conv", 49),)
+    slow_in_integers: tuple[SlowInIntegers, ...] = SLOW_IN_INTEGERS
 
     def check_installed(self) -> None:
         """Do nothing: ONNX Runtime is installed with qcompile."""
@@ -74,6 +85,10 @@ class OnnxRuntimeBackend:
     def flowing_dtype(self, activations: Scheme) -> Dtype:
         """Return uint8 for static activations, which int8 ones are made to; see `quantize_activations_to_uint8`."""
         return activations.dtype if activations.dynamic else "uint8"
+
+    def sites(self, model: ir.Model) -> Sequence[Site]:
+        """Return additions in front of norms, which may be fused, and weights in blocks, which may be float."""
+        return lowering.sites(model)
 
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:  # noqa: ARG002
         """Write model.onnx, and model.onnx.data beside it for weights above 128 MiB, into an existing folder.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qcompile.backends import FORM, Site
 from qcompile.backends.onnxruntime.activations import quantize_activations_to_uint8
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
 from qcompile.backends.onnxruntime.attention_masks import legalize_attention_masks
 from qcompile.backends.onnxruntime.biases import fit_biases
+from qcompile.backends.onnxruntime.blocks import block_weights, dequantize_blocks_when_loaded
 from qcompile.backends.onnxruntime.float_convolutions import protect_float_convolutions
 from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
-from qcompile.backends.onnxruntime.norms import keep_residual_additions
+from qcompile.backends.onnxruntime.norms import keep_residual_additions, residual_additions
 from qcompile.backends.onnxruntime.saturation import drop_saturated_clips
 from qcompile.backends.onnxruntime.subgraph_inputs import requantize_for_subgraphs
 from qcompile.backends.onnxruntime.transposed_floats import keep_transposed_floats
@@ -46,6 +48,11 @@ def _accepted(model: ir.Model) -> ir.Model:
     return model
 
 
+def sites(model: ir.Model) -> list[Site]:
+    """Return what can be written in several forms, those of one kind together."""
+    return [*residual_additions(model), *block_weights(model)]
+
+
 def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     """Return a copy of the portable quantized model in the form that ONNX Runtime runs fastest, and what stayed float.
 
@@ -65,11 +72,14 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     remove_head_transposes(model)
     legalize_attention_masks(model)
     keep_residual_additions(model)
+    dequantize_blocks_when_loaded(model)
     fit_biases(model)
     protect_float_convolutions(model)
     requantize_for_subgraphs(model)
     keep_transposed_floats(model)
     RemoveUnusedNodes()(model)
+    for node in model.graph:
+        node.metadata_props.pop(FORM, None)
     model.graph.opset_imports.setdefault(CONTRIB, 1)
     common.RemoveUnusedOpsetsPass()(model)
     return model, findings

@@ -13,6 +13,7 @@ import numpy as np
 from qcompile.contract import Action, Finding, Keeps
 from qcompile.errors import ArtifactError
 from qcompile.report.budget import BudgetReport
+from qcompile.report.forms import FormReport
 from qcompile.session import Agreement
 
 _MEASURED = frozenset(
@@ -42,6 +43,9 @@ class LayerReport:
         scheme: how it is quantized, in words, e.g. "uint8 per tensor × int8 per channel".
         gain_db: by how many dB the ratio of the outputs rises when this layer alone is left in float: what `ignore`
             would bring. Measured for the worst layers; None if not measured.
+        quantized_ms: how long it takes quantized, with its Q/DQ, in milliseconds of the processor on one thread, where
+            several layers have its name all of them; None if tuning did not measure it.
+        float_ms: the same in float.
     """
 
     name: str
@@ -53,6 +57,8 @@ class LayerReport:
     scheme: str = ""
     accumulated_db: float | None = None
     gain_db: float | None = None
+    quantized_ms: float | None = None
+    float_ms: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +155,8 @@ class Report:
         agreements: how far the artifact is from the reference of its arithmetic, in each mode of the runtime.
         not_compared: why there is none of them; empty where there is.
         budget: how the search for a budget of accuracy ended; None where there was no budget.
+        forms: in which the backend wrote what it can write in several.
+        not_timed: why no layer was timed, and what to do to have them timed; empty where some were.
     """
 
     model: str = ""
@@ -166,6 +174,8 @@ class Report:
     agreements: list[Agreement] = dataclasses.field(default_factory=list)
     not_compared: str = ""
     budget: BudgetReport | None = None
+    forms: list[FormReport] = dataclasses.field(default_factory=list)
+    not_timed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""
@@ -184,6 +194,7 @@ class Report:
             fields[name] = [item(**{key: _field(key, value) for key, value in entry.items()}) for entry in data[name]]
         for name in ("latency", "accuracy"):
             fields[name] = _numbers(fields[name])
+        fields["forms"] = [FormReport.from_dict(entry) for entry in data.get("forms", [])]
         if fields.get("budget") is not None:
             fields["budget"] = BudgetReport.from_dict(fields["budget"])
         return cls(**fields)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.recipe_patterns import exactly
+from qcompile.report.slower import culprits_of_time
 from qcompile.untouched import QUANTIZED_ALREADY
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ NOISE = 0.02
 """Part by which two measured times of the same thing differ: as much slower than float is not called slower."""
 
 _WORDS = {"sqnr_db": "SQNR of the outputs in dB", "cosine": "cosine to float"}
-_NUMERIC = ("dB alone", "dB in all", "dB gained", "seconds", "layers")
+_NUMERIC = ("dB alone", "dB in all", "dB gained", "seconds", "layers", "sites")
 
 
 def summarise(report: Report) -> str:
@@ -41,7 +42,7 @@ def summarise(report: Report) -> str:
     console.print(Text(f"{title} · {report.target}" if report.target else title))
     for line in (*headlines(report), *warnings(report)):
         console.print(Text(f"  {line}"), soft_wrap=True)
-    for table in (_layers(report), _kept(report), _elsewhere(report), _passes(report)):
+    for table in (_layers(report), _kept(report), _elsewhere(report), _forms(report), _passes(report)):
         if table.row_count:
             console.print()
             console.print(table)
@@ -147,7 +148,9 @@ def warnings(report: Report) -> list[str]:
     before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
     if before and after and after > (1 + NOISE) * before:
         times = f"{after:.3g} ms where float takes {before:.3g} ms"
-        lines.append(f"warning: the quantized model is slower than float on this runtime: {times}")
+        lines.append(
+            f"warning: the quantized model is slower than float on this runtime: {times}; {culprits_of_time(report)}"
+        )
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
     if large and small and small >= large:
         lines.append("warning: the quantized model is larger than float")
@@ -225,6 +228,13 @@ def _elsewhere(report: Report) -> Table:
     kept = [found for found in report.findings if found.action == "kept" and found.layer not in layers]
     for found in dict.fromkeys(kept[:SHOWN]):
         table.add_row(Text(found.layer), Text(found.reason))
+    return table
+
+
+def _forms(report: Report) -> Table:
+    table = _table("Forms of lowering", "sites", "what", "form", "one takes", "for example")
+    for each in report.forms:
+        table.add_row(str(len(each.where)), Text(each.kind), Text(each.form), Text(each.times), Text(each.where[0]))
     return table
 
 
