@@ -114,7 +114,8 @@ def _measured(work: Work, plan: Recipe, engine: Backend, target: str | None) -> 
     name = picked(candidates, times)
     where = processor.name()
     kept = {} if name == INTEGER else reasons(candidates[name], times[name], times[INTEGER], where)
-    return Choice(kept, sites, layers, measurement.not_worth)
+    why = measurement.not_worth
+    return Choice(kept, sites, layers, f"{why}; leave layers out by `ignore` to find out" if why else "")
 
 
 def _of_table(model: ir.Model, plan: Recipe, engine: Backend, target: str | None) -> dict[str, str]:

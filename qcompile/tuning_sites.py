@@ -77,15 +77,14 @@ def _written_values(site: Site) -> list[ir.Value]:
 
 
 def _rename(graph: ir.Graph) -> None:
-    """Number all names, and forget the shapes that hold for the whole model."""
-    weights = list(graph.initializers.values())
+    """Number all names as the nodes use them, one after the other, and forget the shapes: another run had them."""
     for index, node in enumerate(graph):
         node.name = f"node_{index}"
         node.metadata_props.clear()
-    written = [value for node in graph for value in node.outputs]
-    for value in written:
-        value.shape = None
-    for index, value in enumerate([*graph.inputs, *weights, *written]):
+        for value in node.outputs:
+            value.shape = None
+    used = (value for node in graph for value in (*node.inputs, *node.outputs) if value is not None)
+    for index, value in enumerate(dict.fromkeys(used)):
         value.name = f"value_{index}"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
@@ -25,7 +23,8 @@ def block_weights(model: ir.Model) -> list[Site]:
     onnxruntime 1.31, 1024 x 1024: blocks of 32 inputs 15 and 49 (M = 1), 73 and 93 (8), 137 and 148 (16), 1087 and 1185
     (128); 2048 x 512: 5041 and 4750 (512); 384 x 1536: 671 and 628 (128); blocks of 128 inputs 11 and 46 (1), 762 and
     1182 (128); of 512 inputs 1115 and 51 (1), 2449 and 1230 (128); of 32 outputs 1951 and 52 (1), 3351 and 1278 (128).
-    Does not apply to weights that are not constant, and scales that are not float32.
+    Does not apply to weights that are not constant or that the model has as an output, to types of other than 4 and 8
+    bits, to scales that are not float32, and where the last block is not filled.
     """
     sites = []
     for node in model.graph:
@@ -36,7 +35,7 @@ def block_weights(model: ir.Model) -> list[Site]:
         known = all(graph.constant(value) is not None for value in node.inputs if value is not None)
         if product is None or not known or not _is_supported(node):
             continue
-        forms = (IN_BLOCKS, FLOAT) if _is_fused(node, product) else (FLOAT, IN_BLOCKS)
+        forms = (IN_BLOCKS, FLOAT) if _is_fused(node) else (FLOAT, IN_BLOCKS)
         sites.append(Site("weight in blocks", (node, product), forms))
     return sites
 
@@ -54,9 +53,8 @@ def dequantize_blocks_when_loaded(model: ir.Model) -> None:
 
 def _write_float(model: ir.Model, node: ir.Node) -> None:
     quantized, scale, zero_point = (*node.inputs, None)[:3]
-    tensor, scales = graph.constant(quantized), graph.constant(scale)
+    tensor = graph.constant(quantized)
     assert tensor is not None
-    assert scales is not None
     shape, block = tensor.shape.numpy(), node.attributes.get_int("block_size", 0)
     axis = node.attributes.get_int("axis", 1) % len(shape)
     split = [*shape[:axis], shape[axis] // block, block, *shape[axis + 1 :]]
@@ -88,7 +86,7 @@ def _write_float(model: ir.Model, node: ir.Node) -> None:
 
 
 def _multiplies_by(node: ir.Node, weight: ir.Value) -> bool:
-    return graph.is_standard(node, "MatMul", "Gemm") and node.inputs[1] is weight and node.inputs[0] is not weight
+    return graph.is_standard(node, "MatMul", "Gemm") and node.inputs[1] is weight
 
 
 def _is_supported(node: ir.Node) -> bool:
@@ -96,19 +94,14 @@ def _is_supported(node: ir.Node) -> bool:
     assert quantized is not None
     assert scale is not None
     axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
-    shape = quantized.shape.numpy()
-    whole = shape[axis] % block == 0 and math.prod(scale.shape.numpy()) * block == math.prod(shape)
-    return (
-        quantized.dtype in _TYPES
-        and scale.dtype == ir.DataType.FLOAT
-        and whole
-        and not node.outputs[0].is_graph_output()
-    )
+    filled = quantized.shape.numpy()[axis] % block == 0
+    known = quantized.dtype in _TYPES and scale.dtype == ir.DataType.FLOAT
+    return filled and known and not node.outputs[0].is_graph_output()
 
 
-def _is_fused(node: ir.Node, product: ir.Node) -> bool:
+def _is_fused(node: ir.Node) -> bool:
     """True for what ONNX Runtime makes MatMulNBits of."""
     tensor, block = graph.constant(node.inputs[0]), node.attributes.get_int("block_size", 0)
     assert tensor is not None
     matrix = len(tensor.shape) == 2 and node.attributes.get_int("axis", 1) in (0, -2)
-    return matrix and block in (16, 32, 64, 128, 256) and graph.sole_reader(node.outputs[0]) is product
+    return matrix and block in (16, 32, 64, 128, 256) and graph.sole_reader(node.outputs[0]) is not None
