@@ -75,7 +75,7 @@ class Site:
 
     Attributes:
         kind: what the nodes are, in words.
-        nodes: in graph order.
+        nodes: in graph order. What they read is float32, and constants.
         forms: a word for each; the first is written where none was chosen: the fastest where it was measured.
     """
 

@@ -71,7 +71,7 @@ class Measurement:
     def layer_times(self) -> dict[str, Times]:
         """Return name of a layer -> how long it takes quantized and in float; of those that are worth measuring."""
         run = self._run
-        if isinstance(run, str):
+        if isinstance(run, str) or not self._layers:
             return {}
         grouped = groups_of(self._layers, self._quantizer.activations, run.shapes)
         found = {group: each for group in _most_likely(grouped) if (each := self._group(group)) is not None}
@@ -162,7 +162,7 @@ class Measurement:
         models = {form: model_of(site, shapes, form) for form in site.forms}
         of = fingerprint(models[site.forms[0]], weights=False)
         if of not in found and len(found) < MOST_SITES:
-            key = {"site": site.kind, "first": site.forms[0], "reads": shapes, "nodes": of}
+            key = {"site": site.kind, "reads": shapes, "nodes": of}
             found[of] = self._measured(key, site.forms, lambda: self.timer.milliseconds(models, feed_of, site.forms[0]))
         times = found.get(of)
         return Timed(site) if times is None else Timed(site, shapes, {form: times[form] for form in site.forms})

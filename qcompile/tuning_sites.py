@@ -58,11 +58,19 @@ def model_of(site: Site, shapes: Shapes, form: str) -> ir.Model:
     assert isinstance(graph, ir.Graph)
     alone = ir.convenience.extract(graph, read_values(site), _written_values(site))
     for value, shape in zip(alone.inputs, shapes, strict=True):
-        value.shape = ir.Shape(shape)
+        value.shape, value.type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
+    for value in alone.initializers.values():
+        assert value.const_value is not None
+        value.const_value = _shared(value.const_value)
     _rename(alone)
     model = ir.Model(alone, ir_version=10)
     alone[0].metadata_props[FORM] = form
     return model
+
+
+def _shared(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    """Return the same numbers under a name of their own: to rename a value is to rename its tensor."""
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()))
 
 
 def _written_values(site: Site) -> list[ir.Value]:
@@ -80,7 +88,6 @@ def _rename(graph: ir.Graph) -> None:
     """Number all names as the nodes use them, one after the other, and forget the shapes: another run had them."""
     for index, node in enumerate(graph):
         node.name = f"node_{index}"
-        node.metadata_props.clear()
         for value in node.outputs:
             value.shape = None
     used = (value for node in graph for value in (*node.inputs, *node.outputs) if value is not None)
