@@ -47,8 +47,8 @@ class SlowInIntegers:
     Attributes:
         operator: which operator.
         activations: granularity of what it reads.
-        most_products: it adds up no more products for each number that it writes.
-        most_inputs: it reads no more channels; None: however many.
+        most_products: it adds up no more products for each number that it writes,
+        most_inputs: and those of no more channels: 1 where it is depthwise; None: however many.
         most_outputs: it writes no more channels; None: however many.
         writes: what becomes of its result: "float": nothing quantizes it; "rounded": it is quantized, and no layer
             reads the integers; "integers": one does.

@@ -62,14 +62,6 @@ def output_axis(layer: Layer) -> int:
     return 1 if isinstance(layer, Linear) or layer.transposed else 0
 
 
-def inputs(layer: Layer) -> int:
-    """How many channels the layer reads, those of all groups."""
-    shape = layer.weight.shape
-    if shape is None or output_axis(layer) == 1:
-        return 0 if shape is None else int(shape.numpy()[0])
-    return int(shape.numpy()[1]) * node_of(layer).attributes.get_int("group", 1)
-
-
 def outputs(layer: Layer) -> int:
     """How many output channels the weight has; of a grouped ConvTranspose, those of one group."""
     shape = layer.weight.shape

@@ -11,7 +11,7 @@ from qcompile import processor
 from qcompile.backends import Backend, SlowInIntegers
 from qcompile.capability import quantizers
 from qcompile.errors import RecipeError
-from qcompile.layers import Layer, accumulated, inputs, operator, outputs
+from qcompile.layers import Layer, accumulated, input_channels, node_of, operator, outputs
 from qcompile.manifest import versions
 from qcompile.pipeline import Log
 from qcompile.recipe import Recipe
@@ -133,12 +133,13 @@ def _of_table(model: ir.Model, plan: Recipe, engine: Backend, target: str | None
 
 def _is_of(row: SlowInIntegers, layer: Layer, group: Group, activations: Scheme) -> bool:
     """True for a layer that a row of the table is about."""
+    groups = node_of(layer).attributes.get_int("group", 1)
     return (
         row.operator == operator(layer)
         and row.activations == activations.granularity
         and group.reads == "float"
         and group.writes in row.writes
         and accumulated(layer) <= row.most_products
-        and (row.most_inputs is None or inputs(layer) <= row.most_inputs)
+        and (row.most_inputs is None or input_channels(layer) // groups <= row.most_inputs)
         and (row.most_outputs is None or outputs(layer) <= row.most_outputs)
     )

@@ -9,6 +9,7 @@ import pytest
 import qcompile
 from qcompile import backends, processor, tuning, tuning_candidates
 from qcompile.errors import RecipeError
+from qcompile.report.text import NOISE, warnings
 from qcompile.tuning_cache import TuningCache
 from qcompile.work import Work
 
@@ -139,6 +140,59 @@ def test_the_report_says_why_and_a_warm_cache_or_the_recipe_of_the_manifest_give
     assert layers == {"pointwise": ("kept", "float is faster here"), "square": ("quantized", "")}
     assert first.recipe.ignore == ("pointwise",)
     assert first.model_path.read_bytes() == second.model_path.read_bytes() == third.model_path.read_bytes()
+
+
+SLOWER = {"float_ms": 1.0, "quantized_ms": 1.03}  # not what was measured: a test must not depend on that
+
+
+@pytest.mark.usefixtures("short_measurements")
+def test_an_artifact_that_is_slower_than_float_names_its_slow_layers(model, cache, tmp_path):
+    """Together they are as fast in integers as in float, so they are quantized."""
+    plant_all(model, cache, float_wins_in_the_first, {"integer": 3.0, "float": 2.9, "all float": 3.0})
+    report = compiled(model, tmp_path / "out").report
+    report.latency = SLOWER
+    assert [layer.action for layer in report.layers] == ["quantized"] * 2
+    assert [line.partition("; ")[2] for line in warnings(report) if "slower" in line] == [
+        "slower quantized are: pointwise 2 ms against 1 in float"
+    ]
+
+
+@pytest.mark.usefixtures("short_measurements")
+@pytest.mark.parametrize(
+    ("tune", "why"),
+    [
+        ("none", 'tune="none"; compile with tune="measure" to have it measured'),
+        ("table", 'the table of openvino was used; compile with tune="measure" to have it measured'),
+        ("measure", "the model runs in less than inf ms; leave layers out by `ignore` to find out"),
+    ],
+)
+def test_an_artifact_that_is_slower_than_float_says_why_no_layer_was_timed(model, tmp_path, tune, why):
+    report = compiled(model, tmp_path / "out", tune=tune, backend="openvino").report
+    report.latency = SLOWER
+    assert [line.partition("; ")[2] for line in warnings(report) if "slower" in line] == [
+        f"its layers were not timed: {why}"
+    ]
+
+
+@pytest.mark.usefixtures("short_measurements")
+def test_depthwise_convolutions_that_are_slower_in_integers_are_called_so(tmp_path):
+    """On the processor of the table they take 1.3 times as long; wherever they are not slower, nothing is said."""
+    weights = [f"float[16, 1, 3, 3] w{index} = {{{', '.join(['0.1', '-0.2', '0.3'] * 48)}}}" for index in range(4)]
+    layers = [
+        f"[depthwise{index}] a{index} = Conv <group = 16, pads = [1, 1, 1, 1]> (b{index}, w{index}) "
+        f"b{index + 1} = Abs(a{index})"
+        for index in range(4)
+    ]
+    shape = "float[1, 16, 64, 64]"
+    text = f"chain ({shape} b0) => ({shape} b4) <{', '.join(weights)}> {{ {' '.join(layers)} }}"
+    chain = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> {text}')
+    data = [{"b0": np.random.default_rng(0).standard_normal((1, 16, 64, 64), dtype=np.float32)}]
+    report = qcompile.compile(chain, RECIPE, calibration=data, output=tmp_path / "out", tune="none").report
+    assert len(report.quantized_layers()) == 4
+    slower = report.latency["quantized_ms"] > (1 + NOISE) * report.latency["float_ms"]
+    assert [line.partition("; ")[2] for line in warnings(report) if "slower" in line] == (
+        ['its layers were not timed: tune="none"; compile with tune="measure" to have it measured'] if slower else []
+    )
 
 
 @pytest.mark.parametrize("alpha", ["auto", 0.5])

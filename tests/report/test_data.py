@@ -8,6 +8,7 @@ import pytest
 from qcompile.contract import Finding
 from qcompile.report import ActivationRange, LayerReport, PassReport, Report
 from qcompile.report.budget import BudgetReport
+from qcompile.report.forms import FormReport
 from qcompile.session import Agreement
 
 
@@ -21,7 +22,11 @@ def full_report() -> Report:
         recipe="w8a8-static",
         backend="onnxruntime",
         target="avx2",
-        layers=[layer("fine", sqnr_db=41.0), layer("perfect", sqnr_db=math.inf), layer("head", "ignored")],
+        layers=[
+            dataclasses.replace(layer("fine", sqnr_db=41.0), quantized_ms=0.5, float_ms=2.0),
+            layer("perfect", sqnr_db=math.inf),
+            layer("head", "ignored"),
+        ],
         channel_scales={"folded": 4, "explicit": 1},
         latency={"float_ms": 11.0, "quantized_ms": 4.0},
         accuracy={"logits": {"sqnr_db": math.inf, "cosine": 0.999}},
@@ -32,6 +37,8 @@ def full_report() -> Report:
         budget=BudgetReport("top1", 0.01, "relative", 0.8, math.nan, -math.inf, False, ("head", "fc"), 7, 1.5),
         agreements=[Agreement("openvino", ("a", "b"), math.inf, 0.25, "b")],
         not_compared="",
+        forms=[FormReport("addition", "apart", ("norm", "head"), ((1, 8), (1, 8)), {"apart": 0.5, "fused": 1.0})],
+        not_timed="the model is small",
     )
 
 

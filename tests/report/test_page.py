@@ -9,6 +9,7 @@ import pytest
 from qcompile.errors import MissingDependencyError
 from qcompile.report import ActivationRange, LayerReport, PassReport, Report
 from qcompile.report.budget import BudgetReport
+from qcompile.report.forms import FormReport
 from qcompile.report.page import render
 from qcompile.session import Agreement
 
@@ -153,6 +154,14 @@ def test_the_budget_and_what_ignoring_a_layer_brings_are_on_the_page():
     without = render(Report(layers=layers[1:]))
     assert "gained" not in without.partition("</head>")[2]
     assert "Accuracy budget" not in without
+
+
+def test_the_forms_of_lowering_are_on_the_page():
+    form = FormReport("addition", "apart", ("norm", "head"), ((1, 8),), {"fused": 0.2, "apart": 0.1})
+    text = Page(render(Report(forms=[form, FormReport("weight", "float", ("fc",))]))).text
+    assert re.search(r"Forms of lowering.*2\s*addition\s*apart\s*apart 0\.1 ms, fused 0\.2 ms\s*norm", text, re.S)
+    assert re.search(r"1\s*weight\s*float\s*not measured\s*fc", text)
+    assert "Forms of lowering" not in render(Report())
 
 
 def test_the_page_is_written_as_utf_8(tmp_path):
