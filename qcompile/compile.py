@@ -75,9 +75,10 @@ def compile(
         accuracy: how much accuracy the artifact may lose, e.g. {"max_drop": 0.01, "metric": function}: as few layers as
             possible stay float for it, see `AccuracyBudget`. None: none does.
         trust_input: read files of PyTorch, which run code, and ONNX without limits; see `qcompile.frontend.trace`.
-        tune: "measure": layers that are faster in float, as measured on this processor, stay float, and what has several
-            forms is written in the fastest; "table": by what was measured on others, which is what counts when `target`
-            is another processor; "none": quantize all the same. Nothing is measured with `verify=False`: there is nothing to run.
+        tune: "measure": layers that are faster in float, as measured on this processor, stay float, and the backend
+            writes its fastest forms; "table": by what was measured on others, which is what counts when `target` is
+            another processor; "none": quantize all the same. Nothing is measured with `verify=False`: there is nothing
+            to run.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
             1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
             `lambda stage, part: bar.update(task, description=stage, completed=part)`.

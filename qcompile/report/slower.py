@@ -11,8 +11,9 @@ SHOWN = 8
 
 
 def slower_layers(report: Report) -> list[LayerReport]:
-    """Return the layers that are quantized although they take longer so, those first that lose most."""
-    return [layer for layer in sorted(report.quantized_layers(), key=_lost_ms, reverse=True) if _lost_ms(layer) > 0]
+    """Return the layers that are quantized although they take longer so, those first that lose most, each name once."""
+    named = {layer.name: layer for layer in report.quantized_layers()}
+    return sorted((layer for layer in named.values() if _lost_ms(layer) > 0), key=_lost_ms, reverse=True)
 
 
 def _lost_ms(layer: LayerReport) -> float:
