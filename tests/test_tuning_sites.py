@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -13,6 +14,7 @@ from qcompile.backends.onnxruntime import BACKEND
 from qcompile.calibration_cache import fingerprint
 from qcompile.tuning_sites import Timed, model_of, read_values, reports
 from qcompile.work import Work
+from tests.backends.portable import parse
 
 RESIDUALS = """
     <ir_version: 10, opset_import: ["" : 23]>
@@ -65,13 +67,16 @@ def forms(choice):
 
 def plant(model, cache, times):
     """Put times into the cache: of the run, so that the model is worth tuning, and of every kind of site."""
-    chosen(model)
     for kind, found in (("run of", {"float": 5.0}), ("site", times)):
-        for path in cache.glob("*.json"):
-            data = json.loads(path.read_text())
-            if kind in data["of"]:
-                path.write_text(json.dumps({**data, "ms": found}))
         chosen(model)
+        put(cache, kind, found)
+
+
+def put(cache, kind, times):
+    for path in cache.glob("*.json"):
+        data = json.loads(path.read_text())
+        if kind in data["of"]:
+            path.write_text(json.dumps({**data, "ms": times}))
 
 
 def operators(folder):
@@ -190,6 +195,28 @@ def test_a_form_goes_through_the_passes_into_the_artifact_and_the_report(model, 
     assert "fused 1 ms, apart 2 ms" in first.report.summary()
     assert qcompile.load(tmp_path / "first").report.forms == first.report.forms
     assert {(each.form, each.times) for each in untuned.report.forms} == {("apart", "not measured")}
+
+
+@pytest.mark.usefixtures("short_measurements")
+@pytest.mark.parametrize(("faster", "operator"), [("float", "Cast"), ("in blocks", "MatMulNBits")])
+def test_a_weight_that_came_in_blocks_is_written_in_the_form_that_is_faster_here(cache, tmp_path, faster, operator):
+    four_bits = parse(
+        "(float[B, 64] x) => (float[B, 16] y)"
+        " { d = DequantizeLinear <axis = 0, block_size = 32> (w, s) y = MatMul (x, d) }",
+        w=np.random.default_rng(0).integers(-8, 8, (64, 16)).astype(ml_dtypes.int4),
+        s=np.full((2, 16), 0.5, np.float32),
+    )
+    x = {"x": np.random.default_rng(1).standard_normal((9, 64), dtype=np.float32)}
+    arguments = {"recipe": "w8a8-static", "calibration": [x], "output": tmp_path / "out"}
+    for kind, times in (
+        ("run of", {"float": 5.0}),
+        ("site", dict.fromkeys(("in blocks", "float"), 2.0) | {faster: 1.0}),
+    ):
+        qcompile.compile(four_bits.clone(), **arguments)
+        put(cache, kind, times)
+    artifact = qcompile.compile(four_bits.clone(), **arguments)
+    assert operator in {node.op_type for node in ir.load(artifact.model_path).graph}
+    assert [(each.form, each.shapes) for each in artifact.report.forms] == [(faster, ((9, 64),))]
 
 
 @pytest.mark.usefixtures("short_measurements")

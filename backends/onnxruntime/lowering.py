@@ -10,7 +10,11 @@ from qcompile.backends.onnxruntime.activations import quantize_activations_to_ui
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
 from qcompile.backends.onnxruntime.attention_masks import legalize_attention_masks
 from qcompile.backends.onnxruntime.biases import fit_biases
-from qcompile.backends.onnxruntime.blocks import block_weights, dequantize_blocks_when_loaded
+from qcompile.backends.onnxruntime.blocks import (
+    block_weights,
+    dequantize_blocks_when_loaded,
+    multiply_in_blocks,
+)
 from qcompile.backends.onnxruntime.float_convolutions import protect_float_convolutions
 from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import CONTRIB, fuse_integer_linears, fuse_per_token_linears
@@ -29,9 +33,11 @@ def legalize(model: ir.Model) -> ir.Model:
     """Return a copy of the model that ONNX Runtime accepts and computes as it is. Weights are not copied.
 
     Quantized activations become uint8 here too: ONNX Runtime 1.31 rewrites int8 ones itself, after it has moved
-    Q/DQ pairs behind operators of known shapes, and then refuses the mixture of types that it made.
+    Q/DQ pairs behind operators of known shapes, and then refuses the mixture of types that it made. Weights in blocks
+    become float: it would round what is multiplied by them.
     """
     model = _accepted(model)
+    dequantize_blocks_when_loaded(model)
     quantize_activations_to_uint8(model)
     legalize_attention_masks(model)
     fit_biases(model)
@@ -72,6 +78,7 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     remove_head_transposes(model)
     legalize_attention_masks(model)
     keep_residual_additions(model)
+    multiply_in_blocks(model)
     dequantize_blocks_when_loaded(model)
     fit_biases(model)
     protect_float_convolutions(model)

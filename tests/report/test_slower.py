@@ -3,8 +3,10 @@
 import pytest
 
 from qcompile.report import LayerReport, Report
+from qcompile.report.forms import FormReport
 from qcompile.report.slower import SHOWN, culprits_of_time, slower_layers
 from qcompile.report.text import warnings
+from qcompile.untouched import QUANTIZED_ALREADY
 
 SLOWER = {"float_ms": 4.0, "quantized_ms": 5.0}
 
@@ -50,3 +52,11 @@ def test_where_nothing_was_timed_it_says_why(not_timed, told):
 
 def test_a_model_that_is_not_slower_names_nobody():
     assert warnings(Report(layers=LAYERS, latency={"float_ms": 5.0, "quantized_ms": 5.05})) == []
+
+
+@pytest.mark.parametrize(("forms", "not_timed", "told"), [(1, "why", True), (0, "why", False), (1, "", False)])
+def test_of_a_model_that_came_quantized_it_is_said_where_no_form_was_timed(forms, not_timed, told):
+    came = LayerReport("fc", "Linear", "kept", QUANTIZED_ALREADY)
+    kinds = [FormReport("weight in blocks", "in blocks", ("fc",))] * forms
+    report = Report(layers=[came], latency=SLOWER, forms=kinds, not_timed=not_timed)
+    assert any("slower" in line and line.endswith(": why") for line in warnings(report)) is told
