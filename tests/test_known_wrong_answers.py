@@ -3,8 +3,8 @@
 Every case says what the installed runtimes make of it. Where one of them says "right", the mistake is mended there, or
 needs another form than this one; the test fails when that changes, in either direction. That our own emission avoids
 each form is tested beside the code that does: overflow in tests/passes/test_insert_qdq_refusals.py, blocks in
-tests/backends/test_openvino.py, biases in tests/backends/onnxruntime/test_biases.py and
-tests/backends/openvino/test_convolution_biases.py, transposed floats in
+tests/backends/test_openvino.py and tests/backends/onnxruntime/test_blocks.py, biases in
+tests/backends/onnxruntime/test_biases.py and tests/backends/openvino/test_convolution_biases.py, transposed floats in
 tests/backends/onnxruntime/test_transposed_floats.py, outputs that branches read in
 tests/backends/openvino/test_branch_inputs.py, reductions in tests/backends/openvino/test_reductions.py, alpha in
 tests/passes/test_lower_gemms.py; saturation here.
@@ -66,6 +66,18 @@ def blocks(size: int, axis: int, onnxruntime: State, openvino: State) -> Case:
         w=RANDOM.integers(-8, 8, (1024, 32)).astype(ml_dtypes.int4),
         s=RANDOM.uniform(0.5, 2, shape).astype(np.float32),
     )
+
+
+def twelve_linears_in_blocks() -> Case:
+    text, value, numbers = "", "x", {}
+    for i in range(12):
+        text += f" d{i} = DequantizeLinear<axis = 0, block_size = 32>(w{i}, s{i}) m{i} = MatMul({value}, d{i})"
+        text += f" t{i} = Tanh(m{i}) a{i} = Add({value}, t{i})"
+        numbers[f"w{i}"] = np.random.default_rng(i).integers(-8, 8, (256, 256)).astype(ml_dtypes.int4)
+        numbers[f"s{i}"] = np.full((8, 256), 0.02, np.float32)
+        value = f"a{i}"
+    model = parse(f"(float[16,256] x) => (float[16,256] y) {{ {text} y = Identity({value}) }}", **numbers)
+    return Case(model, {"x": np.random.default_rng(0).normal(size=(16, 256)).astype(np.float32)}, "wrong", "wrong")
 
 
 def convolution_with_a_large_bias() -> Case:
@@ -157,6 +169,7 @@ CASES = {
         w=RANDOM.integers(-127, 128, (1024, 4, 8)).astype(np.int8),
     ),
     "int4 in blocks along axis 0 (onnxsim 749)": blocks(32, 0, "right", "right"),
+    "int4 in blocks, twelve deep: activations rounded": twelve_linears_in_blocks(),
     "blocks of 512 (onnxruntime 28551)": blocks(512, 0, "right", "right"),
     "blocks along axis 1 (openvino 32918)": blocks(16, 1, "right", "refused"),
     "Gemm with an alpha (onnxruntime 28130)": linear(
