@@ -13,6 +13,8 @@ from qcompile.untouched import quantized_already, type_refusal
 _MULTIPLY = ("Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
 """Operators of the standard that add up products with a weight; others add, move or compare their constants."""
 
+_QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
 _COMPUTED = (
     "its weight is computed from others when the model runs: compute it before, as "
     "torch.nn.utils.parametrize.remove_parametrizations does"
@@ -74,7 +76,7 @@ def _weights(node: ir.Node, computed: Collection[ir.Value]) -> Iterator[ir.Value
     for value in node.inputs[:1] if _is_lookup(node) else node.inputs:
         if value is not None and (constant(value) is not None or value in computed):
             floating = value.dtype is not None and value.dtype.is_floating_point()
-            if floating and value.shape is not None and len(value.shape) > 1:
+            if floating and (value in computed if value.shape is None else len(value.shape) > 1):
                 yield value
 
 
@@ -99,7 +101,7 @@ def _finding(node: ir.Node, weight: ir.Value, around: str) -> Finding:
 def _reason(node: ir.Node, weight: ir.Value, around: str) -> str:
     if around:
         return f"it is inside of {around}: only what is outside is quantized"
-    if constant(weight) is None:
+    if constant(weight) is None and is_standard(node, *_QUANTIZABLE):
         return _COMPUTED
     if refused := type_refusal(weight):
         return refused

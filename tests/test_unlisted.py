@@ -27,6 +27,12 @@ FACTOR = "no pass of the recipe quantizes the weight of {}"
             FACTOR,
         ),
         ("float[1, 12, 8] w, float[1, 12, 4] wr", "_, y = GRU<hidden_size = 4>(x, w, wr)", "GRU", FACTOR),
+        (
+            "float[1, 6, 8] w, float[1, 12, 4] wr",
+            "u = Concat<axis = 1>(w, w) _, y = GRU<hidden_size = 4>(x, u, wr)",
+            "GRU",
+            FACTOR,
+        ),
         ("float[2, 8, 4] w", "y = MatMul(x, w)", "Linear", "its weight has 3 axes: only matrices are quantized"),
         ("float[5, 7] w", "y = MatMul(w, x)", "Linear", "its weight is the first factor: only second ones"),
         ("float[8, 4] w", 'y = Einsum<equation = "bsi,io->bso">(x, w)', "Einsum", FACTOR),

@@ -19,6 +19,7 @@ from torch.onnx._internal.exporter._errors import ConversionError
 
 from qcompile.errors import ModelError, raise_interrupt
 from qcompile.frontend import OPSET
+from qcompile.frontend.torch_recurrent import translations
 from qcompile.graph import unique_name
 
 _DECOMPOSED_OPSET = 18
@@ -140,7 +141,14 @@ def _to_onnx(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: 
 def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ir.Model:
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            model, args, kwargs=kwargs, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False
+            model,
+            args,
+            kwargs=kwargs,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=shapes,
+            custom_translation_table=translations(),
+            verbose=False,
         )
     assert program is not None
     traced: ir.Model = program.model
