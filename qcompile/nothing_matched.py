@@ -8,10 +8,17 @@ import onnx_ir as ir
 
 from qcompile.contract import Pass
 from qcompile.errors import NothingMatchedError
+from qcompile.graph import constant, is_standard
+from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
 from qcompile.untouched import other_types
 
 USE_FLOAT32 = "Give the model in float32: module.float() for a torch module, or export the .onnx file in float32"
 """What mends a model whose weights have a type that no pass quantizes."""
+
+_STORE_TABLES = (
+    "quantize_embeddings stores its tables of embeddings in 8 bits: use w8a8-dynamic, which needs no calibration data "
+    "for them, or add that pass to the recipe"
+)
 
 _REMOVE_FROM_INPUTS = (
     "Nobody overrides them? Then remove them from the inputs: model = onnx_ir.load(path); "
@@ -33,7 +40,19 @@ def nothing_matched(model: ir.Model, name: str, item: ir.passes.PassBase) -> Not
     others = other_types(model)
     if others:
         return NothingMatchedError(subject, f"{reason}; the weights are {' and '.join(others)}", USE_FLOAT32)
+    if _tables(model):
+        return NothingMatchedError(subject, reason, _STORE_TABLES)
     return NothingMatchedError(subject, reason, "Take it out of the recipe, or check the model")
+
+
+def _tables(model: ir.Model) -> bool:
+    """True for a model with a table of embeddings that is worth to be stored in 8 bits."""
+    tables = (constant(node.inputs[0]) for node in model.graph if is_standard(node, "Gather"))
+    smallest = QuantizeEmbeddings().min_elements
+    return any(
+        table is not None and table.dtype == ir.DataType.FLOAT and len(table.shape) == 2 and table.size >= smallest
+        for table in tables
+    )
 
 
 def _weights_among_inputs(model: ir.Model) -> int:

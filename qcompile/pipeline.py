@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.contract import Finding, Keeps, Pass, Result
-from qcompile.errors import ModelError, VerificationError, first_line
+from qcompile.errors import ModelError, NothingMatchedError, VerificationError, first_line
 from qcompile.first_difference import first_difference
 from qcompile.layers import float_layers
 from qcompile.manifest import check_native
@@ -68,6 +68,8 @@ class Log:
         forms: in which the backend writes what it can write in several.
         times: of each layer that was timed, milliseconds quantized and in float.
         not_timed: why none was, and what to do to have them timed.
+        missed: of the first lossy pass that was asked for and matched nothing, the error; it is raised where no other
+            quantizes anything.
     """
 
     passes: list[PassReport] = dataclasses.field(default_factory=list)
@@ -80,6 +82,11 @@ class Log:
     forms: list[FormReport] = dataclasses.field(default_factory=list)
     times: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     not_timed: str = ""
+    missed: NothingMatchedError | None = None
+
+    def quantized(self) -> bool:
+        """True once a pass has quantized a layer."""
+        return any(each.action == "quantized" for findings in self.findings.values() for each in findings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +116,8 @@ class Pipeline:
                 quantized already, in part or as a whole.
 
         Raises:
-            NothingMatchedError: a required pass found nothing.
+            NothingMatchedError: a required exact pass found nothing, or a lossy one and no other quantized anything;
+                a model that is nothing but embeddings is quantized by a recipe that has passes for linears too.
             ModelError: the runtime does not take the model.
             VerificationError: a pass left an invalid model, or an exact one changed what the model computes.
         """
@@ -131,6 +139,8 @@ class Pipeline:
             modified = [item for item in group if self._apply(model, item, log, required)]
             if modified and self.samples:
                 self._verify(model, before, modified, log)
+        if log.missed is not None and not log.quantized():
+            raise log.missed
         if exact:
             noisy = layer_outputs(model, names, self.samples[0], self.masks, self.open_session)
             log.accumulated = accumulated_errors(exact, noisy)
@@ -172,7 +182,11 @@ class Pipeline:
         findings = result.findings if isinstance(result, Result) else ()
         optional = not required or (isinstance(item, Pass) and item.may_match_nothing)
         if not (optional or result.modified or findings):
-            raise nothing_matched(model, name_of(item), item)
+            missed = nothing_matched(model, name, item)
+            if _keeps(item) == "exact":
+                raise missed
+            log.missed = log.missed or missed
+            findings = (Finding(name, "kept", missed.reason),)
         if result.modified:
             check_valid(model, name)
         log.findings.setdefault(type(item).__name__, []).extend(findings)
