@@ -10,6 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's exporter writes which module a node is of, see `layer_name`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
@@ -152,7 +155,7 @@ def layer_name(node: ir.Node) -> str:
 
 
 def _name_scopes(node: ir.Node) -> list[object]:
-    text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
+    text = node.metadata_props.get(NAME_SCOPES, "[]")
     try:
         scopes = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # All that literal_eval says it raises.

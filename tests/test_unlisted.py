@@ -104,7 +104,7 @@ def test_layers_of_branches_and_loops_are_named_with_what_they_are_inside_of():
 
 
 class Mixed(torch.nn.Module):
-    """Recurrent layers, a linear of which two are called alike, experts with one weight, a branch, a table, a head."""
+    """Recurrent layers, a linear that is called twice, experts with one weight, a branch, a table, a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,11 +112,12 @@ class Mixed(torch.nn.Module):
         self.recurrent = torch.nn.LSTM(32, 16, num_layers=2, bidirectional=True, batch_first=True)
         self.block = torch.nn.TransformerEncoderLayer(32, 4, 48, batch_first=True)
         self.experts = torch.nn.Parameter(torch.randn(4, 32, 32) / 6)
-        self.yes, self.no, self.head = (torch.nn.Linear(32, size) for size in (32, 32, 8))
+        self.yes, self.no, self.twice, self.head = (torch.nn.Linear(32, size) for size in (32, 32, 32, 8))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.block(self.recurrent(self.table(ids))[0])
         x = torch.matmul(x.unsqueeze(1), self.experts).mean(1)
+        x = self.twice(torch.tanh(self.twice(x)))
         return self.head(torch.cond(x.sum() > 0, lambda v: self.yes(v) - 1, lambda v: self.no(v) + 1, (x,)))
 
 
@@ -134,12 +135,15 @@ def test_every_weight_of_a_model_is_in_the_report_once_and_rows_of_one_name_keep
         ("Linear", "quantized", (32, 48)),
         ("Linear", "quantized", (48, 32)),
         ("Linear", "kept", (4, 32, 32)),
+        ("Linear", "quantized", (32, 32)),
+        ("Linear", "quantized", (32, 32)),
         ("Linear", "kept", (32, 32)),
         ("Linear", "kept", (32, 32)),
         ("Linear", "quantized", (32, 8)),
     ]
-    rows = [layer for layer in report.layers if layer.name == "block.self_attn"]
-    assert [layer.shape for layer in rows] == [(32, 96), (32, 32)]
+    assert [layer.name for layer in report.layers[3:5]] == ["block.self_attn", "block.self_attn.out_proj"]
+    rows = [layer for layer in report.layers if layer.name == "twice"]
+    assert [layer.shape for layer in rows] == [(32, 32)] * 2
     assert rows[0].accumulated_db != rows[1].accumulated_db
     reasons = Counter(layer.reason for layer in report.layers if layer.action == "kept")
     assert sorted(reasons.values()) == [1, 2, 2]

@@ -13,6 +13,7 @@ import torch
 
 from qcompile.errors import ModelError
 from qcompile.frontend import trace
+from qcompile.graph import layer_name
 
 
 class Masked(torch.nn.Module):
@@ -152,3 +153,24 @@ def test_an_input_that_is_returned_keeps_its_name() -> None:
     assert len(set(names)) == 5
     ones, zeros = np.ones((4, 3), np.float32), np.zeros((4, 3), np.float32)
     np.testing.assert_array_equal(run(model, x=ones, z=zeros), ones)
+
+
+class Normed(torch.nn.Module):
+    """Norms that the exporter fuses into the layers before them, of which one shares its weight with another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+        self.up, self.bn_up = torch.nn.ConvTranspose2d(4, 4, 2), torch.nn.BatchNorm2d(4)
+        self.fc, self.bn_fc, self.tied = torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4)
+        self.tied.weight = self.fc.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn_up(self.up(torch.relu(self.bn(self.conv(x)))))
+        return self.tied(self.bn_fc(self.fc(x.mean((2, 3)))))
+
+
+def test_a_layer_that_a_norm_is_fused_into_keeps_its_name() -> None:
+    traced = trace(Normed(), example_inputs=torch.zeros(2, 3, 8, 8))
+    layers = [layer_name(node) for node in traced.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm")]
+    assert layers == ["conv", "up", "fc", "tied"]
