@@ -13,7 +13,10 @@ from qcompile.graph import constant, is_standard, layer_name
 from qcompile.layers import float_layers, node_of, operator
 from qcompile.recipe import Recipe, named_recipes
 from qcompile.recipe_patterns import check_patterns, selects
+from qcompile.unlisted import unlisted
 from qcompile.untouched import quantized_already
+
+_SELECTED = ("Attention", "Conv", "ConvTranspose", "Gather", "MatMul")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Candidate:
     Attributes:
         name: by which passes know the layer; nodes may share it.
         aliases: all names by which a pattern may select it.
-        operator: name of a backend's capabilities; empty where the type of its weight forbids to quantize it.
+        operator: name of a backend's capabilities; empty where no pass quantizes it: a recurrent layer, or one whose
+            weight is of another type.
     """
 
     name: str
@@ -34,9 +38,9 @@ class Candidate:
 def ignored_layers(model: ir.Model, plan: Recipe) -> frozenset[str]:
     """Return the names of the layers that the patterns of the recipe leave float.
 
-    Layers are linears, convolutions, embeddings and the products of attention. Passes know a layer by its name alone:
-    where several nodes have one name, as those of a module that is called twice, a pattern that selects one of them by
-    the name of its node selects all of them.
+    Layers are linears, convolutions, embeddings, the products of attention, and what else has a weight, which stays
+    float anyway. Passes know a layer by its name alone: where several nodes have one name, as those of a module that is
+    called twice, a pattern that selects one of them by the name of its node selects all of them.
 
     Raises:
         RecipeError: a pattern selects nothing.
@@ -125,6 +129,8 @@ def _candidates(model: ir.Model) -> Iterator[Candidate]:
             yield Candidate(name, aliases, "Attention")
         elif is_standard(node, "MatMul", "Conv", "ConvTranspose"):
             yield Candidate(name, aliases, layers.get(node, ""))
+    for found in unlisted(model, {str(node.outputs[0].name) for node in model.graph if is_standard(node, *_SELECTED)}):
+        yield Candidate(found.layer, (found.layer,), "")
 
 
 def _of_activations(node: ir.Node) -> bool:

@@ -10,6 +10,7 @@ from qcompile.contract import Pass
 from qcompile.errors import NothingMatchedError
 from qcompile.graph import constant, is_standard
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
+from qcompile.unlisted import unlisted
 from qcompile.untouched import other_types
 
 USE_FLOAT32 = "Give the model in float32: module.float() for a torch module, or export the .onnx file in float32"
@@ -19,6 +20,8 @@ _STORE_TABLES = (
     "quantize_embeddings stores its tables of embeddings in 8 bits: use w8a8-dynamic, which needs no calibration data "
     "for them, or add that pass to the recipe"
 )
+
+_LAYERS = ("Conv", "ConvTranspose", "Linear")
 
 _REMOVE_FROM_INPUTS = (
     "Nobody overrides them? Then remove them from the inputs: model = onnx_ir.load(path); "
@@ -40,6 +43,11 @@ def nothing_matched(model: ir.Model, name: str, item: ir.passes.PassBase) -> Not
     others = other_types(model)
     if others:
         return NothingMatchedError(subject, f"{reason}; the weights are {' and '.join(others)}", USE_FLOAT32)
+    unable = [found for found in unlisted(model, ()) if found.operator not in ("Embedding", *_LAYERS)]
+    if unable:
+        held = " and ".join(f"{count} {name}" for name, count in Counter(each.operator for each in unable).items())
+        reason = f"{reason}; the weights are those of {held}, which no pass quantizes"
+        return NothingMatchedError(subject, reason, "Use recipe float, which compiles the model as it is")
     if _tables(model):
         return NothingMatchedError(subject, reason, _STORE_TABLES)
     return NothingMatchedError(subject, reason, "Take it out of the recipe, or check the model")

@@ -59,6 +59,17 @@ def test_every_node_of_a_module_that_is_called_twice_can_be_named(block):
         ignored_layers(block, qcompile.Recipe("r", ignore=("tabel",)))
 
 
+def test_what_stays_float_anyway_can_be_named_too():
+    body = "_, h = RNN<hidden_size = 4>(x, w, r) z = Squeeze(h) y = MatMul(z, f)"
+    model = model_of(
+        f"g (float[s, b, 8] x) => (float[?, ?] y) {{ {body} }}", w=weights(1, 4, 8), r=weights(1, 4, 4), f=weights(4, 2)
+    )
+    recurrent, _, head = model.graph
+    recurrent.name, head.name = "recurrent", "head"
+    assert ignored_layers(model, qcompile.Recipe("r", ignore=("recurrent",))) == {"recurrent"}
+    assert ignored_layers(model, qcompile.Recipe("r", targets=("head",))) == {"recurrent"}
+
+
 def test_an_embedding_that_two_gathers_read_can_be_named_by_either():
     body = "g (int64[b] i, int64[b] j) => (float[b, 8] y) { p = Gather(w, i) q = Gather(w, j) y = Add(p, q) }"
     model = model_of(body, w=weights(16, 8))

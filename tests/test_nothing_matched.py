@@ -48,6 +48,14 @@ def test_tables_that_are_too_small_are_the_error_of_the_pass_that_found_nothing(
         qcompile.compile(embeddings(64), "w8a8-static", calibration=samples(64))
 
 
+def test_recurrent_layers_are_named_as_what_no_pass_quantizes():
+    body = "_, y = GRU<hidden_size = 4>(x, w, wr)"
+    model = parse("float[batch, sequence, 8] x, float[1, 12, 8] w, float[1, 12, 4] wr", body)
+    data = [{"x": np.ones((2, 3, 8), np.float32)}]
+    with pytest.raises(NothingMatchedError, match=r"the weights are those of 1 GRU, which no pass .* Use recipe float"):
+        qcompile.compile(model, "w8a8-static", calibration=data)
+
+
 def test_exact_passes_that_find_nothing_are_errors_whatever_others_do():
     recipe = qcompile.Recipe("r", ("lower_gemms", "quantize_embeddings"))
     with pytest.raises(NothingMatchedError, match="pass lower_gemms"):
