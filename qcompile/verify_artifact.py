@@ -226,14 +226,19 @@ def _apart(expected: np.ndarray, actual: np.ndarray, step: np.ndarray) -> tuple[
         apart = np.subtract(expected, actual, dtype=np.int16)  # an image has millions of them, and few differ
         some = np.abs(apart[apart != 0]) / float(step.item())
         return float(some.max(initial=0)), float(np.sqrt(np.sum(some**2) / max(apart.size, 1)))
-    finite, infinite = np.isfinite(expected), np.isinf(expected)
-    if not np.array_equal(expected[infinite], actual[infinite]) or not np.isfinite(actual[finite]).all():
-        return float("inf"), float("inf")
-    if not finite.any():
-        return 0.0, 0.0
-    difference = np.abs(np.where(finite, expected, 0).astype(np.float64) - np.where(finite, actual, 0))
-    steps = difference / np.where(step > 0, np.maximum(step, _FLUSHED), np.finfo(np.float32).eps)
-    return float(steps.max()), float(np.sqrt(np.mean(steps**2)))
+    least = np.where(step > 0, np.maximum(step, _FLUSHED), np.finfo(np.float32).eps)
+    finite = np.isfinite(expected)
+    if finite.all() and np.isfinite(actual).all():
+        difference = np.subtract(expected, actual, dtype=np.float64)
+    else:
+        infinite = np.isinf(expected)
+        if not np.array_equal(expected[infinite], actual[infinite]) or not np.isfinite(actual[finite]).all():
+            return float("inf"), float("inf")
+        difference = np.where(finite, expected, 0).astype(np.float64) - np.where(finite, actual, 0)
+    steps = np.ravel(difference if least.size == 1 else difference / least)
+    largest = max(float(steps.max(initial=0)), -float(steps.min(initial=0)))
+    mean = float(np.sqrt(np.dot(steps, steps) / max(steps.size, 1)))
+    return (largest / least.item(), mean / least.item()) if least.size == 1 else (largest, mean)
 
 
 def _rms(first: np.ndarray, second: np.ndarray) -> float:
