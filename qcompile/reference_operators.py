@@ -16,6 +16,7 @@ from qcompile.reference_convolutions import Conv, ConvTranspose
 from qcompile.reference_pooling import AveragePool, MaxPool
 from qcompile.reference_recurrent import GRU, LSTM, RNN
 from qcompile.reference_resampling import GatherElements, Pad, Resize
+from qcompile.reference_suppression import NonMaxSuppression
 
 _COLUMNS = 4096
 """Columns of a weight that are multiplied at a time."""
@@ -184,6 +185,7 @@ _OPERATORS: tuple[type[OpRun], ...] = (
     LSTM,
     MatMul,
     MaxPool,
+    NonMaxSuppression,
     Pad,
     QuantizeLinear,
     RNN,

@@ -14,7 +14,7 @@ import onnx_ir as ir
 _JUMPS = frozenset({"Ceil", "Floor", "Hardmax", "Mod", "NonZero", "Round", "Shrink", "Sign", "ThresholdedRelu"})
 """Operators that make another number of a tie, which a step of rounding more or less may be."""
 
-_PLACES = {"ArgMax": 0, "ArgMin": 0, "TopK": 1}
+_PLACES = {"ArgMax": 0, "ArgMin": 0, "NonMaxSuppression": 0, "TopK": 1}
 """Operators that say where a number is, and in which output: a tie makes another one."""
 
 _COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})

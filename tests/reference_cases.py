@@ -177,6 +177,9 @@ CASES = {
     "Sum": "y = Sum(x, s, x)",
     "Tan": "y = Tan(x)",
     "ThresholdedRelu": "y = ThresholdedRelu(x)",
+    "NonMaxSuppression": "n = Constant<value = int64[3] {1, 36, 4}>() b = Reshape(x, n) "
+    "m = Constant<value = int64[1] {9}>() a = Constant<value = int64[1] {-1}>() r = ReduceMax(b, a) "
+    "p = Transpose<perm = [0, 2, 1]>(r) i = NonMaxSuppression(b, p, m, s, s) y = Cast<to = 1>(i)",
     "TopK": "n = Constant<value = int64[1] {3}>() t, i = TopK<axis = 3>(x, n) f = Cast<to = 1>(i) y = Add(t, f)",
     "TopK: smallest": "n = Constant<value = int64[1] {2}>() y, i = TopK<axis = 1, largest = 0>(x, n)",
     "Xor": "n = Less(x, s) m = Less(x, two) o = Xor(n, m) y = Where(o, x, s)",

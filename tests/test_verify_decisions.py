@@ -26,7 +26,10 @@ CONSTANTS = {
     "b": np.full(WIDTH, -1, np.float32),
     "noise": RANDOM.normal(size=WIDTH).astype(np.float32) / 150,
     "zero": np.float32(0),
+    "third": np.float32(1 / 3),
     "k": np.array([3]),
+    "boxes": np.array([1, WIDTH * WIDTH // 4, 4]),
+    "last": np.array([-1]),
     "all": np.array([WIDTH]),
     "one": np.int64(1),
 }
@@ -38,6 +41,10 @@ TIED = "m = MatMul(x, w) a = Add(m, b) y = Relu(a)"
 ROWS, MASK = "int64[64] o", "bool[64, 64] o"
 FIRST = "o = ArgMin<axis = 1, keepdims = 0>(y)"
 CLASS = "p = ArgMax<axis = 1, keepdims = 0>(y)"
+BOXES = (
+    "r = Reshape(m, boxes) g = ReduceMax(r, last) s = Transpose<perm = [0, 2, 1]>(g) "
+    "o = NonMaxSuppression<center_point_box = 0>(r, s, all, third, zero)"
+)
 MISTAKES = {
     "last of equals": (ROWS, FIRST, "o = ArgMin<axis = 1, keepdims = 0, select_last_index = 1>(y)"),
     "other axis": (ROWS, FIRST, "o = ArgMin<axis = 0, keepdims = 0>(y)"),
@@ -47,6 +54,7 @@ MISTAKES = {
     "up": ("int32[64, 64] o", "f = Floor(m) o = Cast<to = 6>(f)", "f = Ceil(m) o = Cast<to = 6>(f)"),
     "rounded": ("int32[64, 64] o", "o = Cast<to = 6>(m)", "f = Round(m) o = Cast<to = 6>(f)"),
     "next class": ("float[64] o", f"{CLASS} o = Cast<to = 1>(p)", f"{CLASS} q = Add(p, one) o = Cast<to = 1>(q)"),
+    "boxes by their middle": ("int64[q, 3] o", BOXES, BOXES.replace("center_point_box = 0", "center_point_box = 1")),
     "smallest": ("int64[64, 3] o", "v, o = TopK(m, k)", "v, o = TopK<largest = 0>(m, k)"),
 }
 
