@@ -108,8 +108,9 @@ def test_a_tie_that_falls_the_other_way_is_not_refused(
         assert 0.01 < agreement.max_steps < 2
 
 
-def test_what_is_decided_where_nobody_looks_is_named(tmp_path: Path) -> None:
-    right = portable(ROWS, f"{TIED} {FIRST}")
+@pytest.mark.parametrize(("outputs", "decision"), [(ROWS, FIRST), ("float[64] o", f"{CLASS} o = Cast<to = 1>(p)")])
+def test_what_is_decided_where_nobody_looks_is_named(outputs: str, decision: str, tmp_path: Path) -> None:
+    right = portable(outputs, f"{TIED} {decision}")
     disabled, optimized = verify(right, right, "onnxruntime", tmp_path)
     assert disabled.left_out == ()
     assert optimized.left_out == ("o where no value before it is shown (100% equal)",)
