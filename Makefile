@@ -19,9 +19,11 @@ test: $(MODELS_INSTALLED)
 fuzz: $(MODELS_INSTALLED)
 	$(BIN)/python -m tests.fuzz_door --count $(or $(COUNT),10000) --first $(or $(FIRST),0)
 
-# Nightly: two thousand random graphs for the passes, two hundred for each recipe and backend.
+# Nightly: two thousand random graphs for the passes, and as many artifacts, of every recipe and backend, unless COUNT
+# says otherwise; FIRST goes on where a run ended.
 graphs: $(MODELS_INSTALLED)
-	$(BIN)/python -m pytest -q --numprocesses auto --hypothesis-profile=nightly tests/test_random_graphs.py
+	$(BIN)/python -m pytest -q --numprocesses auto --hypothesis-profile=nightly -k "not artifacts" tests/test_random_graphs.py
+	$(BIN)/python -m tests.fuzz_artifacts --count $(or $(COUNT),2000) --first $(or $(FIRST),0)
 
 check: $(INSTALLED) types
 	$(BIN)/ruff check .

@@ -15,8 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Seeds are fixed: the same examples in every run, so that a commit passes or fails whoever runs it, on however slow a
-# machine. New examples are the nightly run's: pytest --hypothesis-profile=nightly tries ten recipes and backends with
-# 200 graphs each, and 2,000 for the passes.
+# machine. New examples are the nightly run's: pytest --hypothesis-profile=nightly tries 2,000 graphs for the passes.
 hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fixed")

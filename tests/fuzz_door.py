@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.mutants import mutant, seeds
@@ -93,8 +93,11 @@ def work(connection: multiprocessing.connection.Connection) -> None:
         connection.send((result, time.perf_counter() - start))
 
 
-def outcomes(first: int, count: int) -> Iterator[tuple[int, str, float]]:
-    """Yield the number, outcome and seconds of each mutant."""
+Work = Callable[[multiprocessing.connection.Connection], None]
+
+
+def outcomes(first: int, count: int, work: Work = work) -> Iterator[tuple[int, str, float]]:
+    """Yield the number, outcome and seconds of each mutant, or of what else `work` makes of numbers in a process."""
     context = multiprocessing.get_context("spawn")
     worker = None
     for number in range(first, first + count):

@@ -7,7 +7,8 @@ values that are there already. So inputs are shared, branches meet again, weight
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from random import Random
 
 import numpy as np
 import onnx
@@ -143,18 +144,34 @@ KINDS: dict[str, Callable[[str, list[str], str], str]] = {
 """Name of a pattern -> its text, of the name of its result, three values to read and the number of a weight."""
 
 
+_DRAWN = (*KINDS, *("linear", "convolution", "three linears and attention") * 3)
+"""Kinds to draw from: most of the work is in some of them."""
+
+
 def choices(steps: int = 8) -> strategies.SearchStrategy[Choices]:
     """Draw a graph of up to this many steps."""
     number = strategies.integers(0, 2)
-    kinds = [*KINDS, *["linear", "convolution", "three linears and attention"] * 3]  # most of the work is there
     step = strategies.builds(
-        Step, strategies.sampled_from(kinds), strategies.tuples(*[strategies.integers(0, steps)] * 3), number
+        Step, strategies.sampled_from(_DRAWN), strategies.tuples(*[strategies.integers(0, steps)] * 3), number
     )
     some = strategies.frozensets(strategies.integers(0, steps), max_size=2)
     few = strategies.frozensets(number, max_size=1)
     return strategies.builds(
         Choices, strategies.lists(step, min_size=2, max_size=steps).map(tuple), some, strategies.just(frozenset()) | few
     )
+
+
+def numbered(seed: int, steps: int = 8) -> Choices:
+    """Return a graph that is the same for the same number, of the distribution of `choices` without its shrinking."""
+    draw = Random(seed)
+
+    def step() -> Step:
+        first, second, third = (draw.randint(0, steps) for _ in range(3))
+        return Step(draw.choice(_DRAWN), (first, second, third), draw.randint(0, 2))
+
+    drawn = tuple(step() for _ in range(draw.randint(2, steps)))
+    outputs = frozenset(draw.randint(0, steps) for _ in range(draw.randint(0, 2)))
+    return Choices(drawn, outputs, frozenset(draw.sample(range(3), draw.randint(0, 1))))
 
 
 def build(drawn: Choices) -> ir.Model:
@@ -181,6 +198,14 @@ def feeds(count: int) -> list[dict[str, np.ndarray]]:
     """Return inputs for every graph."""
     random = np.random.default_rng(7)
     return [{"x": random.normal(size=(2, TOKENS, CHANNELS)).astype(np.float32)} for _ in range(count)]
+
+
+def single_feeds() -> Iterator[dict[str, np.ndarray]]:
+    """Yield inputs of one item for every graph, large and small ones: a branch may depend on that."""
+    random = np.random.default_rng(8)
+    for index in range(64):
+        x = random.normal(size=(1, TOKENS, CHANNELS)) * (1, 0.25, 2)[index % 3]
+        yield {"x": x.astype(np.float32)}
 
 
 def _initializers() -> dict[str, np.ndarray]:

@@ -5,9 +5,9 @@ needs another form than this one; the test fails when that changes, in either di
 each form is tested beside the code that does: overflow in tests/passes/test_insert_qdq_refusals.py, blocks in
 tests/backends/test_openvino.py and tests/backends/onnxruntime/test_blocks.py, biases in
 tests/backends/onnxruntime/test_biases.py and tests/backends/openvino/test_convolution_biases.py, transposed floats in
-tests/backends/onnxruntime/test_transposed_floats.py, outputs that branches read in
-tests/backends/openvino/test_branch_inputs.py, reductions in tests/backends/openvino/test_reductions.py, alpha in
-tests/passes/test_lower_gemms.py; saturation here.
+tests/backends/onnxruntime/test_transposed_floats.py, outputs that branches read, products, normalizations, transposed
+weights and reductions in tests/backends/openvino/, in the files of these names, alpha in tests/passes/test_lower_gemms.py;
+saturation here.
 """
 
 from __future__ import annotations
@@ -157,6 +157,41 @@ def output_that_branches_read() -> Case:
     return Case(model, {"x": RANDOM.normal(size=(2, 4)).astype(np.float32)}, "right", "wrong")
 
 
+def product_read_with_and_without_a_vector() -> Case:
+    model = parse(
+        "(float[n,6,8] x) => (float[n,6,8] m, float[n,6,8] y) { q = QuantizeLinear(x, xs, z) "
+        "e = DequantizeLinear(q, xs, z) d = DequantizeLinear(w, s, z) m = MatMul(e, d) a = Add(m, b) "
+        "o = QuantizeLinear(a, ys, z) p = DequantizeLinear(o, ys, z) y = Abs(p) }",
+        xs=np.float32(0.03),
+        ys=np.float32(0.05),
+        s=np.float32(0.004),
+        z=np.int8(0),
+        b=np.linspace(-2, 2, 8, dtype=np.float32),
+        w=RANDOM.integers(-127, 128, (8, 8)).astype(np.int8),
+    )
+    return Case(model, {"x": RANDOM.normal(size=(2, 6, 8)).astype(np.float32)}, "right", "wrong")
+
+
+def normalization_of_integers() -> Case:
+    model = parse(
+        "(float[2,5,8] x) => (float[2,5,8] y) { q = QuantizeLinear(x, xs, z) e = DequantizeLinear(q, xs, z) "
+        "y = LayerNormalization(e, g) }",
+        xs=np.float32(0.002),
+        z=np.int8(0),
+        g=np.ones(8, np.float32),
+    )
+    return Case(model, {"x": (0.002 * RANDOM.normal(size=(2, 5, 8))).astype(np.float32)}, "right", "wrong")
+
+
+def weight_read_both_ways() -> Case:
+    model = parse(
+        "(float[4,8] x, float[8,8] w) => (float[4,8] y, float[4,8] v) { t = Transpose<perm = [1, 0]>(w) "
+        "v = MatMul(x, t) y = MatMul(x, w) }",
+        w=RANDOM.normal(size=(8, 8)).astype(np.float32),
+    )
+    return Case(model, {"x": RANDOM.normal(size=(4, 8)).astype(np.float32)}, "right", "wrong")
+
+
 INT8 = {"s": np.float32(0.01), "z": np.int8(0)}
 CASES = {
     "int8 DequantizeLinear, Reshape (onnxruntime 27845)": linear(
@@ -197,6 +232,9 @@ CASES = {
         "{ a = Exp(v) }, else_branch = no () => (float[2,4,5] b) { b = Neg(v) }>",
     ),
     "output that branches read": output_that_branches_read(),
+    "product, read with and without a vector": product_read_with_and_without_a_vector(),
+    "normalization of integers": normalization_of_integers(),
+    "weight of two products, of one transposed": weight_read_both_ways(),
 }
 
 

@@ -1,6 +1,8 @@
 """Passes and recipes on graphs that nobody thought of; `--hypothesis-profile=nightly` tries two thousand.
 
-The judge is the reference evaluation, which shares no code with the passes and the runtimes.
+The judge is the reference evaluation, which shares no code with the passes and the runtimes; of artifacts it is the
+onnx package alone, see tests/independent_judge.py, and `make graphs` tries two thousand of them by
+tests/fuzz_artifacts.py.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from qcompile.errors import NothingMatchedError
 from qcompile.graph import all_nodes
 from qcompile.reference_evaluator import evaluate
 from qcompile.verify import check_exact, check_valid, difference
+from tests.fuzz_artifacts import BACKENDS, RECIPES, judged
 from tests.random_graphs import Choices, build, choices, feeds
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = ("w8a8-static", "w8a8-dynamic", "smoothquant-o1", "smoothquant-o2", "smoothquant-o3")
 FEED, *_ = DATA = feeds(4)
 LEAST_SQNR_DB = 20.0
 """Eight bits of a bell-shaped value are about 40 dB, and of these graphs a few follow each other."""
@@ -123,12 +125,15 @@ def test_recipes_quantize_within_bounds_and_only_once(recipe: str, drawn: Choice
     assert written(qcompile.rewrite(model, recipe, calibration=DATA)) == nodes
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("recipe", RECIPES)
 @few
 @every_graph
 def test_artifacts_compute_what_the_quantized_graph_means(recipe: str, backend: str, drawn: Choices) -> None:
     try:
-        qcompile.compile(build(drawn), recipe, backend=backend, calibration=DATA)
+        artifact = qcompile.compile(build(drawn), recipe, backend=backend, calibration=DATA)
     except NothingMatchedError:
         hypothesis.reject()
+    verdict = judged(artifact)
+    hypothesis.assume(verdict.compared)
+    assert not verdict.wrong, verdict

@@ -15,9 +15,12 @@ from qcompile.backends.openvino.blocks import fold_misread_blocks
 from qcompile.backends.openvino.branch_inputs import copy_outputs_that_bodies_read
 from qcompile.backends.openvino.convolution_biases import fix_bias_shapes
 from qcompile.backends.openvino.grouped_heads import repeat_key_heads
+from qcompile.backends.openvino.norms import keep_epsilons
+from qcompile.backends.openvino.products import keep_products_apart
 from qcompile.backends.openvino.reductions import keep_reductions_apart
 from qcompile.backends.openvino.runtime import core, runtime_errors
 from qcompile.backends.openvino.session import refused
+from qcompile.backends.openvino.transposed_weights import separate_transposed_weights
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -37,6 +40,7 @@ def converted(model: ir.Model) -> Iterator[ov.Model]:
     fold_misread_blocks(model)
     repeat_key_heads(model)
     copy_outputs_that_bodies_read(model)
+    separate_transposed_weights(model)
     with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data", size_threshold_bytes=1024)
@@ -46,4 +50,6 @@ def converted(model: ir.Model) -> Iterator[ov.Model]:
             raise refused(f"model {model.graph.name or 'without a name'}", error) from error
         fix_bias_shapes(result)
         keep_reductions_apart(result)
+        keep_products_apart(result)
+        keep_epsilons(result)
         yield result

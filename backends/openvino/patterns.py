@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qcompile.backends.openvino.runtime import opset
+
 if TYPE_CHECKING:
     import openvino as ov
 
 LAYOUT_ONLY = ("Broadcast", "Convert", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+PRODUCTS = (
+    "Convolution",
+    "ConvolutionBackpropData",
+    "GroupConvolution",
+    "GroupConvolutionBackpropData",
+    "MatMul",
+)
 
 
 def constant(output: ov.Output) -> np.ndarray | None:
@@ -30,3 +40,9 @@ def constant_operand(node: ov.Node) -> tuple[ov.Output, np.ndarray] | None:
         if array is not None:
             return node.input_value(1 - index), array
     return None
+
+
+def apart(output: ov.Output) -> ov.Output:
+    """Return a value that is equal, and that OpenVINO neither merges nor moves anything through."""
+    same: ov.Output = opset().maximum(output, output).output(0)
+    return same

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qcompile.backends.openvino.patterns import constant, readers
-from qcompile.backends.openvino.runtime import opset
+from qcompile.backends.openvino.patterns import apart, constant, readers
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -26,11 +25,10 @@ def keep_reductions_apart(model: ov.Model) -> None:
     Leaves alone reductions that nothing quantizes on the way through operators with constant operands, which are the
     ones that the plugin fuses, and those that several nodes read. Twice changes nothing more.
     """
-    factory = opset()
     for node in model.get_ordered_ops():
         if node.get_type_name() in (*EXTREMES, *SUMS) and _fused_wrongly(node):
             (port,) = readers(node.output(0))
-            port.replace_source_output(factory.maximum(node.output(0), node.output(0)).output(0))
+            port.replace_source_output(apart(node.output(0)))
 
 
 def _fused_wrongly(reduction: ov.Node) -> bool:

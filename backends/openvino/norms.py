@@ -1,0 +1,64 @@
+"""Normalizations of what is quantized, or the product of what is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qcompile.backends.openvino.patterns import LAYOUT_ONLY, PRODUCTS, apart
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+SCALED_THROUGH = (
+    *LAYOUT_ONLY,
+    "Add",
+    "Clamp",
+    "Concat",
+    "MaxPool",
+    "Multiply",
+    "Negative",
+    "PRelu",
+    "ReduceMean",
+    "Relu",
+    "StridedSlice",
+    "Subtract",
+)
+"""Operators that OpenVINO moves the scale of a quantized tensor behind, though one of two operands has none."""
+
+
+def keep_epsilons(model: ov.Model) -> None:
+    """MVN(s q)  ->  MVN(Maximum(s q, s q)) where s is the scale of integers q, or of their product.
+
+    OpenVINO moves a scale behind the operators that it commutes with, so that they read integers. It takes a
+    normalization for one, and leaves out the epsilon that is added to the variance, or rather makes it one of s^2
+    epsilon: where a row hardly varies, by three steps of a quantizer, the result was 1% too large, and 17% where it
+    does by one (measured, 2026.4).
+
+    Leaves alone what is computed in float in front, as a product with its bias is: the LayerNormalizations of
+    transformers cost nothing more. Twice changes nothing more.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "MVN" and _is_scaled(node.input_value(0)):
+            node.input(0).replace_source_output(apart(node.input_value(0)))
+
+
+def _is_scaled(output: ov.Output) -> bool:
+    """True for integers with a scale, products, and what operators that a scale passes make of them."""
+    node = output.get_node()
+    if node.get_type_name() not in SCALED_THROUGH:
+        return node.get_type_name() in ("FakeQuantize", *PRODUCTS)
+    operands = [node.input_value(index) for index in range(node.get_input_size())]
+    computed = [operand for operand in operands if not _is_constant(operand)]
+    if node.get_type_name() == "Add" and len(computed) == 1:
+        return False  # a bias
+    if node.get_type_name() == "Multiply" and len(computed) > 1:
+        return False  # no constant scale
+    return any(_is_scaled(operand) for operand in computed)
+
+
+def _is_constant(output: ov.Output) -> bool:
+    """True for constants, of any type that is converted."""
+    node = output.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return str(node.get_type_name()) == "Constant"
