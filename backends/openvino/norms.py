@@ -44,16 +44,24 @@ def keep_epsilons(model: ov.Model) -> None:
 
 def _is_scaled(output: ov.Output) -> bool:
     """True for integers with a scale, products, and what operators that a scale passes make of them."""
-    node = output.get_node()
-    if node.get_type_name() not in SCALED_THROUGH:
-        return node.get_type_name() in ("FakeQuantize", *PRODUCTS)
+    waiting, seen = [output.get_node()], set()
+    while waiting:
+        node = waiting.pop()
+        kind, name = node.get_type_name(), node.get_name()
+        if kind in ("FakeQuantize", *PRODUCTS):
+            return True
+        if kind in SCALED_THROUGH and name not in seen:
+            seen.add(name)
+            waiting += _scaled_operands(node)
+    return False
+
+
+def _scaled_operands(node: ov.Node) -> list[ov.Node]:
+    """Return what makes the operands whose scale would pass the node: none of a bias, and of a product of two."""
     operands = [node.input_value(index) for index in range(node.get_input_size())]
-    computed = [operand for operand in operands if not _is_constant(operand)]
-    if node.get_type_name() == "Add" and len(computed) == 1:
-        return False  # a bias
-    if node.get_type_name() == "Multiply" and len(computed) > 1:
-        return False  # no constant scale
-    return any(_is_scaled(operand) for operand in computed)
+    computed = [operand.get_node() for operand in operands if not _is_constant(operand)]
+    stops = (node.get_type_name(), len(computed)) in (("Add", 1), ("Multiply", 2))
+    return [] if stops else computed
 
 
 def _is_constant(output: ov.Output) -> bool:
