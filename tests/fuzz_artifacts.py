@@ -9,7 +9,6 @@ it. Nothing is tuned, and latency is hardly measured.
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import math
 import multiprocessing.connection
@@ -58,7 +57,7 @@ def outcome(number: int) -> str:
         except VerificationError as error:
             if not error.subject.startswith("artifact"):
                 return f"REFUSED, {recipe} for {backend}: {error}"
-            with mock.patch.object(importlib.import_module("qcompile.compile"), "verify_artifact", return_value=[]):
+            with mock.patch("qcompile.compile_stages.verify_artifact", return_value=[]):
                 verdict = judged(compiled())
             return _of(verdict, "REFUSED although right", "refused rightly") + f", {recipe} for {backend}: {error}"
         except QCompileError as error:
