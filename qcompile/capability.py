@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+from qcompile import processor
 from qcompile.backends import Backend, Capability, Operator
 from qcompile.contract import Pass
 from qcompile.errors import CalibrationError, UnsupportedError
@@ -75,6 +76,22 @@ def for_target(recipe: Recipe, targets: Collection[str], target: str | None) -> 
     if found and all(item.activations.dtype == "int8" and not item.activations.dynamic for item in found):
         recipe = recipe.override(activations={"dtype": "uint8"})
     return recipe.override(weights={"bits": 7}) if found else recipe
+
+
+def unverified(recipe: Recipe, target: str | None) -> str:
+    """Return what the report says of an artifact that was not compared with the reference, by the user's wish.
+
+    That would have found wrong products on this processor where it has no VNNI, and neither `target` nor the recipe
+    leaves them room.
+
+    Args:
+        recipe: for the target, see `for_target`.
+        target: processor that was compiled for, or None: one like this.
+    """
+    eight_bits = any(item.weights.bits == 8 for item in quantizers(recipe))
+    if target is not None or not eight_bits or not processor.runs_target("avx2"):
+        return "verify=False"
+    return 'verify=False; 8-bit products saturate on this processor, which has no VNNI: compile with target="avx2"'
 
 
 def integer_operators(recipe: Recipe, backend: Backend, target: str | None) -> frozenset[str]:

@@ -10,7 +10,7 @@ from qcompile.artifact import Artifact
 from qcompile.artifact_portable import write_portable
 from qcompile.artifact_writing import write_artifact
 from qcompile.backends import Lowered
-from qcompile.capability import integer_operators
+from qcompile.capability import integer_operators, unverified
 from qcompile.compile_job import Job
 from qcompile.compile_selection import check_selection
 from qcompile.outcome import build_report, measure
@@ -75,7 +75,7 @@ def _fill(job: Job, report: Report, folder: Path) -> Lowered:
         _verify(job, report, path, lowered)
         work.progress("verifying", 1.0)
     else:
-        report.not_compared = "verify=False"
+        report.not_compared = unverified(job.plan, job.target)
     for value in work.model.graph.initializers.values():
         value.const_value = None  # in the files now; measuring needs the room
     work.progress("measuring", 0.0)

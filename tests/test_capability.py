@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 
 import qcompile
-from qcompile import backends
-from qcompile.capability import check_data, check_recipe, for_target, integer_operators
+from qcompile import backends, processor
+from qcompile.capability import check_data, check_recipe, for_target, integer_operators, unverified
 from qcompile.errors import CalibrationError, UnsupportedError
 from qcompile.recipe import Recipe, named_recipes
 
@@ -116,3 +116,19 @@ def test_attention_is_in_integers_where_the_backend_has_it_and_its_products_do_n
     assert artifact.report.accuracy["sqnr_db"] > (30 if action == "quantized" else 100)
     told = [finding.reason for finding in artifact.report.findings if "probabilities" in finding.reason]
     assert len(told) == (action == "quantized")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "target", "saturates"),
+    [
+        (Recipe.from_name("w8a8-dynamic"), None, True),
+        (Recipe.from_name("w8a8-dynamic"), "avx512-vnni", False),
+        (for_target(Recipe.from_name("w8a8-dynamic"), ["avx2"], "avx2"), None, False),
+        (Recipe.from_name("float"), None, False),
+    ],
+)
+def test_what_saturates_here_and_is_not_verified_is_said_to(recipe, target, saturates, monkeypatch):
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx2"}))
+    assert ('target="avx2"' in unverified(recipe, target)) == saturates
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx2", "avx_vnni"}))
+    assert unverified(recipe, target) == "verify=False"

@@ -1,4 +1,4 @@
-"""What Linux says about the processor."""
+"""What Linux says about the processor, and the processor itself."""
 
 import pytest
 
@@ -20,8 +20,22 @@ def described(tmp_path, monkeypatch):
         path = tmp_path / "cpuinfo"
         path.write_text(text)
         monkeypatch.setattr(processor, "_DESCRIPTION", path)
+        monkeypatch.setattr(processor, "_denied", frozenset)
 
     return described
+
+
+def test_what_the_processor_itself_denies_is_not_there(described, monkeypatch):
+    """As in an emulator, where Linux describes the processor below; see test_emulated_processor.py."""
+    described("model name : A Chip 3000\nflags : avx2 avx512_vnni\n")
+    monkeypatch.setattr(processor, "_denied", lambda: frozenset({"avx512_vnni"}))
+    assert processor.flags() == {"avx2"}
+    assert processor.runs_target("avx2")
+
+
+def test_linux_and_the_processor_agree_where_nothing_is_emulated():
+    wanted = set(processor._CPUID_BITS)
+    assert not processor._denied() & set(processor._described().get("flags", "").split()) & wanted
 
 
 def test_name_and_abilities_are_those_of_the_first_core(described):
