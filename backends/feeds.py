@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from qcompile.errors import InputError
+from qcompile.misspelt import nearest
 from qcompile.session import Feed
 
 TEXT = "object"
@@ -41,16 +41,18 @@ def check_feed(feed: Feed, inputs: Mapping[str, Declared]) -> None:
         raise InputError(f"feed of type {type(feed).__name__}", "it is not {name: array}", mend)
     for name in feed:
         if name not in inputs:
-            raise InputError(f"input {name!r}", "the model has no such input", _nearest(name, list(inputs)))
+            raise InputError(f"input {name!r}", "the model has no such input", _mend(name, list(inputs)))
     for name, declared in inputs.items():
         if name not in feed:
             raise InputError(f"input {name!r}", "it is missing in the feed", f"Feed all of {', '.join(inputs)}")
         _check(name, feed[name], declared)
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    return f"Did you mean {close[0]!r}? The inputs are {', '.join(names)}" if close else "The model takes no inputs"
+def _mend(name: str, names: list[str]) -> str:
+    if not names:
+        return "The model takes no inputs"
+    near = nearest(name, names)
+    return (f"Did you mean {near[0]!r}? " if near else "") + f"The inputs are {', '.join(names)}"
 
 
 def _check(name: str, array: object, declared: Declared) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import pathlib
 from collections.abc import Callable, Collection, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import calibration_cache
+from qcompile import calibration_cache, misspelt
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import PaddingMask, padding_masks
 from qcompile.calibration_observation import SAMPLING_INPUT, Instrument, Observation, RowGroup, Statistic, output_name
@@ -170,8 +169,7 @@ def _check_mask(name: str, model: ir.Model, samples: Spool) -> None:
     inputs = {str(value.name): value for value in model.graph.inputs}
     subject, mend = f"padding_mask {name!r}", "Name the input that marks padding"
     if name not in samples.levels:
-        nearest = difflib.get_close_matches(name, samples.levels, n=1, cutoff=0.0)
-        raise CalibrationError(subject, "the model has no such input", f"The nearest is {' '.join(nearest)!r}")
+        raise CalibrationError(subject, "the model has no such input", misspelt.mend(name, samples.levels))
     shape = inputs[name].shape
     if shape is not None and len(shape) != 2:
         raise CalibrationError(subject, f"it has shape {shape} where a padding mask has [batch, sequence]", mend)

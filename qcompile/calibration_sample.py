@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import onnx_ir as ir
 
 from qcompile.calibration_indices import IndexLimit
 from qcompile.errors import CalibrationError, UserCode
+from qcompile.misspelt import nearest
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -81,9 +81,10 @@ def check(sample: Any, index: int, inputs: Sequence[ir.Value], limits: Mapping[s
     names = [str(value.name) for value in inputs]
     for name in contents:
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            near = nearest(name, names)
             reason = f"the model has no such input; its inputs are {', '.join(names)}"
-            mend = f"Did you mean {nearest[0]}? Otherwise leave it out, in the data or with transform= of Calibration"
+            mend = f"Did you mean {near[0]}? Otherwise leave it out" if near else "Leave it out"
+            mend += ", in the data or with transform= of Calibration"
             raise _error(name, index, reason, mend)
     sizes: dict[str, tuple[int, str]] = {}
     feed = {}

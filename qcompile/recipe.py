@@ -11,10 +11,11 @@ import yaml
 
 from qcompile.contract import Pass
 from qcompile.errors import RecipeError
+from qcompile.misspelt import mend
 from qcompile.recipe_named import NAMED
 from qcompile.recipe_patterns import patterns_of
 from qcompile.recipe_schemes import check_scheme
-from qcompile.recipe_settings import convert, mend, pass_class, settings_of
+from qcompile.recipe_settings import convert, pass_class, settings_of
 from qcompile.scheme import Scheme
 
 

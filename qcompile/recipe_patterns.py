@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
 from qcompile.errors import RecipeError
-from qcompile.recipe_settings import mend
+from qcompile.misspelt import mend, nearest
 
 _SHOWN = 5
 """Names of layers that the error on a pattern shows."""
@@ -45,9 +44,10 @@ def check_patterns(setting: str, patterns: Iterable[str], layers: Iterable[Colle
             continue
         if not pattern.startswith("re:"):
             raise RecipeError(f"{setting} {pattern!r}", "no layer has this name", mend(pattern, names))
-        nearest = difflib.get_close_matches(pattern[3:], names, n=_SHOWN, cutoff=0.0)
+        near = nearest(pattern[3:], names, _SHOWN)
         reason = f"the pattern matches the whole name of no layer, of {len(layers)}"
-        raise RecipeError(f"{setting} {pattern!r}", reason, f"The nearest are {', '.join(nearest) or 'none'}")
+        advice = f"The nearest are {', '.join(near)}" if near else mend(pattern[3:], names)
+        raise RecipeError(f"{setting} {pattern!r}", reason, advice)
 
 
 def patterns_of(field: str, value: Any) -> tuple[str, ...]:

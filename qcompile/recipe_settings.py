@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import math
 import pkgutil
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qcompile.contract import Pass
 from qcompile.errors import RecipeError
+from qcompile.misspelt import mend
 
 BOUND = ("calibrator", "ignore", "operators", "runs")
 """Fields that the compiler fills in, not the recipe."""
-
-
-def mend(word: object, valid: Collection[str]) -> str:
-    """Return the advice for a misspelt word: the nearest valid one. YAML gives numbers where it should be a text."""
-    nearest = difflib.get_close_matches(str(word), list(valid), n=1, cutoff=0.0)
-    return f"The nearest is {nearest[0]!r}" if nearest else "Leave it out: nothing is valid here"
 
 
 def pass_names() -> list[str]:

@@ -13,10 +13,10 @@ from qcompile.capability import quantizers
 from qcompile.errors import RecipeError
 from qcompile.layers import Layer, accumulated, input_channels, node_of, operator, outputs
 from qcompile.manifest import versions
+from qcompile.misspelt import mend
 from qcompile.pipeline import Log
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import exactly
-from qcompile.recipe_settings import mend
 from qcompile.scheme import Scheme
 from qcompile.tuning_cache import TuningCache, folder
 from qcompile.tuning_candidates import Measurement, quantized_layers

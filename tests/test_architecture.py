@@ -89,6 +89,7 @@ ROOMS = {
         "qcompile.disk_room",
         "qcompile.errors",
         "qcompile.memory",
+        "qcompile.misspelt",
         "qcompile.scheme",
         "qcompile.sealed_json",
         "qcompile.session",

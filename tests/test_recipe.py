@@ -150,7 +150,7 @@ def test_what_is_not_valid_is_refused_with_the_nearest_valid_word(make, message)
             "'per_chanel'",
             "per_channel",
         ),
-        ("insert_qdq: {scheme: int8}", "insert_qdq.scheme", "no such setting", "The nearest is"),
+        ("insert_qdq: {scheme: int8}", "insert_qdq.scheme", "no such setting", "Choose from activations, weights"),
         ("insert_qdq: {weights: int8}", "insert_qdq.weights", "'int8'", "dtype, granularity, sym, dynamic, bits"),
         ("insert_qdp: {observer: mse}", "insert_qdp", "no such pass", "insert_qdq"),
         ("[insert_qdq]", "", "is not one pass", "the name of a pass"),

@@ -43,5 +43,7 @@ def test_a_regular_expression_that_matches_nothing_is_refused_with_layers():
     shown = caught.value.mend.removeprefix("The nearest are ").split(", ")
     assert shown[0] == "encoder.3.fc"
     assert len(shown) == 5
-    with pytest.raises(RecipeError, match=r"of 0\. The nearest are none"):
+    with pytest.raises(RecipeError, match=r"of 9\. Choose from encoder.0.fc, node_0, .* and 10 more"):
+        check_patterns("ignore", ["re:zzz"], layers)
+    with pytest.raises(RecipeError, match=r"of 0\. Leave it out"):
         check_patterns("ignore", ["re:zzz"], [])

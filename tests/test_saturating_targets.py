@@ -1,9 +1,9 @@
 """Processors without VNNI: vpmaddubsw adds pairs of 8-bit products in 16 bits, where `target="avx2"` leaves them room.
 
 ONNX Runtime has no switch for the kernels of an older processor; what its artifact holds is multiplied in numpy as the
-instruction does, and test_emulated_processor.py runs it where there is an emulator. OpenVINO is asked for AVX2: oneDNN honours ONEDNN_MAX_CPU_ISA, and
-DNNL_MAX_CPU_ISA as its old name. Scales per token cannot be run so: OpenVINO asks the processor itself, finds VNNI, and
-asks oneDNN for a kernel that it was told not to have.
+instruction does, and test_emulated_processor.py runs it where there is an emulator. OpenVINO is asked for AVX2: oneDNN
+honours ONEDNN_MAX_CPU_ISA, and DNNL_MAX_CPU_ISA as its old name. Scales per token cannot be run so: OpenVINO asks the
+processor itself, finds VNNI, and asks oneDNN for a kernel that it was told not to have.
 """
 
 from __future__ import annotations

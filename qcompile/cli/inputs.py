@@ -14,8 +14,8 @@ import yaml
 from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError, ModelError, RecipeError
 from qcompile.manifest import Port
+from qcompile.misspelt import mend
 from qcompile.recipe import Recipe, named_recipes
-from qcompile.recipe_settings import mend
 
 DEFAULT_DIMENSION = 128
 
