@@ -10,7 +10,7 @@ import typer.main
 
 import qcompile
 from qcompile.cli import artifacts, compiling, diagnosis, inspecting
-from qcompile.cli.console import EXIT_CODES_HELP, report_bug
+from qcompile.cli.console import EXIT_CODES_HELP, closed_pipe_ends, report_bug
 
 app = typer.Typer(
     name="qcompile",
@@ -51,4 +51,5 @@ def main() -> None:
     """Run the command line. What is no QCompileError is a bug: one line and exit code 1, a traceback with --debug."""
     if "--debug" not in sys.argv:
         sys.excepthook = report_bug
-    typer.main.get_command(app)(prog_name="qcompile")  # app() would put its own hook there
+    with closed_pipe_ends():
+        typer.main.get_command(app)(prog_name="qcompile")  # app() would put its own hook there

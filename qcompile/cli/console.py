@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import select
 import sys
 import traceback
 import types
@@ -33,8 +35,10 @@ EXIT_CODES: dict[type[errors.QCompileError], int] = {
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 unexpected failure; 2 command line or recipe; 3 model, input or calibration data; "
     "4 the backend or target cannot do it, or a dependency is missing; 5 verification failed; 6 artifact folder; "
-    "130 interrupted."
+    "130 interrupted; 141 who reads the output has gone."
 )
+CLOSED_PIPE = 141
+"""What a shell says of a program that the closed pipe behind it ended, such as cat in `cat file | head -1`."""
 
 WRONG_RESULT = EXIT_CODES[errors.VerificationError]
 
@@ -88,6 +92,35 @@ def report_bug(kind: type[BaseException], error: BaseException, trace: types.Tra
         print_json({"error": {"type": kind.__name__, "subject": subject, "reason": reason, "mend": mend}})
         return
     _print_error(errors.QCompileError(subject, reason, mend))
+
+
+@contextlib.contextmanager
+def closed_pipe_ends() -> Iterator[None]:
+    """End with CLOSED_PIPE where nobody reads the output any more; typer and rich end in silence too, but as bugs do.
+
+    Not on Windows, nor where there is no output from the start.
+    """
+    try:
+        output = os.dup(1)  # rich puts another in its place
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == EXIT_CODES[errors.QCompileError] and _has_no_reader(output):
+            raise SystemExit(CLOSED_PIPE) from None
+        raise
+    finally:
+        os.close(output)
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors only
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def print_json(data: Any) -> None:

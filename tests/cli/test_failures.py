@@ -12,6 +12,7 @@ import pytest
 import typer.testing
 
 from qcompile.cli import app
+from qcompile.cli.console import CLOSED_PIPE
 from tests.artifacts import write
 
 MAIN = "from qcompile.cli import main; main()"
@@ -26,19 +27,29 @@ qcompile.latency.interleaved_medians = interrupted
 """
 
 
+NOTHING = "nothing/there"
+
+
 def start(*arguments: object, code: str = MAIN, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **{"stdout": subprocess.PIPE, **options})
 
 
-@pytest.mark.parametrize("arguments", [("recipes",), ("recipes", "--json"), ("--help",)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [("recipes",), ("recipes", "--json"), ("--help",), ("--version",)], ids=" ".join)
 def test_a_reader_that_goes_away_ends_it_in_silence(arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     process = start(*arguments, stdout=writing)
     os.close(writing)
     os.close(reading)
     assert process.communicate() == (None, "")
-    assert process.returncode == 1
+    assert process.returncode == CLOSED_PIPE
+
+
+@pytest.mark.skipif(os.name == "nt", reason="started by a shell")
+@pytest.mark.parametrize(("arguments", "code"), [(("recipes",), 0), (("inspect", NOTHING), 3)])
+def test_without_any_output_it_ends_as_always(arguments: tuple[str, ...], code: int) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", MAIN, *arguments]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == code
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
@@ -79,9 +90,6 @@ def test_debug_shows_where_a_bug_is() -> None:
     assert process.returncode == 1
     assert "Traceback" in errors
     assert ", in broken" in errors
-
-
-NOTHING = "nothing/there"
 
 
 @pytest.mark.parametrize(
