@@ -25,6 +25,7 @@ from qcompile.errors import (
 )
 from qcompile.frontend import external_data
 from qcompile.manifest import REPORT, SIGNATURE, Manifest, check_native
+from qcompile.plain_files import check_plain
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from qcompile.sealed_json import sealed, unsealed
@@ -163,6 +164,7 @@ def _key(path: str | Path) -> Path:
 
 def _check_signature(path: Path, manifest: Manifest, public_key: Path) -> None:
     try:
+        check_plain(path)
         signature = path.read_bytes()
     except FileNotFoundError as error:
         raise SignatureError(str(path), "nobody signed it", "Sign it with qcompile sign, or do not use it") from error

@@ -13,13 +13,16 @@ _MAKE_KEYS = (
     "openssl pkey -in private.pem -pubout -out public.pem"
 )
 
+_LONGEST = 64 * 1024
+"""Bytes of a file that are read: a key has some hundred, and a device never ends."""
+
 
 def signature_of(content: bytes, private_key: Path, password: bytes | None) -> bytes:
     """Return the Ed25519 signature (RFC 8032) of the content, 64 bytes; the same each time.
 
     Args:
         content: what is signed.
-        private_key: a PEM file.
+        private_key: a PEM file, or a pipe, for a key that never lies in a file.
         password: of the file, None when it has none.
 
     Raises:
@@ -59,7 +62,8 @@ def is_signature(signature: bytes, content: bytes, public_key: Path) -> bool:
 
 def _read(path: Path, load: Callable[[bytes], Any], exceptions: Any) -> Any:
     try:
-        return load(path.read_bytes())
+        with path.open("rb") as file:
+            return load(file.read(_LONGEST))
     except (OSError, ValueError, TypeError, exceptions.UnsupportedAlgorithm) as error:
         raise SignatureError(str(path), f"the key cannot be read: {error}", _MAKE_KEYS) from error
 

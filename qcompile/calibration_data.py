@@ -18,6 +18,7 @@ import onnx_ir as ir
 from qcompile.calibration_indices import index_limits
 from qcompile.calibration_sample import Array, Feed, as_array, check, is_array, sample_code
 from qcompile.errors import CalibrationError
+from qcompile.plain_files import check_plain
 
 _FORMS = "Give an iterable of dicts, arrays or tuples, a callable that returns one, a dict of arrays, or an .npz file"
 
@@ -149,8 +150,14 @@ def _from_arrays(stacked: Mapping[str, Array], inputs: Sequence[ir.Value]) -> It
 
 def _from_npz(path: pathlib.Path, inputs: Sequence[ir.Value]) -> Iterator[Feed]:
     """Read an .npz file a sample at a time, so that it may be larger than memory."""
+    try:
+        check_plain(path)
+    except FileNotFoundError as error:
+        raise CalibrationError(str(path), "there is no such file", _FORMS) from error
+    except OSError as error:
+        raise CalibrationError(str(path), f"it cannot be read: {error}", _FORMS) from error
     if not zipfile.is_zipfile(path):
-        raise CalibrationError(str(path), "it is no .npz file" if path.exists() else "there is no such file", _FORMS)
+        raise CalibrationError(str(path), "it is no .npz file", _FORMS)
     try:
         with zipfile.ZipFile(path) as archive:
             yield from _from_archive(archive, path, inputs)

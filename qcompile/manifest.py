@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import ArtifactError, ModelError
+from qcompile.plain_files import check_plain
 from qcompile.sealed_json import fingerprint, sealed, unsealed
 
 MANIFEST = "manifest.json"
@@ -122,6 +123,7 @@ class Manifest:
         """
         path, mend = folder / MANIFEST, "Compile the model again"
         try:
+            check_plain(path)
             content = path.read_bytes()
             data = unsealed(content)
         except FileNotFoundError as error:
@@ -199,6 +201,7 @@ def files_to_replace(folder: Path) -> frozenset[str]:
 def _is_report(path: Path) -> bool:
     """True for what `Report.to_dict` made; other tools have files of this name too."""
     try:
+        check_plain(path)
         data = unsealed(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False

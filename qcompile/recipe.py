@@ -12,6 +12,7 @@ import yaml
 from qcompile.contract import Pass
 from qcompile.errors import RecipeError
 from qcompile.misspelt import mend
+from qcompile.plain_files import check_plain
 from qcompile.recipe_named import NAMED
 from qcompile.recipe_patterns import patterns_of
 from qcompile.recipe_schemes import check_scheme
@@ -132,7 +133,7 @@ class Recipe:
             takes = [key in settings_of(step.pass_name) for step in recipe.steps]
             if not any(takes):
                 valid = {"ignore", "targets"}.union(*(settings_of(step.pass_name) for step in recipe.steps))
-                raise RecipeError(f"setting {key!r}", f"no step of {self.name} has it", mend(key, valid))
+                raise RecipeError(f"setting {key!r}", f"no step of {self.name} has it", mend(key, sorted(valid)))
             steps = (step.replace(key, value) if take else step for step, take in zip(recipe.steps, takes, strict=True))
             recipe = dataclasses.replace(recipe, steps=tuple(steps))
         return recipe
@@ -165,6 +166,7 @@ class Recipe:
         try:
             if isinstance(source, Path) or "\n" not in source:
                 subject = f"recipe file {source}"
+                check_plain(Path(source))
                 text = Path(source).read_text(encoding="utf-8")
             data = yaml.safe_load(text)
         except (OSError, UnicodeDecodeError) as error:

@@ -90,6 +90,7 @@ ROOMS = {
         "qcompile.errors",
         "qcompile.memory",
         "qcompile.misspelt",
+        "qcompile.plain_files",
         "qcompile.scheme",
         "qcompile.sealed_json",
         "qcompile.session",

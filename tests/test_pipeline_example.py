@@ -64,3 +64,23 @@ def test_what_was_changed_on_the_way_does_not_run(name: str, built: Path, tmp_pa
     assert done.returncode != 0
     assert f"error: {name}" in done.stderr
     assert not (tmp_path / "outputs.npz").exists()
+
+
+def test_what_is_not_there_or_does_not_fit_is_one_line(built: Path, tmp_path: Path) -> None:
+    build, good, outputs = built / "build", built / "inputs.npz", tmp_path / "outputs.npz"
+    np.savez(tmp_path / "others.npz", y=np.zeros(3))
+    np.savez(tmp_path / "types.npz", x=np.zeros((8, 32)))
+    (tmp_path / "manifest.json").write_text("{}")
+    for folder, inputs, named in (
+        (tmp_path / "nothing", good, "manifest.json"),
+        (tmp_path, good, "manifest.json"),
+        (build, tmp_path / "nothing.npz", "nothing.npz"),
+        (build, tmp_path / "others.npz", "x"),
+        (build, tmp_path / "types.npz", "float"),
+    ):
+        done = on_target(folder, inputs, outputs)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("error: ")
+        assert named in done.stderr
+    assert not outputs.exists()

@@ -140,7 +140,10 @@ class OnnxRuntimeBackend:
             model = lowering.legalize(model)
             write(model, Path(folder), external=True)
             path, weights = Path(folder) / MODEL_FILE, _weights_in_memory(model)
-            return open_file(path, threads=threads, optimization=optimization, weights=weights, few_runs=few_runs)
+            name = model.graph.name or "without a name"
+            return open_file(
+                path, threads=threads, optimization=optimization, weights=weights, few_runs=few_runs, name=name
+            )
 
 
 def _write_exposed(model_path: Path, values: Sequence[Sequence[str]], folder: Path) -> tuple[str, ...]:

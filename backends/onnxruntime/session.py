@@ -72,6 +72,7 @@ def open_file(
     optimization: Optimization,
     weights: Mapping[str, np.ndarray] | None = None,
     few_runs: bool = False,
+    name: str | None = None,
 ) -> OnnxRuntimeSession:
     """Load a model file; raises ModelError when ONNX Runtime refuses it.
 
@@ -83,6 +84,7 @@ def open_file(
             are not loaded again; what a kernel packs for itself, it copies all the same.
         few_runs: for less memory, kernels pack their weights in every run, not once into a copy, and nodes run in the
             order of the graph.
+        name: what errors call the model; None: by its file, which is for those that the user knows.
     """
     import onnxruntime
 
@@ -100,8 +102,9 @@ def open_file(
         inference = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
         mend = "Check the model with onnx.checker; if it is valid, this is a gap of the runtime or of its lowering"
-        reason = f"ONNX Runtime {onnxruntime.__version__} refuses it: {error}"
-        raise ModelError(f"model {path.name}", reason, mend) from error
+        said = str(error).replace(f"Load model from {path} failed:", "")
+        reason = f"ONNX Runtime {onnxruntime.__version__} refuses it: {said}"
+        raise ModelError(f"model {name or path.name}", reason, mend) from error
     return OnnxRuntimeSession(inference, tuple(shared.values()))
 
 

@@ -18,15 +18,22 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 UNLISTED = {"manifest.json", "manifest.json.sig", "report.json", "report.html"}
 
 
 def check(folder: Path) -> dict:
     """Return the manifest of the folder when each file is as it was written; exits with the name of one that is not."""
-    content = (folder / "manifest.json").read_bytes()
-    manifest = json.loads(content)
-    fingerprint = manifest.pop("fingerprint")
+    path = folder / "manifest.json"
+    if not path.is_file():
+        sys.exit(f"error: there is no {path}: give the folder that compile_in_ci.py wrote")
+    content = path.read_bytes()
+    try:
+        manifest = json.loads(content)
+        fingerprint = manifest.pop("fingerprint")
+    except (ValueError, TypeError, AttributeError, KeyError):
+        sys.exit("error: manifest.json was changed")
     unsealed = json.dumps(manifest, indent=1) + "\n"
     sealed = json.dumps({**manifest, "fingerprint": fingerprint}, indent=1) + "\n"
     if sealed.encode() != content or hashlib.sha256(unsealed.encode()).hexdigest() != fingerprint:
@@ -49,7 +56,12 @@ def main() -> None:
     manifest = check(given.folder)
     session = onnxruntime.InferenceSession(given.folder / manifest["model_file"])
     names = [output.name for output in session.get_outputs()]
-    np.savez(given.outputs, **dict(zip(names, session.run(names, dict(np.load(given.inputs))), strict=True)))
+    try:
+        feed = dict(np.load(given.inputs))
+        outputs = session.run(names, feed)
+        np.savez(given.outputs, **dict(zip(names, outputs, strict=True)))
+    except (OSError, ValueError, InvalidArgument) as error:  # a file, or inputs that do not fit
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError, ModelError, RecipeError
 from qcompile.manifest import Port
 from qcompile.misspelt import mend
+from qcompile.plain_files import check_plain
 from qcompile.recipe import Recipe, named_recipes
 
 DEFAULT_DIMENSION = 128
@@ -44,11 +46,14 @@ class SampleFolder:
 
 def read_sample(file: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file by name; raises CalibrationError when it holds anything else."""
+    mend = "Save it with numpy.savez, one array for each input"
     try:
+        check_plain(file)
+        if not zipfile.is_zipfile(file):
+            raise CalibrationError(str(file), "it is no .npz file", mend)
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        mend = "Save it with numpy.savez, one array for each input"
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(str(file), f"it cannot be read: {error}", mend) from error
 
 

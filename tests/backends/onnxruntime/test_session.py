@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,12 @@ def test_texts() -> None:
         assert session.run({"x": texts})["y"].tolist() == ["a", "b"]
     with pytest.raises(InputError, match="its type is float64, not object"):
         session.run({"x": np.zeros(2)})
+
+
+def test_a_model_that_is_refused_is_called_by_its_name_and_not_by_a_file_that_nobody_knows():
+    text = '<ir_version: 10, opset_import: ["" : 23]> encoder (float16[n] x) => (float[n] y) { [lift] y = Relu(x) }'
+    with pytest.raises(ModelError) as caught:
+        BACKEND.open_session(ir.from_onnx_text(text))
+    assert caught.value.subject == "model encoder"
+    assert "node (lift)" in caught.value.reason
+    assert tempfile.gettempdir() not in str(caught.value)
