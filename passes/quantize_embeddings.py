@@ -8,9 +8,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompile.contract import Finding, Keeps, Pass, Result
-from qcompile.graph import Names, constant, is_standard, layer_name, readers
+from qcompile.graph import Names, constant, layer_name, readers
 from qcompile.initializers import new_initializer, remove_unused
-from qcompile.layers import left_out
+from qcompile.layers import embeddings, left_out
 from qcompile.scheme import Scheme
 from qcompile.solvers import broken_numbers
 from qcompile.solvers.affine import dequantize, quantize_weight
@@ -47,12 +47,8 @@ class QuantizeEmbeddings(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """Quantize each table once, however many Gathers read it."""
-        tables: dict[ir.Value, list[ir.Node]] = {}
-        for node in model.graph:
-            table = node.inputs[0] if is_standard(node, "Gather") and node.inputs else None
-            if table is not None and _is_table(table):
-                tables.setdefault(table, []).append(node)
-        findings = [self._quantize(table, nodes) for table, nodes in tables.items()]
+        tables = embeddings(model).items()
+        findings = [self._quantize(table, nodes) for table, nodes in tables if table.dtype == ir.DataType.FLOAT]
         modified = any(finding.action == "quantized" for finding in findings)
         return Result(model, modified=modified, findings=tuple(findings))
 
@@ -81,13 +77,6 @@ class QuantizeEmbeddings(Pass):
             _replace(graph, node, integers, scales)
         remove_unused([table])
         return dataclasses.replace(told, sqnr_db=sqnr_db(weight, dequantize(quantized, scale, zero_point, axis=0)))
-
-
-def _is_table(value: ir.Value) -> bool:
-    tensor = constant(value)
-    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
-        return False
-    return int(tensor.shape.numpy()[1]) > 1  # a row of one number is not smaller than its scale
 
 
 def _replace(graph: ir.Graph, node: ir.Node, integers: ir.Value, scales: ir.Value) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,24 @@ from qcompile.artifact_portable import GRAPH
 from qcompile.capability import check_data, check_recipe, integer_operators
 from qcompile.compile import trace
 from qcompile.errors import CalibrationError, MissingDependencyError, UnsupportedError
-from qcompile.graph import all_nodes, is_standard
-from qcompile.layers import every_layer, float_layers, operator
+from qcompile.graph import all_nodes, is_standard, layer_name
+from qcompile.layers import embeddings, every_layer, float_layers, operator
 from qcompile.manifest import Port, ports
 from qcompile.outcome import file_bytes
-from qcompile.recipe import Recipe, named_recipes
+from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
+from qcompile.recipe import Recipe, Step, named_recipes
 from qcompile.untouched import quantized_already
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerFacts:
-    """A linear or a convolution with a constant weight.
+    """A linear or a convolution with a constant weight, or an embedding.
 
     Attributes:
         name: as the user knows it, as `ignore` takes it.
-        operator: "Linear", "Conv" or "ConvTranspose".
-        shape: of its weight.
-        dtype: of its weight, as numpy calls it.
+        operator: "Linear", "Conv", "ConvTranspose" or "Embedding".
+        shape: of its weight or table.
+        dtype: of it, as numpy calls it.
     """
 
     name: str
@@ -48,7 +50,7 @@ class RecipeFacts:
     Attributes:
         recipe: its name.
         backend: name of the backend.
-        layers: how many linears and convolutions it quantizes there, if their values allow it.
+        layers: how many linears, convolutions and embeddings it quantizes there, if their values allow it.
         needs: "calibration data" or nothing.
         refusal: why it does not apply; empty where it does.
     """
@@ -73,7 +75,7 @@ class ModelFacts:
         operators: operator, with its domain where that is not the standard one -> how often, most frequent first; in
             subgraphs too.
         functions: names of its own operators.
-        layers: its linears and convolutions, in canonical form and in the order of the graph.
+        layers: its linears and convolutions, then its embeddings, in canonical form and in the order of the graph.
         quantized: how many products read quantized values already.
         recipes: what each named recipe finds in it.
     """
@@ -170,30 +172,37 @@ def _operator(node: ir.Node) -> str:
 
 
 def _layers(model: ir.Model) -> list[LayerFacts]:
-    found = []
-    for layer in every_layer(model):
-        shape = layer.weight.shape.numpy() if layer.weight.shape is not None else ()
-        dtype = str(layer.weight.dtype.numpy()) if layer.weight.dtype is not None else ""
-        found.append(LayerFacts(layer.name, operator(layer), tuple(shape), dtype))
-    return found
+    layers = [_layer(layer.name, operator(layer), layer.weight) for layer in every_layer(model)]
+    tables = [_layer(layer_name(nodes[0]), "Embedding", table) for table, nodes in embeddings(model).items()]
+    return layers + tables
+
+
+def _layer(name: str, kind: str, weight: ir.Value) -> LayerFacts:
+    shape = weight.shape.numpy() if weight.shape is not None else ()
+    return LayerFacts(name, kind, tuple(shape), str(weight.dtype.numpy()) if weight.dtype is not None else "")
 
 
 def _recipes(model: ir.Model) -> list[RecipeFacts]:
     operators = Counter(operator(layer) for layer in float_layers(model))
+    tables = [math.prod(table.shape.numpy()) for table in embeddings(model) if table.dtype == ir.DataType.FLOAT]
     return [
-        _applied(Recipe.from_name(name), backend, operators)
+        _applied(Recipe.from_name(name), backend, operators, tables)
         for backend in backends.BACKENDS
         for name in named_recipes()
     ]
 
 
-def _applied(recipe: Recipe, backend: str, operators: Mapping[str, int]) -> RecipeFacts:
+def _applied(recipe: Recipe, backend: str, operators: Mapping[str, int], tables: Sequence[int]) -> RecipeFacts:
     try:
         engine = backends.get(backend)
         check_recipe(recipe, engine)
     except (MissingDependencyError, UnsupportedError) as error:
         return RecipeFacts(recipe.name, backend, 0, refusal=error.reason)
-    count = sum(operators[name] for name in integer_operators(recipe, engine, None))
+    able = integer_operators(recipe, engine, None)
+    count = sum(operators[name] for name in able)
+    if "Embedding" in able:
+        least = min(step.min_elements for step in map(Step.build, recipe.steps) if isinstance(step, QuantizeEmbeddings))
+        count += sum(elements >= least for elements in tables)
     try:
         check_data(recipe, None)
     except CalibrationError:

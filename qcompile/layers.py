@@ -9,7 +9,16 @@ from collections.abc import Collection, Iterable
 import onnx_ir as ir
 
 from qcompile.contract import Action, Finding
-from qcompile.graph import Convolution, Linear, constant_array, convolutions, is_standard, linears, sole_reader
+from qcompile.graph import (
+    Convolution,
+    Linear,
+    constant,
+    constant_array,
+    convolutions,
+    is_standard,
+    linears,
+    sole_reader,
+)
 from qcompile.qdq import is_dequantized
 from qcompile.scheme import Scheme
 from qcompile.solvers import broken_numbers
@@ -40,6 +49,27 @@ def float_layers(model: ir.Model) -> list[Layer]:
 def float_linears(model: ir.Model) -> list[Linear]:
     """The linears of `float_layers`."""
     return [layer for layer in float_layers(model) if isinstance(layer, Linear)]
+
+
+def embeddings(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
+    """Return the tables of embeddings -> the Gathers that read them, in graph order.
+
+    A table is a constant matrix of floating type; its rows have more than one number: they are not smaller than a scale
+    otherwise.
+    """
+    tables: dict[ir.Value, list[ir.Node]] = {}
+    for node in model.graph:
+        table = node.inputs[0] if is_standard(node, "Gather") and node.inputs else None
+        if table is not None and _is_table(table):
+            tables.setdefault(table, []).append(node)
+    return tables
+
+
+def _is_table(value: ir.Value) -> bool:
+    tensor = constant(value)
+    if tensor is None or not tensor.dtype.is_floating_point() or len(tensor.shape) != 2:
+        return False
+    return int(tensor.shape.numpy()[1]) > 1
 
 
 def node_of(layer: Layer) -> ir.Node:

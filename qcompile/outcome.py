@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -66,7 +67,9 @@ def build_report(
     quantizing += unlisted(lossless, {finding.value for finding in quantizing})
     schemes = " + ".join(f"{_words(item.activations)} × {_words(item.weights)}" for item in quantizers(recipe))
     scales = [finding for name, finding in entries if name == "FoldScales"]
-    layers = [_layer(finding, schemes, log) for finding in sorted(quantizing, key=_position(lossless))]
+    names = Counter(finding.layer for finding in quantizing)
+    ordered = sorted(quantizing, key=_position(lossless))
+    layers = [_layer(finding, schemes, log, names[finding.layer]) for finding in ordered]
     return Report(
         model=name,
         recipe=recipe.name,
@@ -110,14 +113,16 @@ def _position(model: ir.Model) -> Callable[[Finding], float]:
     return lambda finding: values.get(finding.value, names.get(finding.layer, math.inf))
 
 
-def _layer(finding: Finding, schemes: str, log: Log) -> LayerReport:
+def _layer(finding: Finding, schemes: str, log: Log, of_name: int) -> LayerReport:
     multiplies = finding.operator in _INTEGER_OPERATORS
     times = log.times.get(finding.layer, (None, None))
+    alone = of_name == 1 or finding.action != "quantized"
+    namesakes = "" if alone else f"one of {of_name} of this name"
     return LayerReport(
         finding.layer,
         finding.operator,
         finding.action,
-        finding.reason,
+        "; ".join(filter(None, (finding.reason, namesakes))),
         finding.sqnr_db,
         finding.shape,
         scheme=schemes if finding.action == "quantized" and multiplies else "",

@@ -59,6 +59,27 @@ def test_the_recipes_find_as_many_layers_as_compile_quantizes() -> None:
             assert sum(layer.action == "quantized" for layer in report.layers) == each.layers
 
 
+def test_embeddings_are_counted_where_a_recipe_quantizes_them() -> None:
+    model = parse(
+        "(int64[n] ids) => (float[n,8] y) { [words] a = Gather(large, ids) [places] b = Gather(small, ids) "
+        "h = Add(a, b) [fc] y = MatMul(h, w) }",
+        large=RANDOM.normal(size=(9000, 8)).astype(np.float32),
+        small=RANDOM.normal(size=(9000, 8)).astype(np.float32)[:16],
+        w=RANDOM.normal(size=(8, 8)).astype(np.float32),
+    )
+    facts = inspect_model(model)
+    assert facts.layers == (
+        LayerFacts("fc", "Linear", (8, 8), "float32"),
+        LayerFacts("words", "Embedding", (9000, 8), "float32"),
+        LayerFacts("places", "Embedding", (16, 8), "float32"),
+    )
+    counted = {each.recipe: each.layers for each in facts.recipes if each.backend == "onnxruntime"}
+    assert counted["w8a8-dynamic"] == 2  # the other table is too small
+    assert counted["smoothquant-o2"] == 1
+    report = qcompile.compile(model, "w8a8-dynamic", verify=False).report
+    assert sum(layer.action == "quantized" for layer in report.layers) == 2
+
+
 def test_the_facts_of_an_artifact_are_those_of_its_manifest(tmp_path: Path) -> None:
     artifact = qcompile.compile(network(), "w8a8-dynamic", target="avx2", output=tmp_path / "a")
     facts = inspect_artifact(tmp_path / "a")

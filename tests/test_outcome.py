@@ -168,3 +168,20 @@ def test_a_convolution_without_an_integer_kernel_is_kept():
     last = report.layers[-1]
     assert (last.action, last.sqnr_db, last.scheme) == ("kept", None, "")
     assert "this one is read in float" in last.reason
+
+
+def test_layers_of_one_name_are_told_apart_by_their_shapes_and_called_so():
+    """As those of torch's MultiheadAttention, which all belong to one module."""
+    random = np.random.default_rng(0)
+    weights = {"v": (8, 4), "w": (4, 8)}
+    model = ir.from_onnx_text(
+        f"{HEADER} g (float[b, 8] x) => (float[b, 8] y) {{ [part] h = MatMul(x, v) [part] y = MatMul(h, w) }}",
+        initializers=[
+            ir.tensor(random.normal(size=size).astype(np.float32), name=key) for key, size in weights.items()
+        ],
+    )
+    report = qcompile.compile(model, "w8a8-dynamic", verify=False).report
+    assert [(layer.name, layer.shape, layer.reason) for layer in report.layers] == [
+        ("part", (8, 4), "one of 2 of this name"),
+        ("part", (4, 8), "one of 2 of this name"),
+    ]

@@ -63,7 +63,7 @@ def ignore_lines(report: Report) -> list[tuple[str, str]]:
     culprits = [layer for layer in report.culprits() if layer.gain_db is None or layer.gain_db > 0][:SHOWN]
     if culprits:
         gains = {layer.name: layer.gain_db for layer in culprits if layer.gain_db is not None}
-        lines = _ignore([layer.name for layer in culprits], gains)
+        lines = _ignore(list(dict.fromkeys(layer.name for layer in culprits)), gains)
         found.append(("To keep the layers below 20 dB in float", lines))
     return found
 

@@ -259,3 +259,8 @@ def test_a_page_has_the_name_of_a_page(tmp_path):
     with pytest.raises(ArtifactError, match="html"):
         Report().save_html(tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_bytes() == b"mine"
+
+
+def test_a_name_that_several_layers_have_is_suggested_once():
+    report = Report(layers=[LayerReport("part", "Linear", "quantized", sqnr_db=each) for each in (3.0, 5.0)])
+    assert report.summary().count("- part") == 1
