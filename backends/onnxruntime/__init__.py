@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from qcompile.backends import Capability, Lowered, Site, SlowInIntegers
 from qcompile.backends.onnxruntime import lowering
+from qcompile.backends.onnxruntime.empty_batches import aborts
 from qcompile.backends.onnxruntime.session import (
     OnnxRuntimeSession,
     Optimization,
@@ -139,10 +140,15 @@ class OnnxRuntimeBackend:
         with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
             model = lowering.legalize(model)
             write(model, Path(folder), external=True)
-            path, weights = Path(folder) / MODEL_FILE, _weights_in_memory(model)
-            name = model.graph.name or "without a name"
+            found = aborts(model)
             return open_file(
-                path, threads=threads, optimization=optimization, weights=weights, few_runs=few_runs, name=name
+                Path(folder) / MODEL_FILE,
+                threads=threads,
+                optimization=optimization,
+                weights=_weights_in_memory(model),
+                few_runs=few_runs,
+                name=model.graph.name or "without a name",
+                aborts_on_empty=lambda: found,
             )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from qcompile.backends.feeds import TEXT, Declared, check_feed
+from qcompile.backends.onnxruntime.empty_batches import aborts_file
 from qcompile.errors import InputError, ModelError
 from qcompile.memory import return_freed_memory
 from qcompile.session import Feed
@@ -44,18 +46,24 @@ class OnnxRuntimeSession:
     Attributes:
         inference: the loaded model.
         shared: weights that it reads where they are; they live as long as it does.
+        aborts_on_empty: says whether an input without elements may end the process; asked when there is one.
     """
 
     inference: onnxruntime.InferenceSession
-    shared: tuple[onnxruntime.OrtValue, ...] = dataclasses.field(default=(), repr=False)
+    shared: tuple[onnxruntime.OrtValue, ...] = dataclasses.field(repr=False)
+    aborts_on_empty: Callable[[], bool] = dataclasses.field(repr=False)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Run the model: input name -> array, to output name -> array.
 
-        Raises InputError for a missing or unknown input, for a type or shape that is not the input's, and when a
-        kernel refuses the values.
+        Raises InputError for a missing or unknown input, for a type or shape that is not the input's, when a kernel
+        refuses the values, and for an input without elements that could end the process.
         """
         check_feed(feed, {each.name: _declared(each) for each in self.inference.get_inputs()})
+        empty = next((name for name, array in feed.items() if array.size == 0), None)
+        if empty is not None and self.aborts_on_empty():
+            reason = "it is empty, and ONNX Runtime ends the whole process on an empty batch of an LSTM or GRU"
+            raise InputError(f"input {empty!r}", reason, "Run it where there is something to run it on")
         names = [each.name for each in self.inference.get_outputs()]
         try:
             results = self.inference.run(names, dict(feed))
@@ -73,6 +81,7 @@ def open_file(
     weights: Mapping[str, np.ndarray] | None = None,
     few_runs: bool = False,
     name: str | None = None,
+    aborts_on_empty: Callable[[], bool] | None = None,
 ) -> OnnxRuntimeSession:
     """Load a model file; raises ModelError when ONNX Runtime refuses it.
 
@@ -85,6 +94,7 @@ def open_file(
         few_runs: for less memory, kernels pack their weights in every run, not once into a copy, and nodes run in the
             order of the graph.
         name: what errors call the model; None: by its file, which is for those that the user knows.
+        aborts_on_empty: see `OnnxRuntimeSession`; None: by the file, which stays where it is.
     """
     import onnxruntime
 
@@ -105,7 +115,8 @@ def open_file(
         said = str(error).replace(f"Load model from {path} failed:", "")
         reason = f"ONNX Runtime {onnxruntime.__version__} refuses it: {said}"
         raise ModelError(f"model {name or path.name}", reason, mend) from error
-    return OnnxRuntimeSession(inference, tuple(shared.values()))
+    aborts = aborts_on_empty or functools.partial(aborts_file, path)
+    return OnnxRuntimeSession(inference, tuple(shared.values()), aborts)
 
 
 def available_providers() -> list[str]:
