@@ -184,7 +184,8 @@ def _layer(name: str, kind: str, weight: ir.Value) -> LayerFacts:
 
 def _recipes(model: ir.Model) -> list[RecipeFacts]:
     operators = Counter(operator(layer) for layer in float_layers(model))
-    tables = [math.prod(table.shape.numpy()) for table in embeddings(model) if table.dtype == ir.DataType.FLOAT]
+    shapes = [table.shape for table in embeddings(model) if table.dtype == ir.DataType.FLOAT]
+    tables = [math.prod(shape.numpy()) for shape in shapes if shape is not None]
     return [
         _applied(Recipe.from_name(name), backend, operators, tables)
         for backend in backends.BACKENDS

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-
-from qcompile import backends, frontend
+from qcompile import backends
 from qcompile.artifact import Artifact, load
 from qcompile.artifact_portable import GRAPH, read_portable
-from qcompile.calibration_data import Calibration
-from qcompile.calibration_masks import padding_masks
-from qcompile.calibration_sample import counted
-from qcompile.compile_requests import check_arguments, first_sample
-from qcompile.errors import ArtifactError, CalibrationError, ModelError, RecipeError, UnsupportedError
+from qcompile.compile_requests import check_arguments
+from qcompile.errors import ArtifactError, RecipeError, UnsupportedError
 from qcompile.manifest import versions
-from qcompile.outcome import check_finite, check_shapes, cosine, mean_cosine
 from qcompile.pipeline import Progress
 from qcompile.reference_evaluator import OutOfReachError
 from qcompile.report.data import Report, jsonable
-from qcompile.report.text import MEASURED_ON, headlines, verified
+from qcompile.report.text import headlines, verified
 from qcompile.session import Agreement
-from qcompile.verify import MADE_UP, run_all, synthetic_samples, total_difference, usable_masks, without_padding
+from qcompile.verification_against import compare
 from qcompile.verify_artifact import verify_artifact
 from qcompile.verify_observed import observed_values
 
@@ -42,6 +35,7 @@ class Verification:
         agreements: how far it is from the reference of its arithmetic, in each mode of the runtime.
         not_compared: why there is none; empty where there is.
         accuracy: against the float model, as in `Report.accuracy`; empty without one.
+        warning: where that is much less than what compile measured; empty where it is not.
         versions: package -> version, on this machine.
         compiled_with: package -> version, where it was compiled.
     """
@@ -51,6 +45,7 @@ class Verification:
     agreements: tuple[Agreement, ...]
     not_compared: str
     accuracy: Mapping[str, Any]
+    warning: str
     versions: Mapping[str, str]
     compiled_with: Mapping[str, str]
 
@@ -65,6 +60,8 @@ class Verification:
         lines += [f"verified  {line}" for line in verified(self.agreements, self.not_compared)]
         measured = Report(accuracy=dict(self.accuracy))
         lines += headlines(measured)
+        if self.warning:
+            lines.append(f"warning: {self.warning}")
         for name, version in self.versions.items():
             before = self.compiled_with.get(name, "none")
             if before != version:
@@ -91,7 +88,7 @@ def verify(
         artifact: its folder, or an Artifact.
         against: the float model, in any form that `compile` takes; a torch module needs `data`.
         data: samples to compare with the float model on, in any form that `Calibration` names, or a Calibration; None:
-            made-up inputs.
+            the sample that compile took, made-up inputs where it left none.
         public_key: a PEM file; whoever has its other half must have signed the artifact, see `qcompile.load`.
         trust_input: of `against`, as in `compile`.
         progress: as in `compile`.
@@ -100,8 +97,10 @@ def verify(
         ArtifactError: a file is not what the manifest says; or the artifact was compiled without verification, and
             there is no float model.
         SignatureError: there is a public key, and the artifact was not signed with its other half.
+        ModelError: the float model has other inputs or outputs than the artifact.
         VerificationError: the runtime computes something else than the quantized graph means; or NaN, infinity or
-            outputs of another shape where the float model does not.
+            outputs of another shape where the float model does not; or outputs that are further from the float
+            model's than zeros would be, where compile did not find that: it is another model.
         UnsupportedError: the reference does not cover the model, and there is no float model.
         RecipeError: there is data and no float model.
     """
@@ -112,10 +111,17 @@ def verify(
     report_progress("comparing with the manifest", 0.0)
     opened = load(artifact.path if isinstance(artifact, Artifact) else artifact, public_key=public_key)
     agreements, not_compared = _agreements(opened, against is None, report_progress)
-    accuracy = {} if against is None else _accuracy(opened, against, data, trust_input, report_progress)
-    manifest = opened.manifest
-    here = versions(opened.backend)
-    return Verification(opened.path, opened.backend, agreements, not_compared, accuracy, here, manifest.versions)
+    found = None if against is None else compare(opened, against, data, trust_input, report_progress)
+    return Verification(
+        opened.path,
+        opened.backend,
+        agreements,
+        not_compared,
+        accuracy={} if found is None else found.accuracy,
+        warning="" if found is None else found.warning,
+        versions=versions(opened.backend),
+        compiled_with=opened.manifest.versions,
+    )
 
 
 def _agreements(opened: Artifact, required: bool, progress: Progress) -> tuple[tuple[Agreement, ...], str]:
@@ -136,62 +142,3 @@ def _agreements(opened: Artifact, required: bool, progress: Progress) -> tuple[t
             mend = _GIVE_THE_MODEL[0].upper() + _GIVE_THE_MODEL[1:]
             raise UnsupportedError(str(opened.path), f"it cannot be compared: {error}", mend) from error
         return (), str(error)
-
-
-def _accuracy(opened: Artifact, against: Any, data: Any, trust_input: bool, progress: Progress) -> dict[str, Any]:
-    """Compare the outputs with those of the float model on the same runtime, one sample in memory at a time."""
-    progress("reading the float model", 0.0)
-    calibration = None if data is None else Calibration.of(data)
-    model, calibration = _traced(against, calibration, trust_input)
-    inputs = [value for value in model.graph.inputs if value.const_value is None]
-    _check_inputs(opened, [str(value.name) for value in inputs])
-    samples = synthetic_samples(model) if calibration is None else calibration.read(inputs)
-    masks = padding_masks(model)
-    sessions = backends.get(opened.backend).open_session(model), opened.open_session()
-    cosines: dict[str, list[float | None]] = {str(value.name): [] for value in model.graph.outputs}
-    count = 0
-
-    def pairs() -> Iterator[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]:
-        nonlocal count
-        for sample in samples:
-            progress(f"comparing with the float model, sample {count}", 0.0)
-            exact, own = (run_all(session, [sample]) for session in sessions)
-            check_shapes(exact, own, model.graph, opened.model_path.name)
-            check_finite(exact, own, opened.model_path.name)
-            usable = usable_masks(masks, [sample])
-            (before,), (after,) = (without_padding(side, [sample], usable) for side in (exact, own))
-            for name, found in cosines.items():
-                found.append(cosine(before[name], after[name]))
-            count += 1
-            yield before, after
-
-    ratio = total_difference(pairs()).sqnr_db
-    if not count:
-        raise CalibrationError("data", "it holds no sample", "Give one at least; a generator serves once")
-    return {
-        "sqnr_db": ratio,
-        "cosine": {name: mean_cosine(found) for name, found in cosines.items()},
-        MEASURED_ON: MADE_UP if calibration is None else counted(count, "sample"),
-    }
-
-
-def _traced(against: Any, calibration: Calibration | None, trust_input: bool) -> tuple[ir.Model, Calibration | None]:
-    """Read the float model, a torch module with the first sample; return it and data that still holds that sample."""
-    against = frontend.open_model(against, trust_input=trust_input)
-    example = None
-    if hasattr(against, "forward") and not hasattr(against, "graph_signature"):
-        if calibration is None:
-            raise ModelError(
-                type(against).__name__, "a torch module is traced with a sample, and there is none", "Give data"
-            )
-        example, calibration = first_sample(calibration, against)
-    return frontend.trace(against, example_inputs=example, trust_input=trust_input), calibration
-
-
-def _check_inputs(opened: Artifact, names: Sequence[str]) -> None:
-    own = [port.name for port in opened.manifest.inputs]
-    if set(own) != set(names):
-        reason = (
-            f"its inputs are {', '.join(names) or 'none'} where those of the artifact are {', '.join(own) or 'none'}"
-        )
-        raise ModelError("the float model", reason, "Give the model that the artifact was compiled from")

@@ -54,7 +54,7 @@ ROOMS = {
         "qcompile.capability",
         "qcompile.doctor",
         "qcompile.inspection",
-        "qcompile.verification",
+        "qcompile.verification*",
         "qcompile.processor",
         "qcompile.tuning*",
         "qcompile.work",

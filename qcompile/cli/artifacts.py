@@ -18,7 +18,7 @@ def verify(
     against: Annotated[Path | None, typer.Option(help="The float model: an .onnx file.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Samples to compare with it on, as in compile; made up when left out."),
+        typer.Option(help="Samples to compare with it on, as in compile; the one in the artifact when left out."),
     ] = None,
     public_key: Annotated[
         Path | None, typer.Option(help="PEM file; the artifact must be signed with the other half of this key.")
