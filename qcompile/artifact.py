@@ -216,7 +216,10 @@ def _read_report(path: Path, manifest: Manifest) -> Report:
 
 
 def absolute(path: str | Path) -> Path:
-    """Return the absolute path of a folder; raises ArtifactError for what is not a path."""
+    """Return the absolute path of a folder; raises ArtifactError for what is not a path, and for a root."""
     if not isinstance(path, (str, os.PathLike)):
         raise ArtifactError(f"folder {path!r}", f"it is a {type(path).__name__}", "Give the path of a folder")
-    return Path(path).absolute()
+    found = Path(path).absolute()
+    if not found.name:
+        raise ArtifactError(f"folder {found}", "it is the root of a file system", "Give the path of a folder in it")
+    return found

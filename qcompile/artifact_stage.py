@@ -5,12 +5,35 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import filelock
 
 from qcompile.artifact_exchange import sync
 from qcompile.errors import ArtifactError
+
+_HELD: ContextVar[Path | None] = ContextVar("_HELD", default=None)
+"""The folder that `keep_others_out` keeps for a `stage_beside` to come."""
+
+
+@contextlib.contextmanager
+def keep_others_out(output: Path) -> Iterator[None]:
+    """Be the only writer of `output` from now on, so that others need not work first to be refused.
+
+    One `stage_beside` of the same folder may come in it. At the end nothing is left of it but what that has written;
+    what a process leaves that is killed is an empty file of one name, of which the lock is gone.
+
+    Raises:
+        ArtifactError: another process, or thread, is at work there.
+        OSError: nothing can be made there.
+    """
+    with _parents(output), _only_writer(output):
+        held = _HELD.set(output)
+        try:
+            yield
+        finally:
+            _HELD.reset(held)
 
 
 @contextlib.contextmanager
@@ -28,19 +51,38 @@ def stage_beside(output: Path) -> Iterator[Path]:
         ArtifactError: another process, or thread, has one for the same `output`.
         OSError: it cannot be made.
     """
+    if _HELD.get() == output:
+        held = _HELD.set(None)  # for one: whoever writes there within it is another writer
+        try:
+            with _emptied(output) as stage:
+                yield stage
+        finally:
+            _HELD.reset(held)
+    else:
+        with _parents(output), _only_writer(output), _emptied(output) as stage:
+            yield stage
+
+
+@contextlib.contextmanager
+def _emptied(output: Path) -> Iterator[Path]:
+    _clear(output)
+    stage = _stage(output)
+    stage.mkdir()
+    try:
+        yield stage
+    finally:
+        _clear(output)
+
+
+@contextlib.contextmanager
+def _parents(output: Path) -> Iterator[None]:
+    """Make the folders above; at the end remove those that were made in vain."""
     made = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         for parent in made:
             sync(parent.parent)
-        with _only_writer(output):
-            _clear(output)
-            stage = _stage(output)
-            stage.mkdir()
-            try:
-                yield stage
-            finally:
-                _clear(output)
+        yield
     finally:
         if not output.exists():
             for parent in made:
@@ -65,7 +107,7 @@ def try_out(output: Path) -> None:
         ArtifactError: another process is at work there.
         OSError: a folder cannot be made there.
     """
-    if _lock(output).exists():
+    if _HELD.get() != output and _lock(output).exists():
         with _only_writer(output):
             pass
     above = next(parent for parent in output.parents if parent.exists())

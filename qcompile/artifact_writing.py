@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import onnx_ir as ir
 
 from qcompile.artifact import Artifact, absolute, report_json
 from qcompile.artifact_exchange import bring_to_disk, put_in_place, sync
-from qcompile.artifact_stage import behind_link, replaced, stage_beside, try_out
+from qcompile.artifact_stage import behind_link, keep_others_out, replaced, stage_beside, try_out
 from qcompile.backends import Lowered
 from qcompile.disk_room import is_full
 from qcompile.errors import ArtifactError
@@ -31,6 +33,30 @@ from qcompile.manifest import (
 )
 from qcompile.recipe import Recipe
 from qcompile.report import Report
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def sole_writer(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate what writes an artifact to its keyword argument `output`: while it works, others are refused there.
+
+    Raises:
+        ArtifactError: another process is at work there, or nothing can be made there.
+    """
+
+    @functools.wraps(function)
+    def alone(*arguments: _P.args, **settings: _P.kwargs) -> _R:
+        output: Any = settings.get("output")
+        if output is None:
+            return function(*arguments, **settings)
+        path = absolute(output)
+        with contextlib.ExitStack() as stack:
+            with _failures_of(path):
+                stack.enter_context(keep_others_out(behind_link(path)))
+            return function(*arguments, **settings)
+
+    return alone
 
 
 def check_output(output: str | Path) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcompile import backends, frontend
 from qcompile.accuracy_budget import AccuracyBudget
 from qcompile.artifact import Artifact
-from qcompile.artifact_writing import check_output
+from qcompile.artifact_writing import check_output, sole_writer
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, wanted_operators
 from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
@@ -36,6 +36,7 @@ STAGES = (
 
 
 @room_for_temporary_files()
+@sole_writer
 def compile(
     model: Any,
     recipe: str | Path | Recipe = "w8a8-dynamic",

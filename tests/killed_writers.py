@@ -24,7 +24,7 @@ from pathlib import Path
 from qcompile import artifact_exchange
 from qcompile.artifact import load
 from qcompile.artifact_stage import replaced
-from qcompile.artifact_writing import check_output
+from qcompile.artifact_writing import check_output, sole_writer
 from qcompile.backends import Lowered
 from qcompile.errors import ArtifactError, InputError
 from qcompile.report import Report
@@ -53,6 +53,11 @@ def write_old(output: Path) -> None:
 
 
 def write_new(output: Path) -> None:
+    write_as_compile(output=output)
+
+
+@sole_writer
+def write_as_compile(*, output: Path) -> None:
     check_output(output)
     write(output, report=Report(model="new"), target=None)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
+
+import qcompile
 from qcompile.backends import Lowered
 from qcompile.errors import ArtifactError
 from qcompile.report import Report
@@ -22,6 +27,23 @@ def write_slowly(output: Path, begun: Event, may_end: Event) -> None:
         return lowered
 
     write(output, slow, report=Report(model="slow"))
+
+
+def compile_slowly(output: Path, begun: Event, may_end: Event) -> None:
+    """Compile a small model whose calibration data comes late."""
+
+    def data() -> Iterator[dict[str, np.ndarray]]:
+        begun.set()
+        assert may_end.wait(PATIENCE)
+        yield {"x": np.ones((2, 8), np.float32)}
+
+    qcompile.compile(small_model(), "w8a8-static", calibration=data, output=output, verify=False)
+
+
+def small_model() -> ir.Model:
+    weight = ir.tensor(np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), name="w")
+    text = '<ir_version: 10, opset_import: ["" : 23]> g (float[n, 8] x) => (float[n, 4] y) { y = MatMul(x, w) }'
+    return ir.from_onnx_text(text, initializers=[weight])
 
 
 def write_together(output: Path, name: str, start: Barrier, rounds: int, results: Path) -> None:

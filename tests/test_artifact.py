@@ -253,3 +253,9 @@ def test_what_is_no_folder_and_no_key_is_said(tmp_path):
         load(artifact.model_path)
     with pytest.raises(SignatureError, match="it is a int"):
         load(tmp_path / "out", public_key=5)
+
+
+def test_the_root_of_a_file_system_is_no_folder_to_write_or_load():
+    for attempt in (check_output, load):
+        with pytest.raises(ArtifactError, match="root of a file system"):
+            attempt(Path.cwd().anchor)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qcompile.artifact import load
 from qcompile.artifact_exchange import exchanged
 from qcompile.artifact_writing import check_output
-from qcompile.errors import ArtifactError
+from qcompile.compile import compile
+from qcompile.errors import ArtifactError, CalibrationError
 from qcompile.report import Report
 from tests.artifacts import save, write
-from tests.rival_writers import PATIENCE, write_slowly, write_together, write_until
+from tests.rival_writers import PATIENCE, compile_slowly, small_model, write_slowly, write_together, write_until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="processes are forked from a server")
 
@@ -62,6 +64,55 @@ def test_while_one_process_writes_another_is_refused_and_then_wins(
     write(output, report=Report(model="after"))
     assert load(output).report.model == "after"
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_whoever_compiles_has_the_folder_from_the_start_until_it_ends(
+    killed: bool, tmp_path: Path, processes: ForkServerContext
+) -> None:
+    output = tmp_path / "made" / "out"
+    begun, may_end = processes.Event(), processes.Event()
+    slow = started(processes, compile_slowly, output, begun, may_end)
+    assert begun.wait(PATIENCE)
+
+    def never() -> Iterator[dict[str, np.ndarray]]:
+        raise AssertionError("who is refused has looked at the data")
+
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match="another process is writing it"):
+            compile(small_model(), "w8a8-static", calibration=never, output=output)
+    assert not output.exists()
+    if killed:
+        slow.kill()
+        slow.join()
+    may_end.set()
+    assert ended(slow) != killed
+    compile(small_model(), "w8a8-dynamic", output=output, verify=False)
+    assert load(output).recipe.name == "w8a8-dynamic"
+    assert os.listdir(output.parent) == ["out"]
+
+
+def test_a_compilation_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError):
+        compile(small_model(), "w8a8-static", calibration=[], output=tmp_path / "made" / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_within_a_compilation_another_one_to_the_same_folder_is_refused(tmp_path: Path) -> None:
+    refused = []
+
+    def data() -> list[dict[str, np.ndarray]]:
+        with pytest.raises(ArtifactError, match="another process is writing it") as raised:
+            compile(small_model(), "w8a8-dynamic", output=tmp_path / "out", verify=False)
+        refused.append(raised)
+        compile(small_model(), "w8a8-dynamic", output=tmp_path / "other", verify=False)
+        return [{"x": np.ones((2, 8), np.float32)}]
+
+    compile(small_model(), "w8a8-static", calibration=data, output=tmp_path / "out", verify=False)
+    assert refused
+    assert load(tmp_path / "out").recipe.name == "w8a8-static"
+    assert load(tmp_path / "other").recipe.name == "w8a8-dynamic"
+    assert sorted(os.listdir(tmp_path)) == ["other", "out"]
 
 
 def test_in_one_process_a_writer_within_another_is_refused(tmp_path: Path) -> None:
