@@ -41,7 +41,8 @@ class InsertQdq(Pass):
         min_convolution_sqnr_db: a convolution whose own signal-to-quantization-noise ratio, measured on what it
             multiplies, is lower stays float; None: none does.
         rounding: "nearest", or "gptq": error-compensated on the second moments of what the layer multiplies; to
-            nearest where `multiplied.with_patches` has nothing for a convolution. Both are the same at run time.
+            nearest where `multiplied.with_patches` has nothing for a convolution, and above
+            `weight_rounding.MOST_INPUTS`. Both are the same at run time.
         bias_correction: "none", or "convolutions": what quantization adds to their outputs on average is taken off the
             bias, where that helps on rows it was not measured on. Free at run time. Not for linears: on MiniLM it made
             the embeddings worse, with GPTQ (error .0013 to .0015) as without.

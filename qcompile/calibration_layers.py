@@ -12,6 +12,7 @@ from qcompile.calibration import Calibrator, ChannelStatistics
 from qcompile.graph import Convolution
 from qcompile.layers import Layer
 from qcompile.multiplied import multiplies_input, with_patches
+from qcompile.weight_rounding import MOST_INPUTS
 
 _GRAM_BYTES = 160 * 2**20
 
@@ -49,7 +50,7 @@ def layer_statistics(
         model: the model as it is now; the caller may change the layers that were yielded.
         chosen: the layers.
         written: outputs of convolutions, or of activations behind them, to collect too.
-        grams: collect second moments of what linears and 1x1 convolutions multiply.
+        grams: collect second moments of what linears and 1x1 convolutions of up to MOST_INPUTS multiply.
     """
     part: list[Layer] = []
     read: dict[str, int] = {}
@@ -59,11 +60,15 @@ def layer_statistics(
         name = str(layer.x.name)
         if name not in read:
             read[name] = layers.input_axis(layer)
-            size += 8 * layers.accumulated(layer) ** 2 if grams and multiplies_input(layer) else 0
+            size += 8 * layers.accumulated(layer) ** 2 if grams and _has_gram(layer) else 0
         if size > _GRAM_BYTES:
             yield _collect(calibrator, model, part, read, written, grams)
             part, read, size = [], {}, 0
     yield _collect(calibrator, model, part, read, written, grams)
+
+
+def _has_gram(layer: Layer) -> bool:
+    return multiplies_input(layer) and layers.accumulated(layer) <= MOST_INPUTS
 
 
 def _collect(
@@ -74,7 +79,7 @@ def _collect(
     written: Collection[ir.Value],
     grams: bool,
 ) -> LayerStatistics:
-    second_moments = {str(layer.x.name) for layer in part if grams and multiplies_input(layer)}
+    second_moments = {str(layer.x.name) for layer in part if grams and _has_gram(layer)}
     ends = {layers.activated_output(layer) for layer in part if isinstance(layer, Convolution)}
     outputs = {str(value.name): 1 for value in written if value in ends}
     values = calibrator.collect(model, {**read, **outputs}, gram=second_moments)

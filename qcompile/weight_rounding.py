@@ -20,6 +20,10 @@ Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 Rounding = Literal["nearest", "gptq"]
 
+MOST_INPUTS = 2**14
+"""Inputs beyond which weights are rounded to nearest: their second moments would be larger than 1 GiB, and take minutes
+to factor."""
+
 
 def scale_axis(layer: Layer, scheme: Scheme) -> int | None:
     """Axis of the weight along which scales differ; None: there is one for all."""
@@ -37,9 +41,10 @@ def rounded(
         rows: of what the layer multiplies, [rows, inputs of all groups]; without any and no gram: to nearest.
         gram: second moments of what the layer multiplies, [inputs, inputs], where it has one group; else from rows.
         scheme: of the weight; an asymmetric one is rounded to nearest.
-        how: to nearest, or error-compensated; the scales are the same.
+        how: to nearest, or error-compensated up to MOST_INPUTS; the scales are the same.
     """
-    if how == "nearest" or (gram is None and not len(rows)) or not scheme.sym:
+    known = gram is not None or len(rows) > 0
+    if how == "nearest" or not known or not scheme.sym or layers.accumulated(layer) > MOST_INPUTS:
         return quantize_weight(weight, scheme, scale_axis(layer, scheme))
     parts = as_matrices(weight, layer)
     if gram is not None:

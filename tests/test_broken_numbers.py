@@ -135,3 +135,34 @@ def test_compile_keeps_float_what_no_integers_stand_for_and_says_why(
 def test_rewrite_is_near_the_float_model(recipe: str, expected: dict[str, np.ndarray]) -> None:
     portable = qcompile.rewrite(broken_model(), recipe, calibration=samples(3))
     check_near(expected, backends.get("onnxruntime").open_session(portable).run(samples(3)[0]))
+
+
+def wide_model(inputs: int) -> ir.Model:
+    """Beside a small linear one that adds up so many products, all as large as 8 bits make them."""
+    text = (
+        "g (float[N, K] x, float[N, 8] z) => (float[N, 2] y) { a = MatMul(x, wide) b = MatMul(z, small) y = Add(a, b) }"
+    )
+    small = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    return parse(text.replace("K", str(inputs)), wide=np.full((inputs, 2), 0.1, np.float32), small=small)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "recipe", "kept"),
+    [
+        (66_311, "w8a8-static", False),
+        (66_312, "w8a8-static", True),
+        (133_144, "w8a8-dynamic", False),
+        (133_145, "w8a8-dynamic", True),
+    ],
+)
+def test_sums_that_int32_does_not_hold_stay_float_and_the_largest_that_it_holds_are_right(
+    inputs: int, recipe: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome, "LATENCY_SECONDS", 0.01)
+    feed = {"x": np.ones((1, inputs), np.float32), "z": np.ones((1, 8), np.float32)}
+    artifact = qcompile.compile(wide_model(inputs), recipe, calibration=[feed] * 2, tune="none")
+    told = {layer.name: layer.reason if layer.action == "kept" else layer.action for layer in artifact.report.layers}
+    assert told["a"] == (f"{inputs} products of 8-bit values overflow the int32 accumulator" if kept else "quantized")
+    assert told["b"] == "quantized"
+    exact = backends.get("onnxruntime").open_session(wide_model(inputs)).run(feed)["y"]
+    np.testing.assert_allclose(artifact.run(feed)["y"], exact, rtol=0.01)
