@@ -98,7 +98,7 @@ def test_inspect_says_what_is_in_a_model_and_what_an_artifact_is(perceptron, tmp
         assert words in text
     found = json.loads(run("inspect", perceptron, "--json").stdout)
     assert [layer["name"] for layer in found["layers"]] == ["first", "second"]
-    run("compile", perceptron, "-o", tmp_path / "out", "--target", "avx2")
+    run("compile", perceptron, "-o", tmp_path / "out", "--target", "avx2", "--tune", "none")
     text = run("inspect", tmp_path / "out").stdout
     for words in ("w8a8-dynamic · onnxruntime · avx2", "2 quantized", "model.onnx, ", "which the runtime loads"):
         assert words in text
