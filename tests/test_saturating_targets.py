@@ -75,7 +75,8 @@ def test_no_pair_of_products_saturates_with_the_target_and_pairs_do_without(
 ) -> None:
     monkeypatch.setattr(outcome, "LATENCY_SECONDS", 0.01)
     for target, expected in (("avx2", False), (None, True)):
-        artifact = qcompile.compile(saturating_model(), recipe, backend=backend, calibration=data(2), target=target)
+        settings = {"backend": backend, "calibration": data(2), "target": target}
+        artifact = qcompile.compile(saturating_model(), recipe, tune="none", **settings)
         weights = stored_weights(artifact)
         assert len(weights) == (3 if recipe in ("w8a8-static", "smoothquant-o3") else 1)
         assert any(map(saturates, weights)) is expected
