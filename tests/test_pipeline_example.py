@@ -70,6 +70,10 @@ def test_what_is_not_there_or_does_not_fit_is_one_line(built: Path, tmp_path: Pa
     build, good, outputs = built / "build", built / "inputs.npz", tmp_path / "outputs.npz"
     np.savez(tmp_path / "others.npz", y=np.zeros(3))
     np.savez(tmp_path / "types.npz", x=np.zeros((8, 32)))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    whole = good.read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-99])
+    (tmp_path / "damaged.npz").write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
     (tmp_path / "manifest.json").write_text("{}")
     for folder, inputs, named in (
         (tmp_path / "nothing", good, "manifest.json"),
@@ -77,6 +81,9 @@ def test_what_is_not_there_or_does_not_fit_is_one_line(built: Path, tmp_path: Pa
         (build, tmp_path / "nothing.npz", "nothing.npz"),
         (build, tmp_path / "others.npz", "x"),
         (build, tmp_path / "types.npz", "float"),
+        (build, tmp_path / "array.npy", "array.npy is no .npz file"),
+        (build, tmp_path / "cut.npz", "cut.npz is no .npz file"),
+        (build, tmp_path / "damaged.npz", "Bad CRC-32"),
     ):
         done = on_target(folder, inputs, outputs)
         assert done.returncode == 1

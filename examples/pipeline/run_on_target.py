@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +57,13 @@ def main() -> None:
     manifest = check(given.folder)
     session = onnxruntime.InferenceSession(given.folder / manifest["model_file"])
     names = [output.name for output in session.get_outputs()]
+    if not zipfile.is_zipfile(given.inputs):
+        sys.exit(f"error: {given.inputs} is no .npz file")
     try:
         feed = dict(np.load(given.inputs))
         outputs = session.run(names, feed)
         np.savez(given.outputs, **dict(zip(names, outputs, strict=True)))
-    except (OSError, ValueError, InvalidArgument) as error:  # a file, or inputs that do not fit
+    except (OSError, ValueError, zipfile.BadZipFile, InvalidArgument) as error:  # a file, or inputs that do not fit
         sys.exit(f"error: {error}")
 
 
