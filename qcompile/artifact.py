@@ -216,10 +216,22 @@ def _read_report(path: Path, manifest: Manifest) -> Report:
 
 
 def absolute(path: str | Path) -> Path:
-    """Return the absolute path of a folder; raises ArtifactError for what is not a path, and for a root."""
+    """Return the absolute path of a folder.
+
+    Raises:
+        ArtifactError: it is no path, that of a root, or one that nothing can have: too long, a link to itself, a name
+            that is not UTF-8, which runtimes take none but.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise ArtifactError(f"folder {path!r}", f"it is a {type(path).__name__}", "Give the path of a folder")
     found = Path(path).absolute()
     if not found.name:
         raise ArtifactError(f"folder {found}", "it is the root of a file system", "Give the path of a folder in it")
+    try:
+        str(found).encode("utf-8")
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # whoever reads or writes there says so
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"folder {str(path)!r}", f"nothing can be there: {error}", "Give another path") from error
     return found

@@ -91,8 +91,11 @@ def _parents(output: Path) -> Iterator[None]:
 
 
 def behind_link(output: Path) -> Path:
-    """Return the folder that a symbolic link leads to, else the path as it is: a link is kept, its folder replaced."""
-    return output.resolve() if output.is_symlink() else output
+    """Return the folder that a symbolic link leads to, else the path as it is: a link is kept, its folder replaced.
+
+    So does a path that ends in "..", for what lies beside the folder has to be beside it.
+    """
+    return output.resolve() if output.is_symlink() or output.name == ".." else output
 
 
 def replaced(output: Path) -> Path:

@@ -95,7 +95,7 @@ def model_name(model: object, graph: str | None, output: str | Path | None) -> s
         output: folder that is written, or None.
     """
     if isinstance(model, (str, os.PathLike)):
-        return Path(model).stem
+        return os.fsencode(Path(model).stem).decode(errors="replace")  # on Linux a name is bytes, not always UTF-8
     if hasattr(model, "forward"):
         return type(model).__name__
     if graph not in _GRAPHS_OF_EXPORTERS:

@@ -11,5 +11,9 @@ def check_plain(path: Path) -> None:
 
     Nothing is opened. Where there is nothing, the error is that of `Path.stat`.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:
+        raise OSError(f"no file can have this name: {error}") from error
+    if not stat.S_ISREG(mode):
         raise OSError("it is not a plain file")

@@ -15,6 +15,7 @@ import pytest
 
 from qcompile.artifact import load
 from qcompile.artifact_exchange import exchanged
+from qcompile.artifact_stage import behind_link, stage_beside
 from qcompile.artifact_writing import check_output
 from qcompile.compile import compile
 from qcompile.errors import ArtifactError, CalibrationError
@@ -110,6 +111,29 @@ def test_within_a_compilation_another_one_to_the_same_folder_is_refused(tmp_path
     assert load(tmp_path / "out").recipe.name == "w8a8-static"
     assert load(tmp_path / "other").recipe.name == "w8a8-dynamic"
     assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
+def test_a_path_that_goes_up_again_is_that_of_the_same_folder(tmp_path: Path) -> None:
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    with stage_beside(behind_link(tmp_path / "out" / "sub" / "..")) as stage:
+        assert stage.parent == tmp_path
+        with pytest.raises(ArtifactError, match="another process is writing it"):
+            write(tmp_path / "out")
+
+
+def test_a_folder_named_by_a_relative_path_is_where_it_was_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def data() -> list[dict[str, np.ndarray]]:
+        os.chdir(tmp_path / "elsewhere")
+        return [{"x": np.ones((2, 8), np.float32)}]
+
+    artifact = compile(small_model(), "w8a8-static", calibration=data, output="out", verify=False)
+    assert artifact.path == tmp_path / "out"
+    assert os.listdir(tmp_path / "elsewhere") == []
 
 
 def test_in_one_process_a_writer_within_another_is_refused(tmp_path: Path) -> None:

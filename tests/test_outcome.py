@@ -131,6 +131,7 @@ def test_what_the_backend_computes_in_float_is_not_called_quantized(tmp_path):
         (ir.from_onnx_text(FLOAT), "g", "out", "g"),
         (ir.from_onnx_text(FLOAT), "main_graph", "folder/encoder-int8/", "encoder-int8"),
         (b"", None, None, "model"),
+        ("caf\udce9.onnx", "main_graph", "out", "caf\N{REPLACEMENT CHARACTER}"),
     ],
 )
 def test_a_model_is_called_what_the_user_calls_it(model, graph, output, name):

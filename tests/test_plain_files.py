@@ -38,6 +38,8 @@ def test_a_file_is_plain_and_a_link_to_it_and_nothing_else(pipe: Path, tmp_path:
             check_plain(path)
     with pytest.raises(FileNotFoundError):
         check_plain(tmp_path / "nothing")
+    with pytest.raises(OSError, match="no file can have this name"):
+        check_plain(tmp_path / "a\0b")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,16 @@ def test_a_folder_of_the_wrong_type_is_refused(wrong):
             door(wrong)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "loop", "\udce9", "\udce9/out"], ids=ascii)
+def test_a_folder_that_there_cannot_be_is_refused(name, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for door in (check_output, qcompile.load, lambda path: qcompile.compile(b"", output=path)):
+        with pytest.raises(ArtifactError, match="nothing can be there") as raised:
+            door(tmp_path / name)
+        str(raised.value).encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
 @pytest.mark.parametrize("feed", [None, [np.zeros(3)], {1: np.zeros(3)}])
 def test_a_feed_that_is_no_mapping_of_names_is_refused(feed, tmp_path):
     with pytest.raises(InputError, match="Give x, n by name"):
@@ -69,6 +79,8 @@ def test_a_feed_that_is_no_mapping_of_names_is_refused(feed, tmp_path):
 def test_a_page_in_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="cannot be written"):
         Report().save_html(tmp_path / "missing" / "report.html")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        Report().save_html("a\0b.html")
     write(tmp_path / "out")
     page = str(tmp_path / "missing" / "report.html")
     result = typer.testing.CliRunner().invoke(app, ["report", str(tmp_path / "out"), "--html", page])

@@ -243,7 +243,7 @@ class Report:
         page = render(self)
         try:
             Path(path).write_text(page, encoding="utf-8")
-        except (OSError, TypeError) as error:
+        except (OSError, TypeError, ValueError) as error:  # ValueError: a name that no file can have
             mend = "Give a file in a folder that is there"
             raise ArtifactError(f"page {path}", f"it cannot be written: {error}", mend) from error
 
