@@ -66,7 +66,12 @@ def compare(opened: Artifact, against: Any, data: Any, trust_input: bool, progre
     calibration = None if data is None else Calibration.of(data)
     model, calibration = _traced(against, calibration, trust_input)
     inputs = [value for value in model.graph.inputs if value.const_value is None]
-    _check_ports("inputs", opened.manifest.inputs, ports(inputs))
+    listed = {port.name for port in opened.manifest.inputs}  # with those that have a default, where they are left
+    _check_ports(
+        "inputs",
+        opened.manifest.inputs,
+        ports(value for value in model.graph.inputs if value.const_value is None or value.name in listed),
+    )
     _check_ports("outputs", opened.manifest.outputs, ports(model.graph.outputs))
     samples, kind = _samples(opened, model, calibration, inputs)
     accuracy, count = _accuracy(opened, model, samples, progress)

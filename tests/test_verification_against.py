@@ -60,6 +60,22 @@ def test_a_fixed_size_may_stand_where_the_artifact_has_a_free_one(artifact: Arti
     assert qcompile.verify(artifact, against=model, data=samples(1)).warning == ""
 
 
+def test_inputs_that_have_a_default_are_those_of_the_model_too(tmp_path: Path) -> None:
+    def model() -> ir.Model:
+        constants = {"w": np.eye(64, 8, dtype=np.float32), "b": np.ones(8, np.float32)}
+        found = parse("(float[n,64] x) => (float[n,8] y) { h = MatMul(x, w) y = Add(h, b) }", **constants)
+        found.graph.inputs.append(found.graph.initializers["b"])
+        return found
+
+    artifact = qcompile.compile(model(), "w8a8-dynamic", output=tmp_path / "a", tune="none")
+    assert [port.name for port in artifact.manifest.inputs] == ["x", "b"]
+    assert qcompile.verify(artifact, against=model(), data=samples(1)).accuracy["sqnr_db"] > 20
+    model_without = model()
+    model_without.graph.inputs.pop()
+    with pytest.raises(ModelError, match="its inputs are x where those of the artifact are x, b"):
+        qcompile.verify(artifact, against=model_without)
+
+
 @pytest.mark.parametrize("data", [None, samples(2)], ids=["its own sample", "data"])
 def test_another_model_of_the_same_inputs_and_outputs_is_an_error(data: object, artifact: Artifact) -> None:
     same = qcompile.verify(artifact, against=network(), data=data)
