@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from qcompile.contract import Pass
 from qcompile.errors import NothingMatchedError
-from qcompile.graph import constant, is_standard
+from qcompile.graph import constant
+from qcompile.layers import embeddings
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
 from qcompile.unlisted import unlisted
 from qcompile.untouched import other_types
@@ -54,13 +55,10 @@ def nothing_matched(model: ir.Model, name: str, item: ir.passes.PassBase) -> Not
 
 
 def _tables(model: ir.Model) -> bool:
-    """True for a model with a table of embeddings that is worth to be stored in 8 bits."""
-    tables = (constant(node.inputs[0]) for node in model.graph if is_standard(node, "Gather"))
+    """True for a model with a table of embeddings that is worth storing in 8 bits."""
+    tables = [constant(table) for table in embeddings(model) if table.dtype == ir.DataType.FLOAT]
     smallest = QuantizeEmbeddings().min_elements
-    return any(
-        table is not None and table.dtype == ir.DataType.FLOAT and len(table.shape) == 2 and table.size >= smallest
-        for table in tables
-    )
+    return any(table is not None and table.size >= smallest for table in tables)
 
 
 def _weights_among_inputs(model: ir.Model) -> int:
