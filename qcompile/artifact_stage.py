@@ -103,23 +103,6 @@ def replaced(output: Path) -> Path:
     return _stage(output) / "old"
 
 
-def try_out(output: Path) -> None:
-    """Find out whether `stage_beside` would work, and leave everything as it is.
-
-    Raises:
-        ArtifactError: another process is at work there.
-        OSError: a folder cannot be made there.
-    """
-    if _HELD.get() != output and _lock(output).exists():
-        with _only_writer(output):
-            pass
-    above = next(parent for parent in output.parents if parent.exists())
-    trial = above / f".{output.name}.qcompile-trial"  # one name: what a killed process left goes with the next
-    trial.mkdir(exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):  # another process tried it out too
-        trial.rmdir()
-
-
 @contextlib.contextmanager
 def _only_writer(output: Path) -> Iterator[None]:
     lock = filelock.FileLock(_lock(output))

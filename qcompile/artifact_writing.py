@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from qcompile.artifact import Artifact, absolute, report_json
 from qcompile.artifact_exchange import bring_to_disk, put_in_place, sync
-from qcompile.artifact_stage import behind_link, keep_others_out, replaced, stage_beside, try_out
+from qcompile.artifact_stage import behind_link, keep_others_out, replaced, stage_beside
 from qcompile.backends import Lowered
 from qcompile.disk_room import is_full
 from qcompile.errors import ArtifactError
@@ -41,8 +41,11 @@ _R = TypeVar("_R")
 def sole_writer(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorate what writes an artifact to its keyword argument `output`: while it works, others are refused there.
 
+    An artifact may be replaced, damaged or not; files that are not of an artifact are never deleted.
+
     Raises:
-        ArtifactError: another process is at work there, or nothing can be made there.
+        ArtifactError: before the work, where another process is at work there, nothing can be made there, or what is
+            there must not be replaced.
     """
 
     @functools.wraps(function)
@@ -54,21 +57,10 @@ def sole_writer(function: Callable[_P, _R]) -> Callable[_P, _R]:
         with contextlib.ExitStack() as stack:
             with _failures_of(path):
                 stack.enter_context(keep_others_out(behind_link(path)))
+                _check_replaceable(path)
             return function(*arguments, **settings)
 
     return alone
-
-
-def check_output(output: str | Path) -> None:
-    """Raise ArtifactError when a folder cannot be written or must not be replaced: call it before the work starts.
-
-    An artifact may be replaced, damaged or not; files that are not of an artifact are never deleted. That nobody writes
-    there now does not mean that nobody will when the work is done: then `write_artifact` raises.
-    """
-    output = absolute(output)
-    with _failures_of(output):
-        try_out(behind_link(output))
-        _check_replaceable(output)
 
 
 def _check_replaceable(output: Path) -> None:

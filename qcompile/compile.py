@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcompile import backends, frontend
 from qcompile.accuracy_budget import AccuracyBudget
 from qcompile.artifact import Artifact, absolute
-from qcompile.artifact_writing import check_output, sole_writer
+from qcompile.artifact_writing import sole_writer
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, wanted_operators
 from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
@@ -95,7 +95,6 @@ def compile(
     check_way(tune)
     budget = budget_of(accuracy, plan)
     if output is not None:
-        check_output(output)
         output = absolute(output)  # whatever code of the user makes the working folder meanwhile
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     name = model_name(model, work.model.graph.name, output)

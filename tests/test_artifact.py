@@ -9,12 +9,11 @@ import pytest
 
 from qcompile import artifact_exchange, backends
 from qcompile.artifact import load
-from qcompile.artifact_writing import check_output
 from qcompile.backends import Lowered
 from qcompile.errors import ArtifactError, InputError, SignatureError
 from qcompile.recipe import Recipe
 from qcompile.report import Report
-from tests.artifacts import REPORT, a_web_application, files, save, write
+from tests.artifacts import REPORT, a_web_application, check_output, files, save, write
 
 
 def test_a_written_artifact_runs_and_loads_as_what_it_was(tmp_path):

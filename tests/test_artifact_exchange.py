@@ -12,10 +12,9 @@ import pytest
 from qcompile import artifact_exchange, artifact_writing
 from qcompile.artifact import load
 from qcompile.artifact_exchange import exchanged
-from qcompile.artifact_writing import check_output
 from qcompile.errors import ArtifactError
 from qcompile.report import Report
-from tests.artifacts import REPORT, files, save, write
+from tests.artifacts import REPORT, check_output, files, save, write
 
 
 def two_folders(folder: Path) -> tuple[Path, Path]:

@@ -16,11 +16,10 @@ import pytest
 from qcompile.artifact import load
 from qcompile.artifact_exchange import exchanged
 from qcompile.artifact_stage import behind_link, stage_beside
-from qcompile.artifact_writing import check_output
 from qcompile.compile import compile
 from qcompile.errors import ArtifactError, CalibrationError
 from qcompile.report import Report
-from tests.artifacts import save, write
+from tests.artifacts import check_output, save, write
 from tests.rival_writers import PATIENCE, compile_slowly, small_model, write_slowly, write_together, write_until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="processes are forked from a server")

@@ -10,12 +10,11 @@ import pytest
 import typer.testing
 
 from qcompile.artifact import load
-from qcompile.artifact_writing import check_output
 from qcompile.cli import app
 from qcompile.errors import ArtifactError, RecipeError
 from qcompile.plain_files import check_plain
 from qcompile.recipe import Recipe
-from tests.artifacts import write
+from tests.artifacts import check_output, write
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
 

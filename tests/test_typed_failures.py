@@ -12,13 +12,12 @@ import pytest
 import typer.testing
 
 import qcompile
-from qcompile.artifact_writing import check_output
 from qcompile.cli import app
 from qcompile.compile_requests import recipe_of
 from qcompile.errors import ArtifactError, InputError, ModelError, QCompileError, RecipeError
 from qcompile.recipe import Recipe, Step
 from qcompile.report import Report
-from tests.artifacts import write
+from tests.artifacts import check_output, write
 
 WRONG: dict[str, Callable[[], object]] = {
     "no recipe": lambda: recipe_of(None, (), ()),
@@ -53,11 +52,13 @@ def test_one_text_is_one_pattern():
     assert (plan.ignore, plan.targets) == (("a", "re:.*b"), ("layer",))
 
 
-@pytest.mark.parametrize("wrong", [3, None, ["a"]])
+@pytest.mark.parametrize("wrong", [3, b"a", ["a"]])
 def test_a_folder_of_the_wrong_type_is_refused(wrong):
     for door in (check_output, qcompile.load):
         with pytest.raises(ArtifactError, match=type(wrong).__name__):
             door(wrong)
+    with pytest.raises(ArtifactError, match="NoneType"):
+        qcompile.load(None)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a" * 300, "loop", "\udce9", "\udce9/out"], ids=ascii)
