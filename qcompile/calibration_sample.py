@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qcompile.calibration_indices import IndexLimit
 from qcompile.errors import CalibrationError, UserCode
-from qcompile.misspelt import nearest
+from qcompile.misspelt import SHOWN, nearest
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -64,6 +64,13 @@ def transform_to(count: int) -> str:
     return f"qcompile.Calibration(data, transform=lambda sample: {chosen})"
 
 
+def _mend_name(name: str, names: Sequence[str], given: Mapping[str, Any]) -> str:
+    """Return the advice for what is no input: one with nearly its name is meant, or one that is missing."""
+    meant = nearest(name, names) or [each for each in names if each not in given]
+    question = f"Did you mean {' or '.join(meant[:SHOWN])}? Otherwise leave it out" if meant else "Leave it out"
+    return f"{question}, in the data or with transform= of Calibration"
+
+
 def check(sample: Any, index: int, inputs: Sequence[ir.Value], limits: Mapping[str, IndexLimit] | None = None) -> Feed:
     """Return the sample as arrays of the inputs' dtypes, in the order of the inputs.
 
@@ -81,11 +88,8 @@ def check(sample: Any, index: int, inputs: Sequence[ir.Value], limits: Mapping[s
     names = [str(value.name) for value in inputs]
     for name in contents:
         if name not in names:
-            near = nearest(name, names)
             reason = f"the model has no such input; its inputs are {', '.join(names)}"
-            mend = f"Did you mean {near[0]}? Otherwise leave it out" if near else "Leave it out"
-            mend += ", in the data or with transform= of Calibration"
-            raise _error(name, index, reason, mend)
+            raise _error(name, index, reason, _mend_name(name, names, contents))
     sizes: dict[str, tuple[int, str]] = {}
     feed = {}
     for value in inputs:
