@@ -21,7 +21,7 @@ from qcompile.initializers import remove_unused
 from qcompile.layer_bias import write_bias
 from qcompile.layers import Layer
 from qcompile.scheme import ASYMMETRIC_UINT8, PER_CHANNEL_INT8, Scheme
-from qcompile.weight_rounding import Rounding, SharedWeights, rounded, scale_axis
+from qcompile.weight_rounding import Rounding, SharedWeights, rounded, scale_axis, why_nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,8 @@ class InsertQdq(Pass):
         if isinstance(layer, Convolution) and seen is not None:
             shift = np.zeros(1, np.float32) if loss is None else loss.shift
             write_bias(layer, self._ranges.parameters(layer.x, seen)[0], parts[1], shift)
-        return layers.finding(layer, "quantized", sqnr_db=None if loss is None else loss.sqnr_db)
+        near = why_nearest(layer, self.rounding)
+        return layers.finding(layer, "quantized", near, None if loss is None else loss.sqnr_db)
 
     def _quantize_activations(
         self, model: ir.Model, chosen: list[Layer], parameters: dict[ir.Value, qdq.Parameters]

@@ -30,6 +30,12 @@ def scale_axis(layer: Layer, scheme: Scheme) -> int | None:
     return layers.output_axis(layer) if scheme.granularity == "per_channel" else None
 
 
+def why_nearest(layer: Layer, how: Rounding) -> str:
+    """Why a layer is rounded to nearest where that was not asked for; empty where it is rounded as asked for."""
+    wide = how == "gptq" and layers.accumulated(layer) > MOST_INPUTS
+    return f"rounded to nearest: gptq is for {MOST_INPUTS:,} inputs at most" if wide else ""
+
+
 def rounded(
     layer: Layer, weight: np.ndarray, rows: np.ndarray, gram: np.ndarray | None, scheme: Scheme, how: Rounding
 ) -> Parts:
@@ -44,7 +50,7 @@ def rounded(
         how: to nearest, or error-compensated up to MOST_INPUTS; the scales are the same.
     """
     known = gram is not None or len(rows) > 0
-    if how == "nearest" or not known or not scheme.sym or layers.accumulated(layer) > MOST_INPUTS:
+    if how == "nearest" or not known or not scheme.sym or why_nearest(layer, how):
         return quantize_weight(weight, scheme, scale_axis(layer, scheme))
     parts = as_matrices(weight, layer)
     if gram is not None:
