@@ -99,8 +99,8 @@ def verify(
         SignatureError: there is a public key, and the artifact was not signed with its other half.
         ModelError: the float model has other inputs or outputs than the artifact.
         VerificationError: the runtime computes something else than the quantized graph means; or NaN, infinity or
-            outputs of another shape where the float model does not; or outputs that are further from the float
-            model's than zeros would be, where compile did not find that: it is another model.
+            outputs of another shape where the float model does not; or outputs, or one of floats, that are further from
+            the float model's than zeros would be, where compile did not find that: it is another model.
         UnsupportedError: the reference does not cover the model, and there is no float model.
         RecipeError: there is data and no float model.
     """

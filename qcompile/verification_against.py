@@ -23,15 +23,28 @@ from qcompile.outcome import check_finite, check_shapes, cosine, mean_cosine
 from qcompile.pipeline import Progress
 from qcompile.report.text import MEASURED_ON, decibel
 from qcompile.session import Feed
-from qcompile.verify import MADE_UP, run_all, synthetic_samples, total_difference, usable_masks, without_padding
+from qcompile.verify import (
+    MADE_UP,
+    Difference,
+    run_all,
+    synthetic_samples,
+    total_difference,
+    usable_masks,
+    without_padding,
+)
 
 _GIVE = "Give the model that the artifact was compiled from"
+
+_FAR = "further from the float model's than zeros would be"
 
 _POOR_DB = 20.0
 """Below it a tenth of the outputs is lost: what a report warns of in a layer."""
 
 _LESS_DB = 10.0
 """How much less than compile measured is no accident of the samples."""
+
+_ZEROS_COSINE = 0.5
+"""Cosine below which values are further apart than zeros would be, where both are of one size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +87,11 @@ def compare(opened: Artifact, against: Any, data: Any, trust_input: bool, progre
     )
     _check_ports("outputs", opened.manifest.outputs, ports(model.graph.outputs))
     samples, kind = _samples(opened, model, calibration, inputs)
-    accuracy, count = _accuracy(opened, model, samples, progress)
+    accuracy, found, count = _accuracy(opened, model, samples, progress)
     accuracy[MEASURED_ON] = kind or counted(count, "sample")
-    return Comparison(accuracy, _judged(opened, accuracy["sqnr_db"], kind))
+    if kind != MADE_UP:  # which may lie where the artifact was not calibrated
+        _check_ratios(opened, found)
+    return Comparison(accuracy, _warning(opened, found))
 
 
 def _samples(
@@ -92,8 +107,8 @@ def _samples(
 
 def _accuracy(
     opened: Artifact, model: ir.Model, samples: Iterable[Feed], progress: Progress
-) -> tuple[dict[str, Any], int]:
-    """Return what `Report.accuracy` holds, and on how many samples."""
+) -> tuple[dict[str, Any], Difference, int]:
+    """Return what `Report.accuracy` holds, the difference that it is of, and on how many samples."""
     masks = padding_masks(model)
     sessions = backends.get(opened.backend).open_session(model), opened.open_session()
     cosines: dict[str, list[float | None]] = {str(value.name): [] for value in model.graph.outputs}
@@ -108,31 +123,53 @@ def _accuracy(
             check_finite(exact, own, opened.model_path.name)
             usable = usable_masks(masks, [sample])
             (before,), (after,) = (without_padding(side, [sample], usable) for side in (exact, own))
-            for name, found in cosines.items():
-                found.append(cosine(before[name], after[name]))
+            for name, each in cosines.items():
+                each.append(cosine(before[name], after[name]))
             count += 1
             yield before, after
 
-    ratio = total_difference(pairs()).sqnr_db
+    found = total_difference(pairs())
     if not count:
         raise CalibrationError("data", "it holds no sample", "Give one at least; a generator serves once")
-    return {"sqnr_db": ratio, "cosine": {name: mean_cosine(found) for name, found in cosines.items()}}, count
+    accuracy = {"sqnr_db": found.sqnr_db, "cosine": {name: mean_cosine(each) for name, each in cosines.items()}}
+    return accuracy, found, count
 
 
-def _judged(opened: Artifact, found_db: float, kind: str) -> str:
-    """Return the warning that a ratio deserves beside that of compile, or raise VerificationError.
+def _check_ratios(opened: Artifact, found: Difference) -> None:
+    """Raise VerificationError where all outputs, or a float one, are further away than zeros, and were not at compile.
 
-    On made-up inputs there is no error: they may lie where the artifact was not calibrated.
+    Of a single output the report of compile has the cosine.
     """
-    known = opened.report.accuracy.get("sqnr_db")
-    compiled_db = float(known) if isinstance(known, (int, float)) else math.nan
-    beside = "" if math.isnan(compiled_db) else f" where compile measured {decibel(compiled_db)} dB"
-    if found_db < 0 and not compiled_db < 0 and kind != MADE_UP:
-        reason = f"its outputs are further from the float model's than zeros would be: {decibel(found_db)} dB{beside}"
-        raise VerificationError(f"artifact {opened.path}", reason, f"{_GIVE}, and data like that of its calibration")
-    if found_db < _POOR_DB and not compiled_db - found_db < _LESS_DB:
-        return f"the outputs are {decibel(found_db)} dB from the float model's{beside}: is it the same model?"
+    if found.sqnr_db < 0 and not _compiled_db(opened) < 0:
+        raise _another(opened, f"its outputs are {_FAR}: {decibel(found.sqnr_db)} dB{_beside(opened)}")
+    cosines = opened.report.accuracy.get("cosine", {})
+    for port in opened.manifest.outputs:
+        ratio = found.of_outputs[port.name]
+        if port.dtype.startswith("float") and ratio < 0 and not cosines.get(port.name, 1.0) < _ZEROS_COSINE:
+            raise _another(opened, f"its output {port.name} is {_FAR}: {decibel(ratio)} dB")
+
+
+def _another(opened: Artifact, reason: str) -> VerificationError:
+    return VerificationError(f"artifact {opened.path}", reason, f"{_GIVE}, and data like that of its calibration")
+
+
+def _warning(opened: Artifact, found: Difference) -> str:
+    """Return the warning that a ratio deserves beside that of compile, or nothing."""
+    if found.sqnr_db < _POOR_DB and not _compiled_db(opened) - found.sqnr_db < _LESS_DB:
+        ratio = decibel(found.sqnr_db)
+        return f"the outputs are {ratio} dB from the float model's{_beside(opened)}: is it the same model?"
     return ""
+
+
+def _compiled_db(opened: Artifact) -> float:
+    """What compile measured; NaN where it did not."""
+    known = opened.report.accuracy.get("sqnr_db")
+    return float(known) if isinstance(known, (int, float)) else math.nan
+
+
+def _beside(opened: Artifact) -> str:
+    known = _compiled_db(opened)
+    return "" if math.isnan(known) else f" where compile measured {decibel(known)} dB"
 
 
 def _traced(against: Any, calibration: Calibration | None, trust_input: bool) -> tuple[ir.Model, Calibration | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -43,11 +43,13 @@ class Difference:
         output: the output that differs most.
         relative: largest difference as part of that output's range over all samples.
         sqnr_db: signal-to-noise ratio over all outputs, in dB; NaN where nothing could be compared.
+        of_outputs: output -> the same of it alone.
     """
 
     output: str
     relative: float
     sqnr_db: float
+    of_outputs: Mapping[str, float]
 
 
 def check_valid(model: ir.Model, pass_name: str) -> None:
@@ -145,10 +147,8 @@ def total_difference(pairs: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str
         for name, array in expected.items():
             compared.setdefault(name, _Comparison()).add(np.asarray(array), np.asarray(actual[name]))
     worst = max(compared, key=lambda name: compared[name].relative, default="")
-    found = compared.values()
-    nothing = not any(item.count for item in found) or any(item.other_shape for item in found)
-    ratio = float("nan") if nothing else decibels(sum(item.power for item in found), sum(item.noise for item in found))
-    return Difference(worst, compared[worst].relative if worst else 0.0, ratio)
+    each = {name: _ratio([item]) for name, item in compared.items()}
+    return Difference(worst, compared[worst].relative if worst else 0.0, _ratio(compared.values()), each)
 
 
 class _Comparison:
@@ -196,6 +196,12 @@ class _Comparison:
         self._distance = max(self._distance, float(np.abs(expected - actual).max(initial=0, where=finite)))
         power, noise = powers(expected, np.where(finite, actual, 0))
         self.power, self.noise, self.count = self.power + power, self.noise + noise, self.count + int(finite.sum())
+
+
+def _ratio(found: Collection[_Comparison]) -> float:
+    if not any(item.count for item in found) or any(item.other_shape for item in found):
+        return float("nan")
+    return decibels(sum(item.power for item in found), sum(item.noise for item in found))
 
 
 def is_numeric(array: np.ndarray) -> bool:

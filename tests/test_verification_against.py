@@ -95,6 +95,18 @@ def test_a_model_that_is_near_is_warned_of(artifact: Artifact) -> None:
     assert found.to_dict()["warning"] == found.warning
 
 
+def test_one_output_that_is_far_is_an_error_however_large_another_is(tmp_path: Path) -> None:
+    def model(sign: int) -> ir.Model:
+        weight = sign * np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+        text = "(float[n,64] x) => (float[n,64] large, float[n,8] y) { large = Mul(x, c) y = MatMul(x, w) }"
+        return parse(text, w=weight, c=np.array(1000, np.float32))
+
+    artifact = qcompile.compile(model(1), "w8a8-dynamic", output=tmp_path / "a", tune="none")
+    assert qcompile.verify(artifact, against=model(1)).accuracy["sqnr_db"] > 60
+    with pytest.raises(VerificationError, match=r"its output y is further .* than zeros would be: -\d"):
+        qcompile.verify(artifact, against=model(-1))
+
+
 def test_made_up_inputs_are_no_proof_and_what_compile_knew_is_no_error(tmp_path: Path) -> None:
     unverified = qcompile.compile(network(), "w8a8-static", calibration=samples(), verify=False, output=tmp_path / "a")
     found = qcompile.verify(unverified, against=changed(1.5))
