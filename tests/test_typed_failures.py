@@ -37,7 +37,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "key that is a number": lambda: Recipe.from_data({"name": "x", 1: 2}),
     "YAML of nothing": lambda: Recipe.from_yaml(None),
     "a date that there is not": lambda: Recipe.from_yaml("name: x\nsteps: 2020-13-45\n"),
-    "a missing folder": lambda: Recipe.from_name("float").to_yaml("/nonexistent/recipe.yaml"),
+    "a folder that is a file": lambda: Recipe.from_name("float").to_yaml(Path(__file__) / "recipe.yaml"),
 }
 
 
