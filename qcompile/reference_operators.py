@@ -48,14 +48,17 @@ def operators(channels_per_scale: ChannelsPerScale) -> list[type[OpRun]]:
 
 
 def quantize_dequantize_tokens(x: np.ndarray, channels: int) -> np.ndarray:
-    """Return float32 [..., width] as int8, by one scale max|x| / 127 for each group of channels; 0: as it is."""
+    """Return float32 [..., width] as int8, by one scale max|x| / 127 for each group of channels; 0: as it is.
+
+    Channels behind the last whole group are a smaller one.
+    """
     if channels == 0 or x.size == 0:
         return x
-    groups = x.reshape(*x.shape[:-1], -1, channels)
-    scale = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+    starts = np.arange(0, x.shape[-1], channels)
+    sizes = np.diff(starts, append=x.shape[-1])
+    scale = np.repeat(np.maximum.reduceat(np.abs(x), starts, axis=-1) / np.float32(127), sizes, axis=-1)
     scale[scale == 0] = 1
-    steps = np.clip(np.rint(groups / scale), -127, 127)
-    return np.asarray((steps * scale).reshape(x.shape), x.dtype)
+    return np.asarray(np.clip(np.rint(x / scale), -127, 127) * scale, x.dtype)
 
 
 class BatchNormalization(OpRun):

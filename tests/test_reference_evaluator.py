@@ -104,6 +104,7 @@ def test_groups_of_channels_have_their_own_scale() -> None:
     x = np.array([[1, 127, 1, 0.5]], np.float32)
     assert quantize_dequantize_tokens(x, 4).tolist() == [[1, 127, 1, 0]]
     assert quantize_dequantize_tokens(x, 2)[0, 2:].tolist() == [1, pytest.approx(64 / 127)]
+    assert quantize_dequantize_tokens(x, 3).tolist() == [[1, 127, 1, 0.5]]
 
 
 def test_evaluation_goes_on_from_what_was_observed() -> None:

@@ -11,8 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.errors import InputError, MissingDependencyError, ModelError, UnsupportedError
+from qcompile.reference_evaluator import evaluate
 from tests.backends.conformance import BackendConformance
 from tests.backends.portable import (
+    PER_TOKEN,
     Case,
     attention_case,
     conv_case,
@@ -24,6 +26,7 @@ from tests.backends.portable import (
     parse,
     reference,
     two_layers,
+    weight,
 )
 
 openvino = pytest.importorskip("openvino")
@@ -133,6 +136,29 @@ def test_dynamic_is_closer_to_float_than_the_portable_graph(make: Any, tmp_path:
     result = BACKEND.open_artifact(tmp_path / lowered.model_file, threads=1).run(case.feed)["y_a"]
     error = np.linalg.norm(result - exact)
     assert 0 < error < 1.1 * np.linalg.norm(dynamic - exact)
+
+
+def test_the_channels_behind_the_last_group_have_a_scale_of_their_own(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    model = parse(
+        """(float[N,120] x) => (float[N,32] y) {
+            d = qcompile.QuantizeDequantizePerToken (x)
+            f = DequantizeLinear <axis = 1> (w, ws, wz)
+            y = MatMul (d, f)
+        }""",
+        PER_TOKEN,
+        **weight(random, (120, 32), axis=1),
+    )
+    lowered = BACKEND.lower(model, tmp_path, target=None)
+    (probe,) = BACKEND.probes(tmp_path / lowered.model_file, [])
+    channels = probe.channels_per_scale(120)
+    if not readback.quantizes_at_run_time(64, 16):
+        assert (channels, [finding.action for finding in lowered.findings]) == (0, ["kept"])  # without VNNI
+        return
+    assert (channels, lowered.findings) == (16, ())
+    feed = {"x": random.standard_normal((8, 120)).astype(np.float32)}
+    expected = evaluate(model, feed, channels_per_scale=lambda _: channels)["y"]
+    np.testing.assert_allclose(probe.session.run(feed)["y"], expected, rtol=0, atol=1e-5)
 
 
 def test_plain_openvino_honours_the_group_size_in_the_file(tmp_path: Path) -> None:
