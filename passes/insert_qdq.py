@@ -16,7 +16,7 @@ from qcompile.calibration_losses import output_loss
 from qcompile.calibration_ranges import Observer, StaticRanges
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError
-from qcompile.graph import Convolution, readers
+from qcompile.graph import Convolution, computed_constants, readers
 from qcompile.initializers import remove_unused
 from qcompile.layer_bias import write_bias
 from qcompile.layers import Layer
@@ -29,7 +29,8 @@ class InsertQdq(Pass):
     """MatMul(x, W) -> MatMul(DQ(Q(x)), DQ(int8 W)), and the same for Conv and ConvTranspose.
 
     Readers of one value share one pair; readers that stay float read the value itself, except behind a convolution,
-    where every reader gets the quantized value so that integers can flow on. Does not fire on layers that are ignored,
+    where every reader gets the quantized value so that integers can flow on. Of a linear whose input is computed from
+    constants only the weight is quantized: a runtime multiplies it once, when it loads the model. Does not fire on layers that are ignored,
     whose sums overflow int32, whose weight or input holds `broken_numbers`, and on convolutions under dynamic
     activations.
 
@@ -149,7 +150,8 @@ class InsertQdq(Pass):
         self, model: ir.Model, chosen: list[Layer], parameters: dict[ir.Value, qdq.Parameters]
     ) -> None:
         quantized: dict[ir.Value, list[ir.Node]] = {}
-        for layer in chosen:
+        fixed = computed_constants(model)
+        for layer in (layer for layer in chosen if isinstance(layer, Convolution) or layer.x not in fixed):
             quantized.setdefault(layer.x, []).append(layers.node_of(layer))
         if not self.activations.dynamic:
             flowing = [value for value in layers.flowing_outputs(chosen) if value in parameters]

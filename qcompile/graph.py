@@ -13,6 +13,8 @@ import onnx_ir as ir
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch's exporter writes which module a node is of, see `layer_name`."""
 
+_RANDOM = ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
@@ -86,6 +88,21 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
     """Return the numpy array of a constant value, else None."""
     tensor = constant(value)
     return None if tensor is None else tensor.numpy()
+
+
+def computed_constants(model: ir.Model) -> frozenset[ir.Value]:
+    """Values of the main graph that are computed from constants alone: a runtime computes them once, when it loads it.
+
+    Not of them: constants, what a random number or the body of a Loop or If takes part in.
+    """
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        given = [value for value in node.inputs if value is not None]
+        fixed = all(value in found or constant(value) is not None for value in given)
+        bodies = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
+        if given and fixed and not bodies and not is_standard(node, *_RANDOM):
+            found.update(node.outputs)
+    return frozenset(found)
 
 
 def readers(value: ir.Value) -> tuple[ir.Node, ...]:

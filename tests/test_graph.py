@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from qcompile.graph import layer_name, linears, sole_reader
+from qcompile.graph import computed_constants, layer_name, linears, sole_reader
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 23]> g (float[N, 4] x) => (float[N, 4] y) { [named] y = Relu (x) }
@@ -51,3 +51,24 @@ def test_a_bias_that_is_added_in_a_branch_is_not_the_linears() -> None:
 def test_a_value_of_a_branch_has_a_reader_there() -> None:
     branch = ir.from_onnx_text(BIAS_IN_A_BRANCH).graph[1].attributes["else_branch"].as_graph()
     assert sole_reader(branch[0].outputs[0]) is branch[1]
+
+
+def test_what_constants_make_is_known_and_what_chance_or_an_input_takes_part_in_is_not() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23]> g (float[2] x) => (float[2] y, float[2] z)
+        <float[2] w = {1, 2}, bool q = {1}> {
+            a = Relu(w)
+            b, c = Split <num_outputs = 2> (a)
+            d = RandomNormalLike(a)
+            e = RandomNormal <shape = [2]> ()
+            f = If (q) <
+                then_branch = then () => (float[2] t) { t = Neg(x) },
+                else_branch = other () => (float[2] u) { u = Neg(a) }
+            >
+            g = Add(a, d)
+            h = Add(a, x)
+            y = Concat <axis = 0> (b, c)
+            z = Sum(e, f, g, h)
+        }"""
+    )
+    assert {value.name for value in computed_constants(model)} == {"a", "b", "c", "y"}

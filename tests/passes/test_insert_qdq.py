@@ -79,6 +79,18 @@ def test_linears_that_read_one_value_share_its_pair_and_others_keep_reading_it()
     assert relu.inputs[0] is model.graph.inputs[0]
 
 
+@pytest.mark.parametrize("activations", [Scheme("uint8", sym=False), PER_TOKEN])
+def test_what_is_computed_from_constants_is_not_quantized_and_its_linear_has_a_quantized_weight(activations):
+    body = "c = Relu(k) p = MatMul(c, w) q = MatMul(x, v) y = Add(p, q)"
+    text = f"g (float[n, 4] x) => (float[n, 6] y) {{ {body} }}"
+    model = parse(text, k=WEIGHTS[:1, :4], w=WEIGHTS, v=-2 * WEIGHTS)
+    findings = InsertQdq(activations, calibrator=calibrator(model))(model).findings
+    assert [finding.action for finding in findings] == ["quantized", "quantized"]
+    fixed, computed = (node for node in model.graph if node.op_type == "MatMul")
+    assert [value.producer().op_type for value in fixed.inputs] == ["Relu", "DequantizeLinear"]
+    assert computed.inputs[0].producer().op_type in ("DequantizeLinear", "QuantizeDequantizePerToken")
+
+
 def test_tied_weights_stay_one_initializer():
     text = "g (float[n, 4] x) => (float[n, 6] y) { p = MatMul(x, w) r = Relu(x) q = MatMul(r, w) y = Add(p, q) }"
     model = parse(text, w=WEIGHTS)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-pytest.importorskip("openvino")
+ov = pytest.importorskip("openvino")
 
 from qcompile.backends.openvino.compression import compress_weights
 from tests.backends.openvino.graphs import converted, operators, run
@@ -47,3 +47,31 @@ def test_asymmetric_weights_and_static_linears_stay(model: ir.Model) -> None:
     before = operators(result)
     compress_weights(result)
     assert operators(result) == before
+
+
+def test_a_product_of_constants_is_left_to_openvino_which_refuses_its_compressed_form() -> None:
+    random = np.random.default_rng(2)
+    table = random.standard_normal((5, 32)).astype(np.float32)
+    model = parse(
+        """(float[N,32] x) => (float[5,24] y, float[N,24] z)
+        {
+            f = DequantizeLinear <axis = 1> (w, ws, wz)
+            r = Relu (table)
+            y = MatMul (r, f)
+            z = MatMul (x, f)
+        }""",
+        table=table,
+        **weight(random, (32, 24), 1),
+    )
+    feed = {"x": random.standard_normal((3, 32)).astype(np.float32)}
+    expected = reference(model, feed)
+    result = converted(model)
+    compress_weights(result)
+    transposed = [node.get_attributes()["transpose_b"] for node in result.get_ordered_ops() if _is_product(node)]
+    assert sorted(transposed) == [False, True]
+    for name, array in run(result, feed).items():
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-5 * np.abs(expected[name]).max())
+
+
+def _is_product(node: ov.Node) -> bool:
+    return str(node.get_type_name()) == "MatMul"
