@@ -30,9 +30,9 @@ class InsertQdq(Pass):
 
     Readers of one value share one pair; readers that stay float read the value itself, except behind a convolution,
     where every reader gets the quantized value so that integers can flow on. Of a linear whose input is computed from
-    constants only the weight is quantized: a runtime multiplies it once, when it loads the model. Does not fire on layers that are ignored,
-    whose sums overflow int32, whose weight or input holds `broken_numbers`, and on convolutions under dynamic
-    activations.
+    constants only the weight is quantized: a runtime multiplies it once, when it loads the model. Does not fire on
+    layers that are ignored, whose sums overflow int32, whose weight or input holds `broken_numbers`, and on
+    convolutions under dynamic activations.
 
     Attributes:
         activations: static (per tensor, from calibration), or dynamic per tensor or per token.

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-ov = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 
 from qcompile.backends.openvino.compression import compress_weights
 from tests.backends.openvino.graphs import converted, operators, run
@@ -67,11 +67,7 @@ def test_a_product_of_constants_is_left_to_openvino_which_refuses_its_compressed
     expected = reference(model, feed)
     result = converted(model)
     compress_weights(result)
-    transposed = [node.get_attributes()["transpose_b"] for node in result.get_ordered_ops() if _is_product(node)]
-    assert sorted(transposed) == [False, True]
+    products = [node for node in result.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    assert sorted(node.get_attributes()["transpose_b"] for node in products) == [False, True]
     for name, array in run(result, feed).items():
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-5 * np.abs(expected[name]).max())
-
-
-def _is_product(node: ov.Node) -> bool:
-    return str(node.get_type_name()) == "MatMul"
