@@ -18,8 +18,7 @@ from torch.fx.experimental import proxy_tensor
 from torch.onnx._internal.exporter._errors import ConversionError
 
 from qcompile.errors import ModelError, raise_interrupt
-from qcompile.frontend import OPSET
-from qcompile.frontend.torch_recurrent import translations
+from qcompile.frontend import OPSET, torch_bags, torch_recurrent
 from qcompile.graph import NAME_SCOPES, layer_name, unique_name
 
 _DECOMPOSED_OPSET = 18
@@ -150,7 +149,7 @@ def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, A
             dynamo=True,
             opset_version=opset,
             dynamic_shapes=shapes,
-            custom_translation_table=translations(),
+            custom_translation_table={**torch_recurrent.translations(), **torch_bags.translations()},
             verbose=False,
         )
     assert program is not None
