@@ -122,6 +122,24 @@ def as_float_constant(model: ir.Model, value: ir.Value | None) -> ir.Value | Non
     return register_initializer(model.graph, lazy)
 
 
+def when_loaded(model: ir.Model, matmul: ir.Node, old: Dequantized) -> ir.Value:
+    """Write (quantized - zero_point) * scale in front of a MatMul that is to read it, and return that value.
+
+    ONNX Runtime computes it once, and keeps DequantizeLinear for every run. Scales are one, or one for each column.
+    """
+    tape = ir.tape.Tape()
+    value = tape.op("Cast", [old.quantized], {"to": ir.DataType.FLOAT})
+    if old.zero_point is not None:
+        value = tape.op("Sub", [value, tape.op("Cast", [old.zero_point], {"to": ir.DataType.FLOAT})])
+    value = tape.op("Mul", [value, old.scale])
+    names = graph.Names(model.graph)
+    for node in tape.nodes:
+        node.name = names.new(f"{matmul.outputs[0].name}.weight.{node.op_type}")
+        node.outputs[0].name = names.new(f"{node.name}.value")
+    model.graph.insert_before(matmul, tape.nodes)
+    return value
+
+
 def evaluate(parts: Dequantized) -> np.ndarray:
     """Return (quantized - zero_point) * scale of constants in float32."""
     quantized, scale = graph.constant_array(parts.quantized), graph.constant_array(parts.scale)

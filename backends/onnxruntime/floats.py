@@ -16,14 +16,19 @@ def restore_float_weights(model: ir.Model) -> tuple[Finding, ...]:
     MatMul with a float activation. There it would dequantize the weight at every run, and could not choose its own
     layout for it: 563 us instead of 162 (3x3 depthwise, 384 x 28 x 28, one thread). The values are the same; the
     weight takes four times the space. The finding names the layer. Does not apply to weights that are read by
-    anything but Conv, ConvTranspose, MatMul and Gemm.
+    anything but Conv, ConvTranspose, MatMul and Gemm. What multiplies something computed from constants is computed
+    when the model is loaded, so its weight stays in 8 bits, behind operators that are computed then too.
     """
     findings = []
-    for node in model.graph:
+    fixed = graph.computed_constants(model)
+    for node in list(model.graph):
         if not graph.is_standard(node, "Conv", "ConvTranspose", "MatMul", "Gemm") or _runs_in_integers(node):
             continue
         weight = node.inputs[1]
         parts = dequantize.of_value(weight)
+        if parts is not None and _is_computed_when_loaded(node, parts, fixed):
+            node.replace_input_with(1, dequantize.when_loaded(model, node, parts))
+            continue
         constant = dequantize.as_float_constant(model, weight) if parts is not None else None
         if constant is None:
             continue
@@ -32,6 +37,13 @@ def restore_float_weights(model: ir.Model) -> tuple[Finding, ...]:
             node.replace_input_with(2, dequantize.as_float_constant(model, node.inputs[2]) or node.inputs[2])
         findings.append(Finding(graph.layer_name(node), "kept", _reason(node)))
     return tuple(findings)
+
+
+def _is_computed_when_loaded(node: ir.Node, parts: dequantize.Dequantized, fixed: frozenset[ir.Value]) -> bool:
+    """True for MatMul of what is computed from constants and a weight with one scale, or one for each column."""
+    tensor = graph.constant(parts.quantized)
+    columns = parts.per_tensor or (tensor is not None and parts.axis in (-1, len(tensor.shape) - 1))
+    return node.op_type == "MatMul" and columns and fixed.issuperset(node.inputs)
 
 
 def _reason(node: ir.Node) -> str:

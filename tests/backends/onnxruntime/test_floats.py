@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qcompile import backends
@@ -10,7 +11,7 @@ from qcompile.backends.onnxruntime.floats import restore_float_weights
 from qcompile.backends.onnxruntime.linears import fuse_integer_linears
 from qcompile.backends.onnxruntime.saturation import drop_saturated_clips
 from tests.backends.onnxruntime.rewrites import check, optimized, refuses, rewritten
-from tests.backends.portable import conv_case, linear_case, parse
+from tests.backends.portable import conv_case, linear_case, parse, weight
 
 FLOAT_CONV = {"QuantizeLinear": 1, "DequantizeLinear": 1, "Conv": 1, "Abs": 1}
 
@@ -100,3 +101,25 @@ def test_foresees_what_the_runtime_makes_integer(
 
 def test_leaves_linears_alone_after_their_fusion() -> None:
     assert restore_float_weights(rewritten(linear_case().model, fuse_integer_linears)) == ()
+
+
+def test_the_weight_of_what_is_computed_from_constants_stays_in_8_bits_and_is_multiplied_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    model = parse(
+        """(float[N,32] x) => (float[5,24] y, float[N,32] z)
+        {
+            f = DequantizeLinear <axis = 1> (w, ws, wz)
+            r = Relu (table)
+            y = MatMul (r, f)
+            z = Neg (x)
+        }""",
+        table=random.standard_normal((5, 32)).astype(np.float32),
+        **weight(random, (32, 24), 1, zero=3),
+    )
+    feed = {"x": random.standard_normal((3, 32)).astype(np.float32)}
+    expected = {"Cast": 2, "Sub": 1, "Mul": 1, "Relu": 1, "MatMul": 1, "Neg": 1}
+    after = check(model, feed, expected, restore_float_weights)
+    assert after.graph.initializers["w"].dtype == ir.DataType.INT8
+    lowered = backends.get("onnxruntime").lower(model, tmp_path, target=None)
+    assert not lowered.findings
+    assert {node.op_type for node in optimized(tmp_path / lowered.model_file).graph.node} <= {"Identity", "Neg"}
