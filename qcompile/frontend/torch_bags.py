@@ -18,7 +18,7 @@ _SUM, _MEAN, _MAX = range(3)
 def translations() -> dict[Any, Callable[..., Any]]:
     """Return torch's operator -> its translation, for `custom_translation_table` of torch.onnx.export.
 
-    The exporter's own loop declares a sequence as a tensor, and divides the last bag by the wrong number (torch 2.13).
+    The exporter's own loop declares a sequence as a tensor (torch 2.13). Does not apply to the gradients, of which nothing is returned.
     """
     return {
         torch.ops.aten._embedding_bag.default: _translate,
