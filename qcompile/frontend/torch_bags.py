@@ -18,7 +18,8 @@ _SUM, _MEAN, _MAX = range(3)
 def translations() -> dict[Any, Callable[..., Any]]:
     """Return torch's operator -> its translation, for `custom_translation_table` of torch.onnx.export.
 
-    The exporter's own loop declares a sequence as a tensor (torch 2.13). Does not apply to the gradients, of which nothing is returned.
+    The exporter's own loop declares a sequence as a tensor (torch 2.13). Does not apply to what torch keeps for
+    gradients, which is returned in a form of its own.
     """
     return {
         torch.ops.aten._embedding_bag.default: _translate,
