@@ -198,7 +198,7 @@ class Pipeline:
         """Compare the outputs with those before the group, and write the difference down."""
         outputs = outputs_of(model, self.samples, self.open_session)
         if _keeps(modified[0]) == "exact":
-            verdict = judge((before, model), (log.outputs, outputs), self.samples, self.masks)
+            verdict = judge((before, model), (log.outputs, outputs), self.samples, self.masks, self.open_session)
             if not verdict.kept:
                 self._raise_for_culprit(before, modified, log, verdict)
             measured = {"in_float64": verdict.in_float64, "rounding": verdict.rounding}
@@ -224,7 +224,7 @@ class Pipeline:
             previous = model.clone()
             apply_pass(item, model)
             outputs = outputs_of(model, self.samples, self.open_session)
-            verdict = judge((before, model), (log.outputs, outputs), self.samples, self.masks)
+            verdict = judge((before, model), (log.outputs, outputs), self.samples, self.masks, self.open_session)
             if not verdict.kept:
                 first = first_difference(previous, model, self.samples, self.masks, self.open_session)
                 check_exact(verdict.found, name_of(item), first, verdict.words)

@@ -158,7 +158,7 @@ class _Comparison:
         self.power = self.noise = 0.0
         self.count = 0
         self.other_shape = False
-        self._same = True
+        self._same = self._equal = True
         self._distance = 0.0
         self._low, self._high = float("inf"), float("-inf")
 
@@ -166,10 +166,13 @@ class _Comparison:
     def relative(self) -> float:
         """Largest difference as part of the range of what is expected; 0 where float32 rounds as much.
 
-        Of the size where there is no range; infinity for what no number tells.
+        Of the size where there is no range; infinity for what no number tells, and 1 for integers and truth values that
+        differ: a place that is one off is another place.
         """
         if not self._same:
             return float("inf")
+        if not self._equal:
+            return 1.0
         size = max(abs(self._high), abs(self._low))
         spread = self._high - self._low if self._high > self._low else size
         if self._distance <= _ROUNDING * size:
@@ -183,6 +186,8 @@ class _Comparison:
         elif not (is_numeric(expected) and is_numeric(actual)):
             self._same &= bool(np.array_equal(expected, actual))
         else:
+            if expected.dtype.kind in "biu":
+                self._equal &= bool(np.array_equal(expected, actual))
             sides = np.ravel(expected), np.ravel(actual)
             for start in range(0, expected.size, _BLOCK):
                 self._add_block(*(side[start : start + _BLOCK].astype(np.float64) for side in sides))

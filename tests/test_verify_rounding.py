@@ -17,7 +17,9 @@ from qcompile.pipeline import Log, Pipeline
 from qcompile.reference_evaluator import evaluate
 from qcompile.reference_precision import in_float64
 from qcompile.report.text import promise
-from qcompile.verify import EXACT_TOLERANCE
+from qcompile.session import Session
+from qcompile.verify import EXACT_TOLERANCE, outputs_of
+from qcompile.verify_rounding import judge
 from tests.backends.portable import parse
 
 HEADER = "(float[64, 64] x, float[64, 64] z) => (float[64, 64] y)"
@@ -102,6 +104,52 @@ def test_one_percent_of_a_tiny_range_is_refused(changes: tuple[Callable[[ir.Mode
 def test_a_rewrite_that_cancels_digits_is_refused_although_it_means_the_same() -> None:
     with pytest.raises(VerificationError, match=r"in float64 the difference is \S+; the runtime rounds by 0 without"):
         run(f"{HEADER} {{ a = Add(x, z) y = Neg(a) }}", cancelled)
+
+
+PLACES = (
+    "(float[64, 64] x, float[64, 64] z) => (int64[64] y) "
+    "{ a = Add(x, z) b = Add(a, deep) y = ArgMax<axis = 1, keepdims = 0>(b) }"
+)
+"""Where a sum is largest, of numbers that have a few digits left behind the point: some are equal."""
+
+
+def buried(model: ir.Model) -> None:
+    """b -> (b + 2^30) - 2^30, of which float32 leaves nothing to decide on."""
+    decides = next(node for node in model.graph if node.op_type == "ArgMax")
+    insert(model, decides, "Sub", 2.0**30)
+    insert(model, next(node for node in model.graph if node.op_type == "Sub"), "Add", 2.0**30)
+
+
+def test_a_tie_that_falls_the_other_way_is_rounding() -> None:
+    (found,) = run(PLACES, regrouped, deep=np.float32(2**18)).passes
+    assert found.max_error is not None
+    assert found.max_error > 0.1
+    assert found.in_float64 == 0
+    assert found.rounding == 0  # of the sums that it decides on: no more than float32 does
+
+
+def test_integers_decided_on_floats_that_lost_their_digits_are_refused() -> None:
+    with pytest.raises(VerificationError, match=r"the runtime rounds by 0 without the pass and 1 with it"):
+        run(PLACES, buried, deep=np.float32(0))
+
+
+def test_integers_that_do_not_follow_from_the_floats_are_refused() -> None:
+    """A runtime that computes the floats right, and decides for the smallest: planted, of the model with the pass."""
+    open_session, samples = get("onnxruntime").open_session, [FEED]
+
+    def decides_wrongly(model: ir.Model) -> Session:
+        text = ir.to_proto(model)
+        for node in text.graph.node:
+            node.op_type = "ArgMin" if node.op_type == "ArgMax" else node.op_type
+        return open_session(ir.from_proto(text))
+
+    before = parse(PLACES, deep=np.float32(0))
+    after = before.clone()
+    outputs = outputs_of(before, samples, open_session), outputs_of(after, samples, decides_wrongly)
+    verdict = judge((before, after), outputs, samples, (), decides_wrongly)
+    assert not verdict.kept
+    assert verdict.rounding_after == verdict.in_float64 == 0
+    assert verdict.words.endswith("which does not explain the integers that it decides on")
 
 
 def test_without_a_reference_a_difference_is_refused_and_the_reason_is_said() -> None:
