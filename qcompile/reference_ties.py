@@ -45,10 +45,25 @@ def loose_decisions(model: ir.Model, seen: Collection[str]) -> tuple[ir.Value, .
     return tuple(dict.fromkeys(found))
 
 
+def decisions_to_see(model: ir.Model, seen: Collection[str]) -> tuple[ir.Value, ...]:
+    """Return the floats of the main graph that have to be seen besides, in its order, so that no decision is loose.
+
+    What follows from one of them without rounding is none of them. In time proportional to the nodes.
+    """
+    return _followed(model, seen, {value for node in model.graph for value in _decided_on(node)})[1]
+
+
 def exact_values(model: ir.Model, seen: Collection[str]) -> frozenset[ir.Value]:
     """Return the values of the main graph that follow from inputs, weights and what is seen without any rounding."""
+    return _followed(model, seen, frozenset())[0]
+
+
+def _followed(
+    model: ir.Model, seen: Collection[str], wanted: Collection[ir.Value]
+) -> tuple[frozenset[ir.Value], tuple[ir.Value, ...]]:
+    """Return what follows exactly, and what of `wanted` does not and is taken for seen from there on."""
     exact = {*model.graph.inputs, *model.graph.initializers.values()}
-    known = set(exact)
+    known, found = set(exact), list[ir.Value]()
     for node in model.graph:
         of_floats = any(_may_be_float(value) for value in (*node.inputs, *node.outputs) if value is not None)
         keeps = not _bodies(node) and not _narrows(node) and (not of_floats or node.op_type in _EXACT)
@@ -56,7 +71,10 @@ def exact_values(model: ir.Model, seen: Collection[str]) -> frozenset[ir.Value]:
         if follows or node.op_type in ("Shape", "Size"):
             exact.update(node.outputs)
         known.update(value for value in node.outputs if value in exact or value.name in seen)
-    return frozenset(exact)
+        loose = [value for value in node.outputs if value in wanted and value not in known]
+        known.update(loose)
+        found += loose
+    return frozenset(exact), tuple(found)
 
 
 def unseen_jump(model: ir.Model, seen: Collection[str]) -> str | None:

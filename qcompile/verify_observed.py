@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.graph import is_standard
-from qcompile.reference_ties import behind_jumps, exact_values, loose_decisions
+from qcompile.reference_ties import behind_jumps, decisions_to_see, exact_values
 from qcompile.verify_quantizers import Quantized, quantized_values, quantizes
 
 _SATURATING = ("Erf", "HardSigmoid", "Sigmoid", "Softmax", "Tanh")
@@ -88,10 +88,8 @@ def observed_values(portable: ir.Model) -> tuple[tuple[str, ...], ...]:
     """
     quantized = [value.names for value in quantized_values(portable)]
     seen = {name for names in quantized for name in names}
-    others: list[str] = []
-    while loose := [value for value in loose_decisions(portable, seen) if value.name not in seen]:
-        others.append(str(loose[0].name))  # one at a time: the next may follow from it
-        seen.add(others[-1])
+    others = [str(value.name) for value in decisions_to_see(portable, seen)]
+    seen.update(others)
     logits = [value for output in portable.graph.outputs if (value := _logits(output)) is not None]
     others += [str(value.name) for value in logits if value.name not in seen]
     return (*quantized, *((name,) for name in dict.fromkeys(others)))
