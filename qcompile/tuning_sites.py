@@ -56,7 +56,16 @@ def model_of(site: Site, shapes: Shapes, form: str) -> ir.Model:
     """
     graph = site.nodes[0].graph
     assert isinstance(graph, ir.Graph)
-    alone = ir.convenience.extract(graph, read_values(site), _written_values(site))
+    read = dict.fromkeys(value for node in site.nodes for value in node.inputs if value is not None)
+    weights = [value for value in read if value.is_initializer() and constant(value) is not None]
+    view = ir.GraphView(
+        read_values(site),
+        _written_values(site),
+        nodes=site.nodes,
+        initializers=weights,
+        opset_imports=graph.opset_imports,
+    )
+    alone = view.clone()
     for value, shape in zip(alone.inputs, shapes, strict=True):
         value.shape, value.type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
     for value in alone.initializers.values():

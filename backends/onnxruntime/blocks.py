@@ -49,9 +49,10 @@ def multiply_in_blocks(model: ir.Model) -> None:
     activation to 8 bits for each block, which nobody asked for: 12 such linears in a row are 4.6 quantization steps
     off. With 8 bits its kernel is no faster than to dequantize at every run.
     """
+    names = graph.Names(model.graph)
     for site in block_weights(model):
         if site.form == IN_BLOCKS:
-            _write_product(model, *site.nodes)
+            _write_product(model, *site.nodes, names)
 
 
 def dequantize_blocks_when_loaded(model: ir.Model) -> None:
@@ -63,8 +64,9 @@ def dequantize_blocks_when_loaded(model: ir.Model) -> None:
     that are no constants or that are outputs of the model, to types of other than 4 and 8 bits, to scales that are not
     float32, where the last block is not filled, and where no MatMul or Gemm multiplies by it.
     """
+    names = graph.Names(model.graph)
     for node in list(_in_blocks(model)):
-        _write_float(model, node)
+        _write_float(model, node, names)
 
 
 def _in_blocks(model: ir.Model) -> Iterator[ir.Node]:
@@ -78,13 +80,12 @@ def _in_blocks(model: ir.Model) -> Iterator[ir.Node]:
             yield node
 
 
-def _write_product(model: ir.Model, node: ir.Node, matmul: ir.Node) -> None:
+def _write_product(model: ir.Model, node: ir.Node, matmul: ir.Node, names: graph.Names) -> None:
     weight, scale, zero_point = (*map(graph.constant, node.inputs), None)[:3]
     assert weight is not None
     assert scale is not None
     inputs, outputs = weight.shape.numpy()
     block, signed = node.attributes.get_int("block_size", 0), weight.dtype == ir.DataType.INT4
-    names = graph.Names(model.graph)
 
     def initializer(suffix: str, array: np.ndarray) -> ir.Value:
         name = names.new(f"{node.outputs[0].name}.{suffix}")
@@ -123,7 +124,7 @@ def pack(numbers: np.ndarray) -> np.ndarray:
     return packed
 
 
-def _write_float(model: ir.Model, node: ir.Node) -> None:
+def _write_float(model: ir.Model, node: ir.Node, names: graph.Names) -> None:
     quantized, scale, zero_point = (*node.inputs, None)[:3]
     tensor = graph.constant(quantized)
     assert tensor is not None
@@ -131,7 +132,6 @@ def _write_float(model: ir.Model, node: ir.Node) -> None:
     axis = node.attributes.get_int("axis", 1) % len(shape)
     split = [*shape[:axis], shape[axis] // block, block, *shape[axis + 1 :]]
     nodes: list[ir.Node] = []
-    names = graph.Names(model.graph)
 
     def write(operator: str, inputs: list[ir.Value | None], attributes: dict[str, int] | None = None) -> ir.Value:
         name = names.new(f"{node.outputs[0].name}.{operator.lower()}")
