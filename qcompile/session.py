@@ -56,7 +56,8 @@ class Agreement:
         max_steps: largest difference of one number, in quantization steps.
         rms_steps: largest root mean square difference of a value, in quantization steps.
         worst: name of the value or output with the largest difference; empty where all are equal.
-        left_out: what was not compared, name and why: decided on floats that the runtime does not show, or NaN.
+        left_out: what was not compared, name and why: decided on floats that the runtime does not show, NaN,
+            or so small that a kernel may round it to 0.
     """
 
     runtime: str

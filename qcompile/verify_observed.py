@@ -12,14 +12,21 @@ from qcompile.graph import is_standard
 from qcompile.reference_ties import behind_jumps, decisions_to_see, exact_values
 from qcompile.verify_quantizers import Quantized, quantized_values, quantizes
 
-_SATURATING = ("Erf", "HardSigmoid", "Sigmoid", "Softmax", "Tanh")
-"""Functions of numbers up to 1: kernels compute them to so many parts of 1, however small the result."""
+_ABSOLUTE = ("Erf", "HardSigmoid", "Sigmoid")
+"""Functions that kernels compute to so many parts of 1, however small the result: to 1.3e-7 Sigmoid of ONNX Runtime,
+to 3e-7 Erf of OpenVINO (measured, 1.31 and 2026.4). HardSigmoid subtracts from numbers up to 1 by its definition."""
+
+_SATURATING = (*_ABSOLUTE, "Softmax", "Tanh")
+"""Functions of numbers up to 1, whose ranges may be tiny; Softmax and Tanh are as accurate as any then."""
 
 _VIEWS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
+MAX_STEPS = 2.0
+"""How many quantization steps one number may be apart: ties, and ties of ties within a layer."""
+
 ROUNDING = 2.0**-21
-"""Least step of what such a function makes; and of the largest number, where nothing but float32 rounds: two steps are
-8 roundings of it."""
+"""Least step of what an `_ABSOLUTE` one makes; and in parts of the largest number, where nothing but float32 rounds: two
+steps are 8 roundings of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Outlook:
     Attributes:
         seen: names of the values.
         steps: name of a form of a quantized value -> the value.
-        saturating: names of outputs that a saturating function makes; their logits are seen.
+        absolute: names of outputs that kernels compute to so many parts of 1; their logits are seen.
         exact: names of outputs that follow from what is seen without any rounding: they have to be equal.
         fixed: names of outputs that follow so from inputs and weights alone.
         tied: names of outputs behind an answer to a tie in numbers that come from a quantizer.
@@ -37,7 +44,7 @@ class Outlook:
 
     seen: frozenset[str]
     steps: dict[str, Quantized]
-    saturating: frozenset[str]
+    absolute: frozenset[str]
     exact: frozenset[str]
     fixed: frozenset[str]
     tied: frozenset[str]
@@ -52,7 +59,7 @@ class Outlook:
         return cls(
             frozenset(seen),
             {name: value for value in quantized_values(portable) for name in value.names},
-            frozenset(str(value.name) for value in outputs if _logits(value) is not None),
+            frozenset(str(value.name) for value in outputs if _logits(value, _ABSOLUTE) is not None),
             exact,
             fixed,
             tied,
@@ -69,7 +76,11 @@ class Outlook:
     def end_step(self, name: str, expected: np.ndarray) -> np.ndarray:
         """The same of an output, where nothing before it is seen."""
         step = _output_step(expected)
-        return np.maximum(step, ROUNDING) if name in self.saturating else step
+        return np.maximum(step, ROUNDING) if name in self.absolute else step
+
+    def tells_nothing(self, name: str, expected: np.ndarray) -> bool:
+        """True for an output so small that 0 in its place would be taken for what its kernel rounds."""
+        return name in self.absolute and bool(np.nanmax(np.abs(expected), initial=0) <= MAX_STEPS * ROUNDING)
 
 
 def _output_step(expected: np.ndarray) -> np.ndarray:
@@ -90,15 +101,15 @@ def observed_values(portable: ir.Model) -> tuple[tuple[str, ...], ...]:
     seen = {name for names in quantized for name in names}
     others = [str(value.name) for value in decisions_to_see(portable, seen)]
     seen.update(others)
-    logits = [value for output in portable.graph.outputs if (value := _logits(output)) is not None]
+    logits = [value for output in portable.graph.outputs if (value := _logits(output, _SATURATING)) is not None]
     others += [str(value.name) for value in logits if value.name not in seen]
     return (*quantized, *((name,) for name in dict.fromkeys(others)))
 
 
-def _logits(output: ir.Value) -> ir.Value | None:
-    """Return what a saturating function reads that makes this output; None: there is none, or it is an input."""
+def _logits(output: ir.Value, functions: Collection[str]) -> ir.Value | None:
+    """Return what one of these functions reads that makes this output; None: there is none, or it is an input."""
     node = output.producer()
     while node is not None and is_standard(node, *_VIEWS) and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    read = node.inputs[0] if node is not None and is_standard(node, *_SATURATING) else None
+    read = node.inputs[0] if node is not None and is_standard(node, *functions) else None
     return read if read is not None and read.producer() is not None else None

@@ -147,5 +147,32 @@ def test_an_output_of_a_tiny_range_is_compared_by_its_logits(backend: str, tmp_p
     for agreement in verify(model(-17.0), model(-17.0), backend, tmp_path):
         assert agreement.values[-1:] == ("l",)
         assert agreement.max_steps < 1
+        assert not agreement.left_out
+    for agreement in verify(model(-24.0), model(-24.0), backend, tmp_path):
+        assert agreement.left_out == ("y (less than its kernel may round)",)
     with pytest.raises(VerificationError, match=r": l is up to \S+ quantization steps"):
         verify(model(-17.0), model(-17.25), backend, tmp_path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_number_that_is_none_elsewhere_excuses_no_decision(backend: str, tmp_path: Path) -> None:
+    def model(comparison: str) -> ir.Model:
+        return portable(f"{MASK}, float[64, 64] n", f"m = MatMul(x, w) n = Log(m) o = {comparison}(m, third)")
+
+    for agreement in verify(model("Less"), model("Less"), backend, tmp_path):
+        assert not any("of it equal" in name for name in agreement.left_out)
+    with pytest.raises(VerificationError, match=r"o .*other than follow from"):
+        verify(model("Less"), model("Greater"), backend, tmp_path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_function_that_is_accurate_for_small_numbers_is_held_to_it(backend: str, tmp_path: Path) -> None:
+    def model(function: str) -> ir.Model:
+        text = f"c = Constant<value_float = 1e-8>() m = MatMul(x, w) l = Mul(m, c) {function}"
+        return portable("float[64, 64] y", text, "w8a8-dynamic")
+
+    right, wrong = model("y = Tanh(l)"), model("t = Tanh(l) d = Add(t, t) y = Add(d, t)")
+    for agreement in verify(right, right, backend, tmp_path):
+        assert not agreement.left_out
+    with pytest.raises(VerificationError, match=r"y is up to \S+ quantization steps"):
+        verify(right, wrong, backend, tmp_path)
