@@ -25,8 +25,8 @@ MAX_STEPS = 2.0
 """How many quantization steps one number may be apart: ties, and ties of ties within a layer."""
 
 ROUNDING = 2.0**-21
-"""Least step of what an `_ABSOLUTE` one makes; and in parts of the largest number, where nothing but float32 rounds: two
-steps are 8 roundings of it."""
+"""Least step of what an `_ABSOLUTE` one makes; and, in parts of the largest number, where nothing but float32 rounds:
+two steps are 8 roundings of it."""
 
 
 @dataclasses.dataclass(frozen=True)

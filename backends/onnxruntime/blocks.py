@@ -52,7 +52,8 @@ def multiply_in_blocks(model: ir.Model) -> None:
     names = graph.Names(model.graph)
     for site in block_weights(model):
         if site.form == IN_BLOCKS:
-            _write_product(model, *site.nodes, names)
+            dequantize, product = site.nodes
+            _write_product(model, dequantize, product, names)
 
 
 def dequantize_blocks_when_loaded(model: ir.Model) -> None:
