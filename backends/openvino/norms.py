@@ -4,26 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qcompile.backends.openvino.patterns import LAYOUT_ONLY, PRODUCTS, apart
+from qcompile.backends.openvino.patterns import PRODUCTS, apart
 
 if TYPE_CHECKING:
     import openvino as ov
 
-SCALED_THROUGH = (
-    *LAYOUT_ONLY,
-    "Add",
-    "Clamp",
-    "Concat",
-    "MaxPool",
-    "Multiply",
-    "Negative",
-    "PRelu",
-    "ReduceMean",
-    "Relu",
-    "StridedSlice",
-    "Subtract",
+COMPUTED = frozenset(
+    {
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HSigmoid",
+        "HSwish",
+        "Log",
+        "LogSoftmax",
+        "MVN",
+        "Maximum",
+        "Mish",
+        "Power",
+        "ScaledDotProductAttention",
+        "Selu",
+        "ShapeOf",
+        "Sigmoid",
+        "SoftPlus",
+        "SoftSign",
+        "Softmax",
+        "Sqrt",
+        "Swish",
+        "Tanh",
+    }
 )
-"""Operators that OpenVINO moves the scale of a quantized tensor behind, though one of two operands has none."""
+"""Operators that no scale passes. OpenVINO moves the scale of a quantized tensor behind all that it commutes with, as
+views, poolings, Gather, Pad and Concat, though one of two operands has none: what is not listed counts."""
 
 
 def keep_epsilons(model: ov.Model) -> None:
@@ -50,7 +63,7 @@ def _is_scaled(output: ov.Output) -> bool:
         kind, name = node.get_type_name(), node.get_name()
         if kind in ("FakeQuantize", *PRODUCTS):
             return True
-        if kind in SCALED_THROUGH and name not in seen:
+        if kind not in COMPUTED and name not in seen:
             seen.add(name)
             waiting += _scaled_operands(node)
     return False

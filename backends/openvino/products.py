@@ -30,6 +30,9 @@ ACTIVATIONS = (
     "Tanh",
 )
 
+VIEWS = ("Broadcast", "Convert", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators that are gone where they change nothing: a Reshape to the shape that is there already."""
+
 
 def keep_products_apart(model: ov.Model) -> None:
     """MatMul * c, where something else reads the product p too  ->  Maximum(p, p) * c; sums with constants alike.
@@ -54,13 +57,13 @@ def keep_products_apart(model: ov.Model) -> None:
 
 
 def _scaled_product(node: ov.Node) -> bool | None:
-    """Whether the node multiplies a product by a constant, or changes its sign; None for what is made of no product."""
+    """Whether the node multiplies a product by a constant, or moves or negates it; None for what is of no product."""
     scaled = False
     while node.get_type_name() not in PRODUCTS:
         operands = constant_operand(node) if node.get_type_name() in MERGED else None
-        if operands is None and node.get_type_name() not in ACTIVATIONS:
+        if operands is None and node.get_type_name() not in (*ACTIVATIONS, *VIEWS):
             return None
-        scaled = scaled or node.get_type_name() in (*SCALING, "Negative")
+        scaled = scaled or node.get_type_name() in (*SCALING, "Negative", *VIEWS)
         node = (node.input_value(0) if operands is None else operands[0]).get_node()
     return scaled
 

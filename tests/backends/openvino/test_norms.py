@@ -23,6 +23,11 @@ WRONG = {
     "multiplied": PAIR + "v = Mul (d, h)",
     "negative": PAIR + "v = Neg (d)",
     "sum of two": PAIR + "u = Sigmoid (x) c = Mul (u, s) v = Add (c, d)",
+    "divided": PAIR + "v = Div (d, h)",
+    "chosen": PAIR + "v = Gather <axis = 1> (d, i)",
+    "product, sliced": LINEAR + "v = Slice (m, f1, f5, f1)",
+    "mean of two": PAIR + "u = Sigmoid (x) c = Mul (u, s) v = Mean (c, d)",
+    "padded": PAIR + "v = Pad (d, p)",
     "turned": PAIR + "u = Transpose <perm = [0, 2, 1]> (d) o = Relu (u) v = Transpose <perm = [0, 2, 1]> (o)",
 }
 LEFT = {
@@ -35,6 +40,10 @@ ARRAYS = {
     "s": np.float32(0.016),
     "h": np.float32(0.5),
     "z": np.int8(0),
+    "i": np.arange(5),
+    "f1": np.array([1]),
+    "f5": np.array([5]),
+    "p": np.zeros(6, np.int64),
     "g": np.linspace(0.5, 2, 8, dtype=np.float32),
     "b": np.linspace(-0.01, 0.01, 8, dtype=np.float32),
     "w": np.random.default_rng(0).integers(-2, 3, (8, 8)).astype(np.int8),
@@ -48,7 +57,7 @@ def model_of(text: str) -> ir.Model:
         for name, array in ARRAYS.items()
         if any(f"{before}{name}{end}" in whole for before in " (" for end in ",)")
     }
-    return parse(f"(float[n,5,8] x) => (float[n,5,8] y) {{ {whole} }}", **used)
+    return parse(f"(float[n,5,8] x) => (float[n,q,8] y) {{ {whole} }}", **used)
 
 
 def feed() -> dict[str, np.ndarray]:

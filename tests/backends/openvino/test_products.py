@@ -37,6 +37,12 @@ WRONG = {
     "convolution, multiplied, by a number": PRODUCTS["convolution"].format("p")
     + "m = Mul (p, n) a = Mul (m, n) "
     + QUANTIZED,
+    "convolution, reshaped to what it was, multiplied by a number": PRODUCTS["convolution"].format("p")
+    + "m = Reshape (p, i) a = Mul (m, n) "
+    + QUANTIZED,
+    "float linear, unsqueezed and squeezed, shifted": PRODUCTS["float linear"].format("p")
+    + "u = Unsqueeze (p, j) m = Squeeze (u, j) a = Add (m, b) "
+    + QUANTIZED,
     "two activations, negative": PRODUCTS["two activations"].format("p") + "m = Neg (p) a = Add (m, b) y = Abs (a)",
 }
 LEFT = {
@@ -52,6 +58,8 @@ ARRAYS = {
     "t": np.float32(0.05),
     "n": np.float32(0.7),
     "z": np.int8(0),
+    "i": np.array([0, 6, 6]),
+    "j": np.array([1]),
     "w": RANDOM.integers(-127, 128, (6, 6)).astype(np.int8),
     "k": RANDOM.integers(-127, 128, (6, 6, 1)).astype(np.int8),
     "ws": np.float32(0.004),
