@@ -33,6 +33,12 @@ ACTIVATIONS = (
 VIEWS = ("Broadcast", "Convert", "Reshape", "Squeeze", "Unsqueeze")
 """Operators that are gone where they change nothing: a Reshape to the shape that is there already."""
 
+BOUNDS = ("Maximum", "Minimum")
+"""What a Clip is, of a constant and a value."""
+
+MOVES = ("Concat", "Slice", "StridedSlice", "Transpose")
+"""Operators behind which a constant is merged all the same."""
+
 
 def keep_products_apart(model: ov.Model) -> None:
     """MatMul * c, where something else reads the product p too  ->  Maximum(p, p) * c; sums with constants alike.
@@ -41,7 +47,8 @@ def keep_products_apart(model: ov.Model) -> None:
     other readers: they get the product with the constant, or what is quantized is without it. The same of what
     activations and other constants make of the product. Results were wrong by more than the whole of their range, of
     MatMul and Convolution, in int8 and in float (measured, 2026.4, mostly with a dynamic batch). The larger of a number
-    and itself is that number, and is not merged.
+    and itself is that number, and is not merged. A sum with a value that is computed is written where the product of a
+    Convolution was, although that is read too.
 
     Leaves alone values that have one reader, and single numbers, which it gets right where nothing is multiplied
     before. Twice changes nothing more.
@@ -60,7 +67,7 @@ def _scaled_product(node: ov.Node) -> bool | None:
     """Whether the node multiplies a product by a constant, or moves or negates it; None for what is of no product."""
     scaled = False
     while node.get_type_name() not in PRODUCTS:
-        operands = constant_operand(node) if node.get_type_name() in MERGED else None
+        operands = constant_operand(node) if node.get_type_name() in (*MERGED, *BOUNDS) else None
         if operands is None and node.get_type_name() not in (*ACTIVATIONS, *VIEWS):
             return None
         scaled = scaled or node.get_type_name() in (*SCALING, "Negative", *VIEWS)
@@ -69,5 +76,16 @@ def _scaled_product(node: ov.Node) -> bool | None:
 
 
 def _is_merged(node: ov.Node, scaled: bool) -> bool:
-    operands = constant_operand(node) if node.get_type_name() in MERGED else None
-    return operands is not None and (scaled or operands[1].size > 1)
+    """True for what is merged with a product that it reads, or leads to it through operators that it reads alone."""
+    while True:
+        operands = constant_operand(node) if node.get_type_name() in MERGED else None
+        if operands is not None:
+            return scaled or operands[1].size > 1
+        if node.get_type_name() == "Add":
+            return True
+        bound = node.get_type_name() in BOUNDS and constant_operand(node) is not None
+        passes = bound or node.get_type_name() in (*ACTIVATIONS, *VIEWS, *MOVES)
+        ports = readers(node.output(0)) if passes else []
+        if len(ports) != 1:
+            return False
+        node, scaled = ports[0].get_node(), True
