@@ -79,6 +79,7 @@ ROOMS = {
         "qcompile.restoring",
         "qcompile.saturation",
         "qcompile.unlisted",
+        "qcompile.unsigned_activations",
         "qcompile.untouched",
         "qcompile.unused_nodes",
         "qcompile.weight_rounding",

@@ -5,8 +5,8 @@ needs another form than this one; the test fails when that changes, in either di
 each form is tested beside the code that does: overflow in tests/passes/test_insert_qdq_refusals.py, blocks in
 tests/backends/test_openvino.py and tests/backends/onnxruntime/test_blocks.py, biases in
 tests/backends/onnxruntime/test_biases.py and tests/backends/openvino/test_convolution_biases.py, transposed floats in
-tests/backends/onnxruntime/test_transposed_floats.py, outputs that branches read, products, normalizations, transposed
-weights and reductions in tests/backends/openvino/, in the files of these names, alpha in
+tests/backends/onnxruntime/test_transposed_floats.py, outputs that branches read, concatenations, products,
+normalizations, transposed weights and reductions in tests/backends/openvino/, in the files of these names, alpha in
 tests/passes/test_lower_gemms.py; saturation here.
 """
 

@@ -6,7 +6,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qcompile.backends import FORM, Site
-from qcompile.backends.onnxruntime.activations import quantize_activations_to_uint8
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
 from qcompile.backends.onnxruntime.attention_masks import legalize_attention_masks
 from qcompile.backends.onnxruntime.biases import fit_biases
@@ -24,6 +23,7 @@ from qcompile.backends.onnxruntime.subgraph_inputs import requantize_for_subgrap
 from qcompile.backends.onnxruntime.transposed_floats import keep_transposed_floats
 from qcompile.contract import Finding
 from qcompile.rotary_caches import expand_caches
+from qcompile.unsigned_activations import quantize_activations_to_uint8
 from qcompile.unused_nodes import RemoveUnusedNodes
 
 IR_VERSION = 10
@@ -63,7 +63,9 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     """Return a copy of the portable quantized model in the form that ONNX Runtime runs fastest, and what stayed float.
 
     Names of inputs and outputs stay. Needs the operators of the domain com.microsoft, which every build of ONNX
-    Runtime has.
+    Runtime has. Activations become uint8: where the CPU has no product of two signed types, ONNX Runtime computes
+    int8 x int8 without vector instructions, 845 us where uint8 x int8 takes 56 (128 x 384 x 384, AVX512-VNNI, one
+    thread).
     """
     model = _accepted(model)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)

@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from qcompile.backends.openvino.activations import quantize_at_run_time
 from qcompile.backends.openvino.attention import decompose_attention
 from qcompile.backends.openvino.compression import compress_weights
+from qcompile.backends.openvino.concatenations import quantize_concatenations_to_uint8
 from qcompile.backends.openvino.conversion import converted
 from qcompile.backends.openvino.per_tensor import scale_outputs_at_run_time
 from qcompile.backends.openvino.readback import kept_in_float
@@ -46,6 +47,7 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     scale_outputs_at_run_time(model)
     group_size, findings = quantize_at_run_time(model)
     fold_zero_points(model)
+    quantize_concatenations_to_uint8(model)
     RemoveUnusedNodes()(model)
     with converted(model) as result:
         decompose_attention(result)

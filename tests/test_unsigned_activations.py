@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.backends.onnxruntime.activations import quantize_activations_to_uint8
+from qcompile.unsigned_activations import quantize_activations_to_uint8
 from tests.backends.onnxruntime.rewrites import check, operators, rewritten
 from tests.backends.portable import linear_case, parse
 
