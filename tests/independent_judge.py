@@ -37,9 +37,9 @@ _STEPS = 2.0**8
 """Largest number of quantization steps in a value of 8 bits: what UNIT is a part of where it has no effect."""
 
 _NAMES = """
-    Abs Add Attention Clip Conv DequantizeLinear Div Erf Exp Gelu HardSigmoid HardSwish Identity If LayerNormalization
-    MatMul Max Min Mul Neg Pow RMSNormalization ReduceMax ReduceMean ReduceMin Relu Reshape Sigmoid Slice Softmax Sqrt
-    Squeeze Sub Tanh Transpose Unsqueeze
+    Abs Add Attention Clip Concat Conv DequantizeLinear Div Erf Exp Gelu HardSigmoid HardSwish Identity If
+    LayerNormalization MatMul Max Min Mul Neg Pow RMSNormalization ReduceMax ReduceMean ReduceMin Relu Reshape Sigmoid
+    Slice Softmax Sqrt Squeeze Sub Tanh Transpose Unsqueeze
 """
 _CONTINUOUS = frozenset(_NAMES.split())
 _PER_TOKEN = "QuantizeDequantizePerToken"

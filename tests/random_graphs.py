@@ -106,6 +106,14 @@ def _convolution(y: str, x: str, k: str, g: str) -> str:
     )
 
 
+def _joined_convolution(y: str, a: str, b: str, k: str) -> str:
+    return (
+        f"{y}_a = Transpose<perm = [0, 2, 1]>({a}) {y}_b = Transpose<perm = [0, 2, 1]>({b}) "
+        f"{y}_j = Concat<axis = 2>({y}_a, {y}_b) {y}_c = Conv<strides = [2], pads = [1, 0]>({y}_j, {k}) "
+        f"{y}_r = Relu({y}_c) {y} = Transpose<perm = [0, 2, 1]>({y}_r)"
+    )
+
+
 def _branches(y: str, a: str, b: str, w: str) -> str:
     return (
         f"{y}_m = ReduceMax<keepdims = 0>({a}) {y}_n = Less({y}_m, one) {y} = If({y}_n) "
@@ -125,6 +133,7 @@ KINDS: dict[str, Callable[[str, list[str], str], str]] = {
     "RMS normalization": lambda y, x, w: _rms_normalization(y, x[0], f"g{w}"),
     "gelu": lambda y, x, _: _gelu(y, x[0]),
     "convolution": lambda y, x, w: _convolution(y, x[0], f"k{w}", f"g{w}"),
+    "joined convolution": lambda y, x, w: _joined_convolution(y, x[0], x[1], f"k{w}"),
     "residual": lambda y, x, _: f"{y} = Add({x[0]}, {x[1]})",
     "gate": lambda y, x, _: f"{y}_s = Sigmoid({x[1]}) {y} = Mul({x[0]}, {y}_s)",
     "scale": lambda y, x, w: f"{y} = Mul({x[0]}, g{w})",
