@@ -89,7 +89,8 @@ def verify(
         against: the float model, in any form that `compile` takes; a torch module needs `data`.
         data: samples to compare with the float model on, in any form that `Calibration` names, or a Calibration; None:
             the sample that compile took, made-up inputs where it left none.
-        public_key: a PEM file; whoever has its other half must have signed the artifact, see `qcompile.load`.
+        public_key: a PEM file; whoever has its other half must have signed the artifact, see `qcompile.load`. What
+            the report says of its accuracy is not signed, and not believed then: fixed limits are held to.
         trust_input: of `against`, as in `compile`.
         progress: as in `compile`.
 
@@ -111,7 +112,9 @@ def verify(
     report_progress("comparing with the manifest", 0.0)
     opened = load(artifact.path if isinstance(artifact, Artifact) else artifact, public_key=public_key)
     agreements, not_compared = _agreements(opened, against is None, report_progress)
-    found = None if against is None else compare(opened, against, data, trust_input, report_progress)
+    # A signature does not cover the report: who forges one must not set the limits that another model is held to.
+    compiled = opened.report.accuracy if public_key is None else {}
+    found = None if against is None else compare(opened, against, data, trust_input, report_progress, compiled=compiled)
     return Verification(
         opened.path,
         opened.backend,

@@ -21,7 +21,8 @@ from qcompile.errors import CalibrationError, ModelError, VerificationError
 from qcompile.manifest import Port, ports
 from qcompile.outcome import check_finite, check_shapes, cosine, mean_cosine
 from qcompile.pipeline import Progress
-from qcompile.report.text import MEASURED_ON, decibel
+from qcompile.report.data import MEASURED_ON
+from qcompile.report.text import decibel
 from qcompile.session import Feed
 from qcompile.verify import (
     MADE_UP,
@@ -60,7 +61,15 @@ class Comparison:
     warning: str
 
 
-def compare(opened: Artifact, against: Any, data: Any, trust_input: bool, progress: Progress) -> Comparison:
+def compare(
+    opened: Artifact,
+    against: Any,
+    data: Any,
+    trust_input: bool,
+    progress: Progress,
+    *,
+    compiled: Mapping[str, Any],
+) -> Comparison:
     """Compare the outputs with those of the float model on the same runtime, one sample in memory at a time.
 
     Args:
@@ -69,6 +78,8 @@ def compare(opened: Artifact, against: Any, data: Any, trust_input: bool, progre
         data: samples, in any form that `Calibration` names; None: the one in the artifact, else made-up inputs.
         trust_input: of the float model.
         progress: called with what begins.
+        compiled: what compile measured, as in `Report.accuracy`; empty where there is nobody to believe that: fixed
+            limits are held to then.
 
     Raises:
         ModelError: it has other inputs or outputs than the artifact.
@@ -90,8 +101,8 @@ def compare(opened: Artifact, against: Any, data: Any, trust_input: bool, progre
     accuracy, found, count = _accuracy(opened, model, samples, progress)
     accuracy[MEASURED_ON] = kind or counted(count, "sample")
     if kind != MADE_UP:  # which may lie where the artifact was not calibrated
-        _check_ratios(opened, found)
-    return Comparison(accuracy, _warning(opened, found))
+        _check_ratios(opened, found, compiled)
+    return Comparison(accuracy, _warning(found, compiled))
 
 
 def _samples(
@@ -135,14 +146,14 @@ def _accuracy(
     return accuracy, found, count
 
 
-def _check_ratios(opened: Artifact, found: Difference) -> None:
+def _check_ratios(opened: Artifact, found: Difference, compiled: Mapping[str, Any]) -> None:
     """Raise VerificationError where all outputs, or a float one, are further away than zeros, and were not at compile.
 
     Of a single output the report of compile has the cosine.
     """
-    if found.sqnr_db < 0 and not _compiled_db(opened) < 0:
-        raise _another(opened, f"its outputs are {_FAR}: {decibel(found.sqnr_db)} dB{_beside(opened)}")
-    cosines = opened.report.accuracy.get("cosine", {})
+    if found.sqnr_db < 0 and not _compiled_db(compiled) < 0:
+        raise _another(opened, f"its outputs are {_FAR}: {decibel(found.sqnr_db)} dB{_beside(compiled)}")
+    cosines = compiled.get("cosine", {})
     for port in opened.manifest.outputs:
         ratio = found.of_outputs[port.name]
         if port.dtype.startswith("float") and ratio < 0 and not cosines.get(port.name, 1.0) < _ZEROS_COSINE:
@@ -153,22 +164,22 @@ def _another(opened: Artifact, reason: str) -> VerificationError:
     return VerificationError(f"artifact {opened.path}", reason, f"{_GIVE}, and data like that of its calibration")
 
 
-def _warning(opened: Artifact, found: Difference) -> str:
+def _warning(found: Difference, compiled: Mapping[str, Any]) -> str:
     """Return the warning that a ratio deserves beside that of compile, or nothing."""
-    if found.sqnr_db < _POOR_DB and not _compiled_db(opened) - found.sqnr_db < _LESS_DB:
+    if found.sqnr_db < _POOR_DB and not _compiled_db(compiled) - found.sqnr_db < _LESS_DB:
         ratio = decibel(found.sqnr_db)
-        return f"the outputs are {ratio} dB from the float model's{_beside(opened)}: is it the same model?"
+        return f"the outputs are {ratio} dB from the float model's{_beside(compiled)}: is it the same model?"
     return ""
 
 
-def _compiled_db(opened: Artifact) -> float:
-    """What compile measured; NaN where it did not."""
-    known = opened.report.accuracy.get("sqnr_db")
+def _compiled_db(compiled: Mapping[str, Any]) -> float:
+    """The ratio that compile measured; NaN where it did not."""
+    known = compiled.get("sqnr_db")
     return float(known) if isinstance(known, (int, float)) else math.nan
 
 
-def _beside(opened: Artifact) -> str:
-    known = _compiled_db(opened)
+def _beside(compiled: Mapping[str, Any]) -> str:
+    known = _compiled_db(compiled)
     return "" if math.isnan(known) else f" where compile measured {decibel(known)} dB"
 
 

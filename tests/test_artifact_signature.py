@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import qcompile
 from qcompile.artifact import load
 from qcompile.artifact_signature import sign
-from qcompile.errors import ArtifactError, SignatureError
+from qcompile.errors import ArtifactError, SignatureError, VerificationError
+from qcompile.sealed_json import sealed, unsealed
 from tests.artifacts import files, write
+from tests.test_verification_against import changed
+from tests.test_verify_artifact import network, samples
 
 ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
 ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
@@ -95,8 +99,8 @@ def test_a_flipped_byte_of_the_signature_is_refused(tmp_path: Path, keys: tuple[
     write(tmp_path / "out")
     path = sign(tmp_path / "out", private)
     whole = path.read_bytes()
-    for changed in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1], b""):
-        path.write_bytes(changed)
+    for other in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1], b""):
+        path.write_bytes(other)
         with pytest.raises(SignatureError):
             load(tmp_path / "out", public_key=public)
 
@@ -139,3 +143,19 @@ def test_keys_of_another_kind_are_refused(tmp_path: Path, keys: tuple[Path, Path
             sign(tmp_path / "out", unreadable)
         with pytest.raises(SignatureError, match="key cannot be read"):
             load(tmp_path / "out", public_key=unreadable)
+
+
+@pytest.mark.usefixtures("short_measurements")
+def test_a_forged_report_does_not_set_the_limits_where_there_is_a_key(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    private, public = keys
+    artifact = qcompile.compile(network(), "w8a8-static", calibration=samples(), output=tmp_path / "a", tune="none")
+    sign(artifact.path, private)
+    assert qcompile.verify(artifact, against=network(), public_key=public).accuracy["sqnr_db"] > 20
+    report = unsealed((artifact.path / "report.json").read_bytes())
+    report["accuracy"] = {"sqnr_db": -99.0, "cosine": {"x4": -1.0}}
+    (artifact.path / "report.json").write_bytes(sealed(report))
+    for model in (changed(1.5), changed(0.3)):
+        assert qcompile.verify(artifact, against=model).warning == ""  # who signed nothing may say anything
+    with pytest.raises(VerificationError, match=r"further .* than zeros would be: -\d\S* dB\."):
+        qcompile.verify(artifact, against=changed(1.5), public_key=public)
+    assert "is it the same model?" in qcompile.verify(artifact, against=changed(0.3), public_key=public).warning

@@ -14,6 +14,7 @@ from qcompile.contract import Action, Finding, Keeps
 from qcompile.errors import ArtifactError
 from qcompile.report.budget import BudgetReport
 from qcompile.report.forms import FormReport
+from qcompile.report.types import check_types
 from qcompile.session import Agreement
 
 _MEASURED = frozenset(
@@ -21,6 +22,9 @@ _MEASURED = frozenset(
     | {"before", "after", "max_steps", "rms_steps"}
 )
 """Fields of the entries of a report that are numbers, or tuples of them, and may be infinite or NaN."""
+
+MEASURED_ON = "measured on"
+"""Key of `Report.accuracy` under which a text says what the figures were measured on."""
 
 CULPRIT_DB = 20.0
 """A quantized layer whose signal-to-quantization-noise ratio is lower (an error above a tenth) is a culprit."""
@@ -192,12 +196,16 @@ class Report:
         fields = dict(data)
         for name, item in _ENTRIES.items():
             fields[name] = [item(**{key: _field(key, value) for key, value in entry.items()}) for entry in data[name]]
-        for name in ("latency", "accuracy"):
-            fields[name] = _numbers(fields[name])
+        fields["latency"] = _numbers(fields["latency"])
+        accuracy = fields["accuracy"]
+        measured_on = {MEASURED_ON: str(accuracy[MEASURED_ON])} if MEASURED_ON in accuracy else {}
+        fields["accuracy"] = _numbers({**accuracy, **dict.fromkeys(measured_on)}) | measured_on
         fields["forms"] = [FormReport.from_dict(entry) for entry in data.get("forms", [])]
         if fields.get("budget") is not None:
             fields["budget"] = BudgetReport.from_dict(fields["budget"])
-        return cls(**fields)
+        report = cls(**fields)
+        check_types(report)
+        return report
 
     def quantized_layers(self) -> list[LayerReport]:
         """Return the layers that are quantized now and were not before, in graph order."""
@@ -282,4 +290,7 @@ def _restored(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    return {key: _numbers(item) for key, item in value.items()} if isinstance(value, Mapping) else _restored(value)
+    """Return what mappings hold as numbers; None, and texts that `float` reads, may stand for one."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    return None if value is None else float(value)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from qcompile.errors import MissingDependencyError
 from qcompile.report import charts
-from qcompile.report.data import CULPRIT_DB, Report
-from qcompile.report.text import MEASURED_ON, decibel, human_bytes, ignore_lines, measures, number, promise, warnings
+from qcompile.report.data import CULPRIT_DB, MEASURED_ON, Report
+from qcompile.report.text import decibel, human_bytes, ignore_lines, measures, number, promise, warnings
 
 if TYPE_CHECKING:
     import jinja2

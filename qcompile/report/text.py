@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.recipe_patterns import exactly
+from qcompile.report.data import MEASURED_ON
 from qcompile.report.slower import culprits_of_time
 from qcompile.untouched import QUANTIZED_ALREADY
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 SHOWN = 12
-
-MEASURED_ON = "measured on"
-"""Key of `Report.accuracy` under which a text says what the figures were measured on."""
 
 NOISE = 0.02
 """Part by which two measured times of the same thing differ: as much slower than float is not called slower."""

@@ -114,3 +114,24 @@ def test_a_layer_that_is_called_like_a_number_keeps_its_name(name):
         layers=[LayerReport(name, "Linear", "quantized", name, math.inf)], findings=[Finding(name, "kept", name)]
     )
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"accuracy": {"sqnr_db": "high"}},
+        {"accuracy": {"cosine": {"y": [1.0]}}},
+        {"latency": {"float_ms": "fast"}},
+        {"size": {"float_bytes": True}},
+        {"model": 3},
+        {"target": ["avx2"]},
+        {"layers": [{"name": "fc", "operator": "Linear", "action": "quantized", "sqnr_db": "high"}]},
+        {"layers": [{"name": "fc", "operator": "Linear", "action": "sold"}]},
+        {"layers": [{"name": "fc", "operator": "Linear", "action": "kept", "shape": ["8"]}]},
+        {"agreements": [{"runtime": "r", "values": ["v"], "max_steps": [1.0], "rms_steps": 0.5}]},
+    ],
+    ids=str,
+)
+def test_fields_of_other_types_are_refused(wrong):
+    with pytest.raises((TypeError, ValueError)):
+        Report.from_dict({**Report().to_dict(), **wrong})
