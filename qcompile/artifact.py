@@ -219,11 +219,13 @@ def absolute(path: str | Path) -> Path:
     """Return the absolute path of a folder.
 
     Raises:
-        ArtifactError: it is no path, that of a root, or one that nothing can have: too long, a link to itself, a name
-            that is not UTF-8, which runtimes take none but.
+        ArtifactError: it is no path, empty, that of a root, or one that nothing can have: too long, a link to itself, a
+            name that is not UTF-8, which runtimes take none but.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ArtifactError(f"folder {path!r}", f"it is a {type(path).__name__}", "Give the path of a folder")
+    if not os.fspath(path):
+        raise ArtifactError("folder ''", "the path is empty", "Give the path of a folder")
     found = Path(path).absolute()
     if not found.name:
         raise ArtifactError(f"folder {found}", "it is the root of a file system", "Give the path of a folder in it")

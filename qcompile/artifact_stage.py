@@ -106,6 +106,7 @@ def replaced(output: Path) -> Path:
 @contextlib.contextmanager
 def _only_writer(output: Path) -> Iterator[None]:
     lock = filelock.FileLock(_lock(output))
+    _lock(output).touch(0o644)  # where nothing can be made, as in /proc, filelock says that another has it
     try:
         lock.acquire(blocking=False)
     except (filelock.Timeout, RuntimeError) as error:  # RuntimeError: this thread has it, which would wait for itself

@@ -45,7 +45,7 @@ def sole_writer(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     Raises:
         ArtifactError: before the work, where another process is at work there, nothing can be made there, or what is
-            there must not be replaced.
+            there must not be replaced: among it the current folder, and those that it is in.
     """
 
     @functools.wraps(function)
@@ -56,11 +56,24 @@ def sole_writer(function: Callable[_P, _R]) -> Callable[_P, _R]:
         path = absolute(output)
         with contextlib.ExitStack() as stack:
             with _failures_of(path):
+                _check_not_entered(path)
                 stack.enter_context(keep_others_out(behind_link(path)))
                 _check_replaceable(path)
             return function(*arguments, **settings)
 
     return alone
+
+
+def _check_not_entered(output: Path) -> None:
+    """Refuse the current folder and those above it: a new one takes its name, and whoever is in it stays in the old."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed, and is not to be replaced
+        return
+    if output.exists() and any(map(output.samefile, (here, *here.parents))):
+        reason = "it is the current folder, as an empty path is, or one above that: a new folder would take its name, "
+        reason += "and whoever works there would stay in the old one"
+        raise ArtifactError(str(output), reason, "Give a new folder in it, or one beside it")
 
 
 def _check_replaceable(output: Path) -> None:

@@ -258,3 +258,28 @@ def test_the_root_of_a_file_system_is_no_folder_to_write_or_load():
     for attempt in (check_output, load):
         with pytest.raises(ArtifactError, match="root of a file system"):
             attempt(Path.cwd().anchor)
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    here = tmp_path / "above" / "here"
+    here.mkdir(parents=True)
+    write(here)
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    before = files(tmp_path)
+    for output in (".", Path(""), here, "..", "../../link"):
+        with pytest.raises(
+            ArtifactError, match="it is the current folder, as an empty path is, or one above"
+        ) as raised:
+            check_output(output)
+        assert "beside it" in raised.value.mend
+    with pytest.raises(ArtifactError, match="the path is empty"):
+        check_output("")
+    assert files(tmp_path) == before
+    check_output("beside/it")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system of Linux in which nothing can be made")
+def test_where_nothing_can_be_made_no_other_process_is_blamed():
+    with pytest.raises(ArtifactError, match="it cannot be written"):
+        check_output(Path("/proc/x"))

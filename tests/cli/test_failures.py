@@ -100,6 +100,7 @@ def test_debug_shows_where_a_bug_is() -> None:
         (["compile", "empty", "-o", "out"], 3, "empty: it is a folder"),
         (["compile", "text.onnx", "-o", "out"], 3, "text.onnx"),
         (["compile", "text.onnx", "-o", "file/out"], 6, "file/out"),
+        (["compile", "text.onnx", "-o", ""], 6, "as an empty path is"),
         (["compile", "text.onnx", "-r", "none.yaml", "-o", "out"], 2, "none.yaml"),
         (["inspect", NOTHING], 3, NOTHING),
         (["inspect", "empty"], 6, "manifest.json"),
