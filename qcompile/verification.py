@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qcompile import backends
 from qcompile.artifact import Artifact, load
 from qcompile.artifact_portable import GRAPH, read_portable
 from qcompile.compile_requests import check_arguments
 from qcompile.errors import ArtifactError, RecipeError, UnsupportedError
-from qcompile.manifest import versions
+from qcompile.manifest import SIGNATURE, versions
 from qcompile.pipeline import Progress
 from qcompile.reference_evaluator import OutOfReachError
 from qcompile.report.data import Report, jsonable
@@ -38,6 +38,7 @@ class Verification:
         warning: where that is much less than what compile measured; empty where it is not.
         versions: package -> version, on this machine.
         compiled_with: package -> version, where it was compiled.
+        signature: "checked"; "not checked": there is one, and no key was given; "none": there is none.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Verification:
     warning: str
     versions: Mapping[str, str]
     compiled_with: Mapping[str, str]
+    signature: Literal["checked", "not checked", "none"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""
@@ -57,6 +59,9 @@ class Verification:
     def summary(self) -> str:
         """Return it as plain text: what was compared and how far it is apart, and the versions that are others here."""
         lines = [f"artifact {self.path} · {self.backend}", "files     as in the manifest"]
+        if self.signature != "none":
+            give = "" if self.signature == "checked" else ": give the public key (--public-key)"
+            lines.append(f"signature {self.signature}{give}")
         lines += [f"verified  {line}" for line in verified(self.agreements, self.not_compared)]
         measured = Report(accuracy=dict(self.accuracy))
         lines += headlines(measured)
@@ -124,7 +129,14 @@ def verify(
         warning="" if found is None else found.warning,
         versions=versions(opened.backend),
         compiled_with=opened.manifest.versions,
+        signature=_signature(opened, public_key is not None),
     )
+
+
+def _signature(opened: Artifact, checked: bool) -> Literal["checked", "not checked", "none"]:
+    if checked:
+        return "checked"
+    return "not checked" if (opened.path / SIGNATURE).exists() else "none"
 
 
 def _agreements(opened: Artifact, required: bool, progress: Progress) -> tuple[tuple[Agreement, ...], str]:

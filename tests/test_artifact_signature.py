@@ -159,3 +159,18 @@ def test_a_forged_report_does_not_set_the_limits_where_there_is_a_key(tmp_path: 
     with pytest.raises(VerificationError, match=r"further .* than zeros would be: -\d\S* dB\."):
         qcompile.verify(artifact, against=changed(1.5), public_key=public)
     assert "is it the same model?" in qcompile.verify(artifact, against=changed(0.3), public_key=public).warning
+
+
+@pytest.mark.usefixtures("short_measurements")
+def test_verify_says_whether_the_signature_was_checked(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    private, public = keys
+    artifact = qcompile.compile(network(), "w8a8-static", calibration=samples(), output=tmp_path / "a", tune="none")
+    unsigned = qcompile.verify(artifact)
+    assert (unsigned.to_dict()["signature"], "signature" in unsigned.summary()) == ("none", False)
+    sign(artifact.path, private)
+    signed = qcompile.verify(artifact)
+    assert signed.to_dict()["signature"] == "not checked"
+    assert "\nsignature not checked: give the public key (--public-key)\n" in signed.summary()
+    checked = qcompile.verify(artifact, public_key=public)
+    assert checked.to_dict()["signature"] == "checked"
+    assert "\nsignature checked\n" in checked.summary()
