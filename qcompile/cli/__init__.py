@@ -10,7 +10,7 @@ import typer.main
 
 import qcompile
 from qcompile.cli import artifacts, compiling, diagnosis, inspecting
-from qcompile.cli.console import EXIT_CODES_HELP, closed_pipe_ends, report_bug
+from qcompile.cli.console import EXIT_CODES_HELP, closed_pipe_ends, report_bug, usage_failures
 
 app = typer.Typer(
     name="qcompile",
@@ -51,5 +51,7 @@ def main() -> None:
     """Run the command line. What is no QCompileError is a bug: one line and exit code 1, a traceback with --debug."""
     if "--debug" not in sys.argv:
         sys.excepthook = report_bug
-    with closed_pipe_ends():
-        typer.main.get_command(app)(prog_name="qcompile")  # app() would put its own hook there
+    as_json = "--json" in sys.argv
+    with closed_pipe_ends(), usage_failures(as_json):
+        command = typer.main.get_command(app)  # app() would put its own hook there
+        sys.exit(command(prog_name="qcompile", standalone_mode=not as_json))  # in which typer prints what is wrong

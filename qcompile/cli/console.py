@@ -71,6 +71,24 @@ def failures(as_json: bool, debug: bool) -> Iterator[None]:
         raise typer.Exit(exit_code(error)) from error
 
 
+_UsageError: Any = typer.BadParameter.__base__
+"""What typer raises of a command line that is wrong: it has no other name of its own for it."""
+
+
+@contextlib.contextmanager
+def usage_failures(as_json: bool) -> Iterator[None]:
+    """Print what is wrong with the command line as JSON; where that is not asked for, typer has printed it."""
+    try:
+        yield
+    except _UsageError as error:
+        if not as_json:
+            raise
+        path = error.ctx.command_path if error.ctx else "qcompile"
+        fields = {"subject": path, "reason": error.format_message().rstrip("."), "mend": f"Try {path} --help"}
+        print_json({"error": {"type": "UsageError", **fields}})
+        raise SystemExit(error.exit_code) from error
+
+
 def _print_error(error: errors.QCompileError) -> None:
     console = Console(stderr=True, highlight=False)
     message = Text.assemble(("error: ", "bold red"), (error.subject, "bold"), f": {error.reason}\n{error.mend}.")
@@ -89,8 +107,11 @@ def report_bug(kind: type[BaseException], error: BaseException, trace: types.Tra
         subject, reason = str(error.filename or "output"), str(error.strerror or error)
         mend = "Give it room and rights; --debug shows where it failed"
     elif "--json" in sys.argv:
-        print_json({"error": {"type": kind.__name__, "subject": subject, "reason": reason, "mend": mend}})
-        return
+        try:
+            print_json({"error": {"type": kind.__name__, "subject": subject, "reason": reason, "mend": mend}})
+            return
+        except OSError:  # nobody reads it: say it where people look, and leave Python nothing to flush at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _print_error(errors.QCompileError(subject, reason, mend))
 
 

@@ -85,6 +85,44 @@ def test_a_bug_is_one_message_and_exit_code_1() -> None:
     assert json.loads(output)["error"]["type"] == "KeyError"
 
 
+def test_a_bug_whose_json_nobody_reads_is_still_one_message() -> None:
+    reading, writing = os.pipe()
+    process = start("recipes", "--json", code=BUG + MAIN, stdout=writing)
+    os.close(writing)
+    os.close(reading)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.startswith("error: internal error: KeyError: 'a bug'\n")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "subject", "reason"),
+    [
+        (("inspect", "--json"), "qcompile inspect", "Missing argument"),
+        (("inspect", "a.onnx", "--json", "--nonsense"), "qcompile inspect", "--nonsense"),
+        (("nonsense", "--json"), "qcompile", "nonsense"),
+        (("--json",), "qcompile", "--json"),
+        (("bench", "a", "--seconds", "0", "--json"), "qcompile bench", "0.1"),
+    ],
+    ids=str,
+)
+def test_a_wrong_command_line_is_json_too(arguments: tuple[str, ...], subject: str, reason: str) -> None:
+    process = start(*arguments)
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (2, "")
+    found = json.loads(output)["error"]
+    assert (found["type"], found["subject"], found["mend"]) == ("UsageError", subject, f"Try {subject} --help")
+    assert reason in found["reason"]
+
+
+def test_exit_codes_are_the_same_with_json() -> None:
+    for arguments, code in ((("recipes",), 0), (("inspect", NOTHING), 3)):
+        process = start(*arguments, "--json")
+        assert json.loads(process.communicate()[0])
+        assert process.returncode == code
+
+
 def test_debug_shows_where_a_bug_is() -> None:
     process = start("recipes", "--debug", code=BUG + MAIN)
     _, errors = process.communicate()
