@@ -17,6 +17,7 @@ from qcompile.artifact_stage import behind_link, replaced
 from qcompile.errors import (
     ArtifactError,
     InputError,
+    KeyFileError,
     ModelError,
     QCompileError,
     SignatureError,
@@ -112,7 +113,8 @@ def load(path: str | Path, *, public_key: str | Path | None = None) -> Artifact:
 
     Raises:
         ArtifactError: the folder is not an artifact, or a file of it is missing, changed, a link, or too many.
-        SignatureError: there is no signature, it is not of this manifest and key, or the key cannot be read.
+        SignatureError: there is no signature, or it is not of this manifest and key; KeyFileError, one of them: the key
+            cannot be read.
         UnsafeModelError: the ONNX file keeps data outside the folder.
         MissingDependencyError: there is a `public_key`, and cryptography (extra `sign`) is not installed.
     """
@@ -158,7 +160,7 @@ def _load(folder: Path, public_key: Path | None) -> Artifact:
 
 def _key(path: str | Path) -> Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise SignatureError("public_key", f"it is a {type(path).__name__}", "Give the path of a PEM file")
+        raise KeyFileError("public_key", f"it is a {type(path).__name__}", "Give the path of a PEM file")
     return Path(path)
 
 

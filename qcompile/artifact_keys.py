@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qcompile.errors import MissingDependencyError, SignatureError, raise_interrupt
+from qcompile.errors import KeyFileError, MissingDependencyError, raise_interrupt
 
 _MAKE_KEYS = (
     "Make a pair: openssl genpkey -algorithm ed25519 -out private.pem; "
@@ -26,13 +26,13 @@ def signature_of(content: bytes, private_key: Path, password: bytes | None) -> b
         password: of the file, None when it has none.
 
     Raises:
-        SignatureError: the file cannot be read, is no Ed25519 private key, or the password is wrong.
+        KeyFileError: the file cannot be read, is no Ed25519 private key, or the password is wrong.
         MissingDependencyError: cryptography (extra `sign`) is not installed.
     """
     exceptions, serialization, ed25519 = _cryptography()
     key = _read(private_key, lambda data: serialization.load_pem_private_key(data, password), exceptions)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise SignatureError(str(private_key), "it is not an Ed25519 private key", _MAKE_KEYS)
+        raise KeyFileError(str(private_key), "it is not an Ed25519 private key", _MAKE_KEYS)
     signature: bytes = key.sign(content)
     return signature
 
@@ -46,13 +46,13 @@ def is_signature(signature: bytes, content: bytes, public_key: Path) -> bool:
         public_key: a PEM file.
 
     Raises:
-        SignatureError: the file cannot be read, or is no Ed25519 public key.
+        KeyFileError: the file cannot be read, or is no Ed25519 public key.
         MissingDependencyError: cryptography (extra `sign`) is not installed.
     """
     exceptions, serialization, ed25519 = _cryptography()
     key = _read(public_key, serialization.load_pem_public_key, exceptions)
     if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise SignatureError(str(public_key), "it is not an Ed25519 public key", _MAKE_KEYS)
+        raise KeyFileError(str(public_key), "it is not an Ed25519 public key", _MAKE_KEYS)
     try:
         key.verify(signature, content)
     except exceptions.InvalidSignature:
@@ -65,7 +65,7 @@ def _read(path: Path, load: Callable[[bytes], Any], exceptions: Any) -> Any:
         with path.open("rb") as file:
             return load(file.read(_LONGEST))
     except (OSError, ValueError, TypeError, exceptions.UnsupportedAlgorithm) as error:
-        raise SignatureError(str(path), f"the key cannot be read: {error}", _MAKE_KEYS) from error
+        raise KeyFileError(str(path), f"the key cannot be read: {error}", _MAKE_KEYS) from error
 
 
 def _cryptography() -> tuple[Any, Any, Any]:

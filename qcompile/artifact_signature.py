@@ -25,7 +25,7 @@ def sign(folder: str | Path, private_key: str | Path, *, password: bytes | None 
         password: of that file, None when it has none.
 
     Raises:
-        SignatureError: the key cannot be read or is of another kind.
+        KeyFileError: the key cannot be read or is of another kind.
         ArtifactError: the folder is not an artifact, damaged, being written by another process, or not writable.
         MissingDependencyError: cryptography (extra `sign`) is not installed.
     """

@@ -63,7 +63,11 @@ class ArtifactError(QCompileError):
 
 
 class SignatureError(ArtifactError):
-    """An artifact has no signature, one that does not fit, or a key cannot be used."""
+    """An artifact has no signature, or one that does not fit."""
+
+
+class KeyFileError(SignatureError):
+    """A file is not the key that signs or checks: it cannot be read, or is of another kind."""
 
 
 class MissingDependencyError(QCompileError):

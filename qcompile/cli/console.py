@@ -31,9 +31,10 @@ EXIT_CODES: dict[type[errors.QCompileError], int] = {
     errors.MissingDependencyError: 4,
     errors.VerificationError: 5,
     errors.ArtifactError: 6,
+    errors.KeyFileError: 3,
 }
 EXIT_CODES_HELP = (
-    "Exit codes: 0 done; 1 unexpected failure; 2 command line or recipe; 3 model, input or calibration data; "
+    "Exit codes: 0 done; 1 unexpected failure; 2 command line or recipe; 3 model, input, calibration data or key; "
     "4 the backend or target cannot do it, or a dependency is missing; 5 verification failed; 6 artifact folder; "
     "130 interrupted; 141 who reads the output has gone."
 )

@@ -33,11 +33,13 @@ def test_sign_and_verify_with_the_other_half(keys: Path, monkeypatch: pytest.Mon
     refused = run("verify", folder, "--public-key", keys / "public.pem")
     assert refused.exit_code == 6
     assert "nobody signed it" in refused.output
-    assert run("sign", folder, "--key", keys / "private.pem").exit_code == 6  # it has a password
+    assert run("sign", folder, "--key", keys / "private.pem").exit_code == 3  # it has a password
+    assert run("sign", folder, "--key", keys / "nothere.pem").exit_code == 3
     monkeypatch.setenv("QCOMPILE_KEY_PASSWORD", "secret")
     signed = run("sign", folder, "--key", keys / "private.pem", "--json")
     assert json.loads(signed.output) == {"path": str(folder / "manifest.json.sig")}
     assert qcompile.load(folder, public_key=keys / "public.pem").path == folder
+    assert run("verify", folder, "--public-key", keys / "nothere.pem").exit_code == 3
     again = run("verify", folder, "--public-key", keys / "public.pem")
     assert "portable.onnx" in again.output  # the signature is right, and this artifact holds nothing else to verify
 
