@@ -68,6 +68,7 @@ class Runtime:
         says: what the runtime says of itself and of the processor.
         checks: what it computed.
         problem: why it cannot be used although it is installed; empty where it can.
+        mend: what to do about it.
     """
 
     backend: str
@@ -75,6 +76,7 @@ class Runtime:
     says: Mapping[str, str] = dataclasses.field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     problem: str = ""
+    mend: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,11 @@ class Diagnosis:
             *(f"{each.backend}: {each.problem}" for each in self.runtimes if each.problem),
             *(f"{each.backend}: {check.problem}" for each in self.runtimes for check in each.checks if check.problem),
         ]
+
+    @property
+    def computes_wrong(self) -> bool:
+        """True where a runtime that can be used computes wrong, or not at all."""
+        return any(check.problem for each in self.runtimes for check in each.checks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return data that `json` writes as it is, the problems among it."""
@@ -139,7 +146,11 @@ def examine(name: str, target: str | None = None) -> Runtime:
     try:
         engine = backends.get(name)
     except MissingDependencyError as error:
-        return Runtime(name, version, problem=error.reason if version is not None else "")
+        if version is None:
+            return Runtime(name, None)
+        return Runtime(
+            name, version, problem=f"it is installed, and {error.reason}", mend=f"{error.mend}, with --force-reinstall"
+        )
     checks = tuple(_check(engine, kind, target) for kind in _RECIPES)
     return Runtime(name, version, engine.describe(), checks)
 

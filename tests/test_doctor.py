@@ -74,5 +74,6 @@ def test_a_runtime_that_is_not_installed_is_no_problem_and_one_that_cannot_be_im
         "doctor.versions = lambda runtime: {}\n"
         "print(doctor.examine('openvino'))"
     )
-    assert "the package openvino cannot be imported" in broken
-    assert absent == "Runtime(backend='openvino', version=None, says={}, checks=(), problem='')"
+    assert "it is installed, and the package openvino cannot be imported" in broken
+    assert "pip install 'qcompile[openvino]', with --force-reinstall" in broken
+    assert absent == "Runtime(backend='openvino', version=None, says={}, checks=(), problem='', mend='')"

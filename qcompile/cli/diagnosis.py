@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcompile.cli.console import WRONG_RESULT, Debug, Json, failures, print_json, progress_bar
+from qcompile.cli.console import EXIT_CODES, WRONG_RESULT, Debug, Json, failures, print_json, progress_bar
+from qcompile.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from qcompile.doctor import Check, Diagnosis
@@ -17,7 +18,10 @@ def doctor(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what the runtimes of this machine can do, measured on a small model; exit code 5 when one computes wrong."""
+    """Say what the runtimes of this machine can do, measured on a small model.
+
+    Exit code 5 when one computes wrong, else 4 when one is installed and cannot be imported.
+    """
     with failures(as_json, debug):
         from qcompile.doctor import diagnose
 
@@ -28,7 +32,7 @@ def doctor(
         else:
             _print(found)
         if found.problems:
-            raise typer.Exit(WRONG_RESULT)
+            raise typer.Exit(WRONG_RESULT if found.computes_wrong else EXIT_CODES[MissingDependencyError])
 
 
 def _print(found: Diagnosis) -> None:
@@ -43,7 +47,7 @@ def _print(found: Diagnosis) -> None:
         for name, value in runtime.says.items():
             typer.echo(f"  {name}: {value}")
         if runtime.problem:
-            typer.echo(f"  problem: {runtime.problem}")
+            typer.echo(f"  problem: {runtime.problem}\n  {runtime.mend}.")
         for check in runtime.checks:
             typer.echo(f"  {_words(check)}")
     typer.echo(f"\n{counted(len(found.problems), 'problem')}" if found.problems else "\nnothing is wrong")

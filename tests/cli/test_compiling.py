@@ -122,3 +122,16 @@ def test_doctor_prints_what_was_found_and_exits_with_5_when_something_is_wrong(m
         assert data.exit_code == code
         assert len(json.loads(data.stdout)["problems"]) == bool(code)
     assert "Do that." in result.stdout
+
+
+def test_doctor_says_how_to_mend_a_runtime_that_cannot_be_imported(monkeypatch):
+    right = Runtime("onnxruntime", "1.31", {}, (Check("static", None, 0.5),))
+    wrong = Runtime("onnxruntime", "1.31", {}, (Check("static", None, problem="static INT8 is wrong", mend="Do that"),))
+    broken = Runtime("openvino", "2026.4", problem="it is installed, and cannot be imported", mend="Install it: pip")
+    for other, code in ((right, 4), (wrong, 5)):
+        found = Diagnosis("a CPU", ("avx2",), 2, "3.11", {"numpy": "2.0"}, (other, broken))
+        monkeypatch.setattr("qcompile.doctor.diagnose", lambda found=found, **_options: found)
+        result = run("doctor")
+        assert result.exit_code == code
+        assert "problem: it is installed, and cannot be imported\n  Install it: pip." in result.stdout
+        assert json.loads(run("doctor", "--json").stdout)["runtimes"][1]["mend"] == "Install it: pip"
