@@ -59,6 +59,11 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
+def __dir__() -> list[str]:
+    """Return the public names, imported or not, for those who complete them."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 class _Package(types.ModuleType):
     """Keeps `compile` and `verify` functions: importing the submodules of these names would put modules there."""
 
