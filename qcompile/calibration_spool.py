@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pathlib
-import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -49,7 +46,9 @@ class Levels:
 
 
 class Spool:
-    """Checked samples in a temporary folder, which goes when the spool does.
+    """Checked samples in a temporary file, which goes when the spool does.
+
+    It has no name, but on Windows: samples may be private, and nothing is left of them where the process is killed.
 
     Attributes:
         count: number of samples.
@@ -58,9 +57,9 @@ class Spool:
     """
 
     def __init__(self, calibration: Calibration, inputs: Sequence[ir.Value]) -> None:
-        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="qcompile-calibration-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self.count = 0
+        self._file = tempfile.TemporaryFile(prefix="qcompile-calibration-")  # noqa: SIM115  # open as long as the spool
+        weakref.finalize(self, self._file.close)
+        self._starts: list[int] = []
         self.levels = {str(value.name): Levels() for value in inputs}
         digest = hashlib.sha256()
         for feed in calibration.read(inputs):
@@ -68,10 +67,12 @@ class Spool:
             for name, array in feed.items():
                 digest.update(f"{name} {array.dtype} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
-                self.levels[name].add(array, self.count)
-            arrays: dict[str, Any] = {str(place): array for place, array in enumerate(feed.values())}
-            np.savez(self._path(self.count), **arrays)
-            self.count += 1
+                self.levels[name].add(array, len(self._starts))
+            self._starts.append(self._file.tell())
+            for array in feed.values():
+                np.save(self._file, array)
+            self._file.flush()  # where the disk is full, that is said here
+        self.count = len(self._starts)
         if self.count == 0:
             raise CalibrationError(
                 "calibration data", "it holds no sample", "Give one at least; a generator serves once"
@@ -80,10 +81,7 @@ class Spool:
 
     def __iter__(self) -> Iterator[Feed]:
         """Yield the samples in order."""
-        for index in range(self.count):
-            with np.load(self._path(index)) as stored:
-                # numpy's format forgets the name of a dtype like bfloat16
-                yield {name: stored[str(place)].view(dtype) for place, (name, dtype) in enumerate(self._dtypes.items())}
-
-    def _path(self, index: int) -> pathlib.Path:
-        return self._folder / f"{index}.npz"
+        for start in self._starts:
+            self._file.seek(start)  # another iterator may have read meanwhile
+            # numpy's format forgets the name of a dtype like bfloat16
+            yield {name: np.load(self._file).view(dtype) for name, dtype in self._dtypes.items()}
