@@ -167,11 +167,12 @@ def layer_name(node: ir.Node) -> str:
     last item is the name of the traced value; the item before it is the module. Other texts are passed over: metadata
     are anybody's to write.
     """
-    modules = [scope for scope in _name_scopes(node)[:-1] if scope]
+    modules = [scope for scope in name_scopes(node)[:-1] if scope]
     return str(modules[-1]) if modules else node.name or node.outputs[0].name or node.op_type
 
 
-def _name_scopes(node: ir.Node) -> list[object]:
+def name_scopes(node: ir.Node) -> list[object]:
+    """What torch's exporter recorded of a node: modules from the outermost in, then the traced value; else empty."""
     text = node.metadata_props.get(NAME_SCOPES, "[]")
     try:
         scopes = ast.literal_eval(text)

@@ -19,13 +19,11 @@ from torch.onnx._internal.exporter._errors import ConversionError
 
 from qcompile.errors import ModelError, raise_interrupt
 from qcompile.frontend import OPSET, torch_bags, torch_recurrent
-from qcompile.graph import NAME_SCOPES, layer_name, unique_name
+from qcompile.frontend.torch_layer_names import name_layers
+from qcompile.graph import unique_name
 
 _DECOMPOSED_OPSET = 18
 """The opset at which the exporter writes attention and norms as elementary operators."""
-
-_MADE_BY = "pkg.onnxscript.rewriter.rule_name"
-"""Where onnxscript says which of its rules made a node."""
 
 _CHECK_INPUTS = "Check that the module runs on example_inputs and that dynamic_shapes names only axes that may change"
 _RETURN_TENSORS = "Let the module return tensors only; to a decoder that returns its cache pass use_cache=False"
@@ -157,7 +155,7 @@ def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, A
     if program.exported_program is not None:
         _keep_input_names(traced, program.exported_program.graph_signature.user_inputs)
         _name_outputs(traced, program.exported_program.call_spec.out_spec)
-        _name_fused_layers(traced, program.exported_program.state_dict)
+        name_layers(traced, program.exported_program)
     _forget_program(traced)
     return traced
 
@@ -205,23 +203,6 @@ def _name_outputs(traced: ir.Model, structure: Any) -> None:
         for name, index in returned.items():
             if isinstance(index, int) and name not in taken and sum(v is outputs[index] for v in outputs) == 1:
                 outputs[index].name = str(name)
-
-
-def _name_fused_layers(traced: ir.Model, parameters: Mapping[str, torch.Tensor]) -> None:
-    """Call what the exporter fused by the layer that has the weight: it takes the name of the norm behind it.
-
-    Args:
-        traced: its nodes are changed.
-        parameters: of the module, by the name that the exporter gives to initializers; what is shared has several.
-    """
-    for node in traced.graph:
-        names = [str(value.name) for value in node.inputs if value is not None and str(value.name) in parameters]
-        if _MADE_BY not in node.metadata_props or not names:
-            continue
-        owner, _, part = names[0].rpartition(".")
-        of_named = parameters.get(f"{layer_name(node)}.{part}")
-        if owner and (of_named is None or of_named.data_ptr() != parameters[names[0]].data_ptr()):
-            node.metadata_props[NAME_SCOPES] = str(["", owner, str(node.outputs[0].name)])
 
 
 def _reason(error: BaseException) -> str:

@@ -174,3 +174,56 @@ def test_a_layer_that_a_norm_is_fused_into_keeps_its_name() -> None:
     traced = trace(Normed(), example_inputs=torch.zeros(2, 3, 8, 8))
     layers = [layer_name(node) for node in traced.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm")]
     assert layers == ["conv", "up", "fc", "tied"]
+
+
+def _block() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+
+
+def _projections(module: torch.nn.Module) -> list[str]:
+    """Names of the layers of a model, of those that hold a weight."""
+    traced = trace(module, example_inputs=torch.zeros(2, 3, 8))
+    return [linear_name for node in traced.graph if (linear_name := _weighted(node))]
+
+
+def _weighted(node: ir.Node) -> str:
+    held = any(value is not None and value.is_initializer() and len(value.shape or ()) == 2 for value in node.inputs)
+    return layer_name(node) if held and node.op_type in ("Gemm", "MatMul") else ""
+
+
+LAYERS = ["self_attn", "self_attn.out_proj", "linear1", "linear2"]
+
+
+@pytest.mark.parametrize("different", [False, True])
+@pytest.mark.parametrize("path", ["layers.", ""])
+def test_layers_of_deep_copies_have_their_own_names_whatever_their_weights(different: bool, path: str) -> None:
+    copies = torch.nn.TransformerEncoder(_block(), 2) if path else torch.nn.Sequential(_block(), _block())
+    if different:
+        for parameter in copies.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.01)
+    assert _projections(copies) == [f"{path}{index}.{layer}" for index in (0, 1) for layer in LAYERS]
+
+
+def test_layers_of_a_module_that_is_called_twice_have_a_name_of_it() -> None:
+    block = _block()
+    names = _projections(torch.nn.Sequential(block, block))
+    assert [name.partition(".")[2] for name in names] == LAYERS * 2
+
+
+class Tied(torch.nn.Module):
+    """A head that takes the table of embeddings as its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body = torch.nn.Embedding(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(self.body(self.table(ids)), self.table.weight)
+
+
+def test_a_head_that_is_tied_to_embeddings_is_not_called_as_they_are() -> None:
+    traced = trace(Tied(), example_inputs=torch.zeros(2, 3, dtype=torch.int64))
+    names = [layer_name(node) for node in traced.graph if node.op_type in ("Gather", "Gemm", "MatMul")]
+    assert names[:2] == ["table", "body"]
+    assert len(set(names)) == 3
