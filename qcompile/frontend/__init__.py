@@ -20,11 +20,16 @@ def open_model(model: Any, *, trust_input: bool = False) -> Any:
 
     Raises:
         UnsafeModelError: the file is not trusted.
-        ModelError: it holds no model.
+        ModelError: it holds no model, or what was passed is of torch and no module that can be exported.
     """
     from qcompile.frontend.torch_files import is_torch_file, read_torch_file
 
-    return read_torch_file(model, trust=trust_input) if is_torch_file(model) else model
+    opened = read_torch_file(model, trust=trust_input) if is_torch_file(model) else model
+    if "torch" in sys.modules:
+        from qcompile.frontend.torch_refusals import refuse
+
+        refuse(opened)
+    return opened
 
 
 def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None, trust_input: bool = False) -> ir.Model:
