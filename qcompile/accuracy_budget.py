@@ -89,8 +89,8 @@ def score(metric: Metric, run: Run) -> float:
     mend = "Mend that code; it is given run, a function from {input: array} to {output: array}"
     with UserCode("it", lambda reason: RecipeError("metric", reason, mend)):
         found: Any = metric(run)
-    try:
+    returned, wanted = f"it returned a {type(found).__name__}", "Return one real number, higher is better"
+    if isinstance(found, str | bytes | bytearray | complex | np.complexfloating):  # float() takes texts of digits
+        raise RecipeError("metric", returned, wanted)
+    with UserCode(f"{returned}, and making a number of it", lambda reason: RecipeError("metric", reason, wanted)):
         return float(found)
-    except (TypeError, ValueError) as error:
-        reason = f"it returned a {type(found).__name__}"
-        raise RecipeError("metric", reason, "Return one number, higher is better") from error

@@ -63,7 +63,18 @@ def test_a_metric_returns_any_number(found):
     assert score(lambda _run: found, nothing) == 0.5
 
 
-@pytest.mark.parametrize("found", [None, [1.0, 2.0], {"accuracy": 1.0}])
+class Broken:
+    """No number, whatever it promises."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("not now")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, [1.0, 2.0], {"accuracy": 1.0}, "0.5", b"1", 1j, np.complex64(1), np.ones(2), 10**400, Broken()],
+    ids=lambda found: type(found).__name__,
+)
 def test_a_metric_that_returns_no_number_is_named(found):
     with pytest.raises(RecipeError, match=f"metric: it returned a {type(found).__name__}"):
         score(lambda _run: found, nothing)
