@@ -31,12 +31,15 @@ _REMOVE_FROM_INPUTS = (
 
 
 def nothing_matched(model: ir.Model, name: str, item: ir.passes.PassBase) -> NothingMatchedError:
-    """Return the error for a pass of this name: what it looks for, what there is, and what hides it."""
+    """Return the error for a pass of this name: what it looks for, what there is, and what hides it.
+
+    The settings that the name may have in brackets are left out of the error: they do not say what is found.
+    """
     operators = Counter(node.op_type for node in model.graph).most_common(5)
     found = ", ".join(f"{count} {name}" for name, count in operators) or "no nodes"
     sought = item.looks_for if isinstance(item, Pass) else "its pattern"
     reason = f"it matched nothing: it looks for {sought} and found {found}"
-    subject, overridable = f"pass {name}", _weights_among_inputs(model)
+    subject, overridable = f"pass {name.partition('(')[0]}", _weights_among_inputs(model)
     if overridable:
         are = "1 weight is also an input" if overridable == 1 else f"{overridable} weights are also inputs"
         reason += f"; {are} of the graph, which may be overridden, so it is no constant"
