@@ -13,7 +13,8 @@ import onnx_ir as ir
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch's exporter writes which module a node is of, see `layer_name`."""
 
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+"""Standard operators that draw random numbers; Dropout does so in training mode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def computed_constants(model: ir.Model) -> frozenset[ir.Value]:
         given = [value for value in node.inputs if value is not None]
         fixed = all(value in found or constant(value) is not None for value in given)
         bodies = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
-        if given and fixed and not bodies and not is_standard(node, *_RANDOM):
+        if given and fixed and not bodies and not is_standard(node, *RANDOM):
             found.update(node.outputs)
     return frozenset(found)
 

@@ -20,6 +20,7 @@ from qcompile.first_difference import first_difference
 from qcompile.layers import float_layers
 from qcompile.manifest import check_native
 from qcompile.nothing_matched import USE_FLOAT32, nothing_matched
+from qcompile.random_outputs import refuse_random
 from qcompile.recipe import short
 from qcompile.recipe_settings import BOUND
 from qcompile.report import PassReport
@@ -118,7 +119,7 @@ class Pipeline:
         Raises:
             NothingMatchedError: a required exact pass found nothing, or a lossy one and no other quantized anything;
                 a model that is nothing but embeddings is quantized by a recipe that has passes for linears too.
-            ModelError: the runtime does not take the model.
+            ModelError: the runtime does not take the model, or two runs of it differ.
             VerificationError: a pass left an invalid model, or an exact one changed what the model computes.
         """
         passes = list(passes)
@@ -200,6 +201,7 @@ class Pipeline:
         if _keeps(modified[0]) == "exact":
             verdict = judge((before, model), (log.outputs, outputs), self.samples, self.masks, self.open_session)
             if not verdict.kept:
+                refuse_random(before, self.samples, self.masks, self.open_session)
                 self._raise_for_culprit(before, modified, log, verdict)
             measured = {"in_float64": verdict.in_float64, "rounding": verdict.rounding}
             self._note(log, modified[-1], max_error=verdict.found.relative, **measured)

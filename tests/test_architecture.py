@@ -61,7 +61,7 @@ ROOMS = {
     ],
     "recipe": ["qcompile.recipe*"],
     "artifact": ["qcompile.artifact*", "qcompile.manifest*"],
-    "verify": ["qcompile.verify*", "qcompile.first_difference"],
+    "verify": ["qcompile.verify*", "qcompile.first_difference", "qcompile.random_outputs"],
     "reference": ["qcompile.reference_*"],
     "calibration": ["qcompile.calibration*", "qcompile.smoothing_problem"],
     "graph": [
