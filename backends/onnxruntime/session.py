@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 Optimization = Literal["disabled", "basic", "extended", "all"]
 
 _CHECK = "Check the shapes, and that indices lie inside of their tables"
+
+_LAST_OPSET = re.compile(
+    r"Opset (?P<given>\d+) is under development"
+    r".*official support for domain ai\.onnx is till opset (?P<last>\d+)",
+    re.DOTALL,
+)
+"""What ONNX Runtime says of a model in an opset that is newer than it is, behind a path of its own source."""
+
+_FIRST_OPSET, _USUAL_OPSET = 7, 23
+"""The first opset of ai.onnx that ONNX Runtime guarantees, and the one that models are converted to."""
 
 _NUMPY_TYPES = {
     "tensor(float)": "float32",
@@ -111,12 +122,21 @@ def open_file(
     try:
         inference = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
-        mend = "Check the model with onnx.checker; if it is valid, this is a gap of the runtime or of its lowering"
-        said = str(error).replace(f"Load model from {path} failed:", "")
+        said, mend = _said(str(error).replace(f"Load model from {path} failed:", ""))
         reason = f"ONNX Runtime {onnxruntime.__version__} refuses it: {said}"
         raise ModelError(f"model {name or path.name}", reason, mend) from error
     aborts = aborts_on_empty or functools.partial(aborts_file, path)
     return OnnxRuntimeSession(inference, tuple(shared.values()), aborts)
+
+
+def _said(message: str) -> tuple[str, str]:
+    """Return what ONNX Runtime says of a model that it refuses, and the mend; of an opset that it lacks, the last."""
+    newer = _LAST_OPSET.search(message)
+    if newer is not None:
+        given, last = newer["given"], newer["last"]
+        mend = f"Export the model again in an opset from {_FIRST_OPSET} to {last}, such as opset_version={_USUAL_OPSET}"
+        return f"its opset of ai.onnx is {given}, and the last that is supported is {last}", mend
+    return message, "Check the model with onnx.checker; if it is valid, this is a gap of the runtime or of its lowering"
 
 
 def available_providers() -> list[str]:

@@ -32,6 +32,9 @@ _COMPLETE = (
     'value.shape = onnx_ir.Shape(["batch", 8]); and compile that'
 )
 
+_NAME_SHOWN = 64
+"""Bytes of a name that an error shows."""
+
 _EXPORT_AGAIN = "Export or download the model again"
 _PASS_A_FILE = "Pass the path of an .onnx file"
 
@@ -184,7 +187,16 @@ def _valid(subject: str) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        raise ModelError(subject, f"is not valid ONNX ({first_line(error)})", _EXPORT_AGAIN) from error
+        raise ModelError(subject, f"is not valid ONNX ({_root_cause(error)})", _EXPORT_AGAIN) from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """Say what was found: onnx_ir wraps it in one error for each of its functions that it was called by."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, UnicodeDecodeError):
+        return f"the name {error.object[:_NAME_SHOWN]!r} is not UTF-8"
+    return first_line(error)
 
 
 def _shorten_standard_domain(model: ir.Model) -> None:

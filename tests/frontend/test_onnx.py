@@ -194,3 +194,19 @@ def test_graphs_that_nest_through_functions_are_refused():
     deepest[0].domain, deepest[0].op_type = "own", "deep"
     with pytest.raises(UnsafeModelError, match="deeper than 32"):
         trace(model)
+
+
+def test_a_name_that_is_not_utf_8_and_a_value_that_is_made_twice_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => (float[4] y) { odd_name = Neg(x) y = Abs(%s) }'
+    path.write_bytes(
+        onnx.parser.parse_model(text % "odd_name").SerializeToString().replace(b"odd_name", b"odd_\xffame")
+    )
+    with pytest.raises(ModelError, match=r"is not valid ONNX \(the name b'odd_\\xffame' is not UTF-8\)") as caught:
+        trace(path)
+    assert caught.value.subject == str(path)
+    twice = onnx.parser.parse_model(text % "x")
+    twice.graph.node[0].output[0] = "y"
+    path.write_bytes(twice.SerializeToString())
+    with pytest.raises(ModelError, match="Output 'y' is redeclared"):
+        trace(path)
