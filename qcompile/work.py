@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -61,7 +62,7 @@ class Work:
         report_progress = progress or (lambda _stage, _part: None)
         report_progress("tracing", 0.0)
         data = None if calibration is None else Calibration.of(calibration)
-        model = frontend.open_model(model, trust_input=trust_input)
+        given, model = model, frontend.open_model(model, trust_input=trust_input)
         if example_inputs is None and data is not None and hasattr(model, "forward"):
             example_inputs, data = first_sample(data, model)
         traced = frontend.trace(
@@ -76,7 +77,7 @@ class Work:
         open_session = functools.partial(reference.open_session, few_runs=True)
         pipeline = Pipeline(open_session, samples, masks, report_progress)
         log = Log()
-        with _naming_made_up(kind):
+        with _naming_made_up(kind), _called_as_given(given, traced):
             canonical = pipeline.run(traced, canonical_passes(runs_on(reference)), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
         return cls(canonical, calibrator, samples, pipeline, log, report_progress, digest, ranges, kind, started)
@@ -127,6 +128,19 @@ def _naming_made_up(kind: str) -> Iterator[None]:
             raise
         mend = "Give calibration data (-c) or example_inputs, or skip the verification: verify=False (--no-verify)"
         raise InputError(f"{MADE_UP}, {error.subject}", error.reason, mend) from error
+
+
+@contextlib.contextmanager
+def _called_as_given(given: Any, traced: ir.Model) -> Iterator[None]:
+    """Call a model that the runtime refuses as the user does: by its file or its class, not by the graph's name."""
+    try:
+        yield
+    except ModelError as error:
+        file, module = isinstance(given, str | os.PathLike), hasattr(given, "forward")
+        if error.subject != f"model {traced.graph.name or 'without a name'}" or not (file or module):
+            raise
+        subject = str(given) if file else f"model {type(given).__name__}"
+        raise type(error)(subject, error.reason, error.mend) from error
 
 
 def runs_on(reference: Backend) -> Callable[[ir.Model], bool]:

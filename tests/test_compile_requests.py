@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,7 +13,7 @@ import qcompile
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
 from qcompile.compile_requests import first_sample, recipe_of
-from qcompile.errors import CalibrationError, InputError, RecipeError
+from qcompile.errors import CalibrationError, InputError, ModelError, RecipeError
 from qcompile.scheme import Scheme
 from tests.textual_models import model_of, weights
 
@@ -240,3 +242,27 @@ def test_made_up_inputs_that_do_not_fit_are_called_so():
     with pytest.raises(InputError, match="made-up inputs, sample 0") as raised:
         qcompile.compile(model, "float")
     assert "calibration data" in raised.value.mend
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_an_opset_that_the_runtime_lacks_is_named_with_those_that_it_has(tmp_path: Path, as_file: bool) -> None:
+    model = ir.from_onnx_text('<ir_version: 8, opset_import: ["" : 99]> g (float[2] x) => (float[2] y) { y = Neg(x) }')
+    path = tmp_path / "model.onnx"
+    ir.save(model, path)
+    reason = r"its opset of ai.onnx is 99, and the last that is supported is \d+\. Export .* from 7 to \d+, such as"
+    with pytest.raises(ModelError, match=reason) as caught:
+        qcompile.compile(path if as_file else model, "float")
+    assert caught.value.subject == (str(path) if as_file else "model g")
+
+
+class Refused(torch.nn.Module):
+    """Its dtype is one that ONNX Runtime has no kernel for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sinh(x.to(torch.bfloat16)).to(torch.float32)
+
+
+def test_a_module_that_the_runtime_refuses_is_called_by_its_class() -> None:
+    with pytest.raises(ModelError, match=r"ONNX Runtime .* refuses it") as caught:
+        qcompile.compile(Refused(), "float", example_inputs=torch.zeros(2, 3))
+    assert caught.value.subject == "model Refused"
