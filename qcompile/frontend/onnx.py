@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from qcompile.errors import ModelError, first_line
 from qcompile.frontend import external_data
 from qcompile.untrusted.limits import first_read
-from qcompile.untrusted.structure import Calls, Depths, check_expansion, check_nesting, check_structure
+from qcompile.untrusted.structure import Calls, Depths, check_dense, check_expansion, check_nesting, check_structure
 
 _INITIALIZERS_ASIDE = 4
 """First version of the format in which initializers need not be inputs."""
@@ -162,10 +162,7 @@ def _read(proto: onnx.ModelProto, subject: str, folder: Path | None) -> ir.Model
             raise ModelError(subject, "has no graph with outputs", _EXPORT_AGAIN)
         check_structure(proto, subject)
         external_data.check_proto(proto, folder)
-        for sparse in proto.graph.sparse_initializer:
-            raise ModelError(
-                sparse.values.name, "is a sparse initializer, which is not read", "Store it as a dense one"
-            )
+        check_dense(proto, subject)
         model = ir.from_proto(proto)
         if folder is not None:
             _set_folder(model, folder)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
-from qcompile.errors import UnsafeModelError
+from qcompile.errors import ModelError, UnsafeModelError
 from qcompile.untrusted.tensors import check_data, count, tensors_of_model
 
 DEEPEST_SUBGRAPH = 32
@@ -40,16 +40,43 @@ def check_structure(model: onnx.ModelProto, subject: str) -> None:
 
     Raises:
         UnsafeModelError: subgraphs nest too deeply, functions call themselves, or expand to too many nodes.
-        ModelError: the dims of a value overflow, or a tensor does not hold what its dims ask for.
+        ModelError: two values of a graph have one name, the dims of a value overflow, or a
+            tensor does not hold what its dims ask for.
     """
     graphs = list(_graphs(model, subject))
     _check_size(model, subject)
+    for graph in graphs:
+        _check_names(graph)
     for values in (*(_values(graph) for graph in graphs), *(function.value_info for function in model.functions)):
         for value in values:
             _check_type(value.type, value.name or "a value")
     for tensor in tensors_of_model(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             check_data(tensor)
+
+
+def check_dense(model: onnx.ModelProto, subject: str) -> None:
+    """Raise ModelError where a graph has a sparse initializer, in subgraphs too: onnx_ir leaves those out."""
+    for graph in _graphs(model, subject):
+        for sparse in graph.sparse_initializer:
+            raise ModelError(
+                sparse.values.name, "is a sparse initializer, which is not read", "Store it as a dense one"
+            )
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Check that no two values of one graph have the same name; raises ModelError.
+
+    onnx_ir takes the last of two initializers of one name, runtimes take either, and none of them fails. An initializer
+    may have the name of an input, whose default it is, and a subgraph may hide names of the graph around it.
+    """
+    stored = [tensor.name for tensor in (*graph.initializer, *(each.values for each in graph.sparse_initializer))]
+    given = [value.name for value in graph.input]
+    made = [*{*stored, *given}, *(name for node in graph.node for name in node.output)]
+    for what, names in (("initializers", stored), ("inputs", given), ("values", made)):
+        for name, times in Counter(names).items():
+            if name and times > 1:  # what has no name, as an output that is left out, cannot be read
+                raise ModelError(name, f"is the name of two {what} of graph {graph.name!r}", "Rename one of them")
 
 
 def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

@@ -170,3 +170,61 @@ def test_dims_of_values_that_overflow_are_refused(wrap: Callable[[onnx.TypeProto
 
 def test_sizes_that_vary_do_not_overflow() -> None:
     check_structure(model_of([oh.make_node("Relu", ["x"], ["y"])], [], size=-1), "m")
+
+
+WEIGHT = oh.make_tensor("w", onnx.TensorProto.FLOAT, [4], [1.0, 2.0, 3.0, 4.0])
+SPARSE = oh.make_sparse_tensor(WEIGHT, oh.make_tensor("i", onnx.TensorProto.INT64, [4], range(4)), [4])
+
+
+def with_values(what: str, *, inside: bool) -> onnx.ModelProto:
+    """A model, or the branch of an If in it, with two values of one name."""
+    add = [oh.make_node("Add", ["x", "w"], ["z"])]
+    nodes = {"initializer and output": [oh.make_node("Relu", ["x"], ["w"]), *add], "outputs": add * 2}.get(what, add)
+    wanted = oh.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["n", 4])
+    graph = oh.make_graph(nodes, "b", [], [wanted], [WEIGHT])
+    if what == "initializers":
+        graph.initializer.append(WEIGHT)
+    if what == "sparse":
+        graph.sparse_initializer.append(SPARSE)
+    if what == "inputs":
+        graph.input.extend([wanted, wanted])
+    model = model_of([oh.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph)], [])
+    if not inside:
+        graph.input.append(model.graph.input[0])
+        model.graph.CopyFrom(graph)
+    return model
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("what", "name", "found"),
+    [
+        ("initializers", "w", "two initializers"),
+        ("sparse", "w", "two initializers"),
+        ("inputs", "z", "two inputs"),
+        ("initializer and output", "w", "two values"),
+        ("outputs", "z", "two values"),
+    ],
+)
+def test_two_values_of_one_name_are_refused(what: str, name: str, found: str, inside: bool) -> None:
+    model = with_values(what, inside=inside)
+    for given in (model, model.SerializeToString()):
+        with pytest.raises(ModelError, match=found) as caught:
+            trace(given)
+        assert caught.value.subject == name
+
+
+def test_an_input_may_have_a_default_and_outputs_may_be_left_out() -> None:
+    model = model_of([oh.make_node("Dropout", ["w"], ["y", ""]), oh.make_node("Dropout", ["x"], ["z", ""])], [])
+    model.graph.initializer.append(WEIGHT)
+    model.graph.input.append(oh.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4]))
+    check_structure(model, "m")
+
+
+def test_a_sparse_initializer_of_a_branch_is_refused() -> None:
+    model = with_values("none", inside=True)
+    branch = model.graph.node[0].attribute[0].g
+    branch.sparse_initializer.append(SPARSE)
+    del branch.initializer[:]
+    with pytest.raises(ModelError, match="sparse initializer"):
+        trace(model)
