@@ -76,7 +76,8 @@ def read_portable(folder: Path) -> tuple[ir.Model, dict[str, np.ndarray]]:
     """
     try:
         with np.load(folder / SAMPLE, allow_pickle=False) as arrays:
-            sample = dict(arrays)
+            # texts were objects, which numpy would only read by running what is in the file
+            sample = {name: each.astype(object) if each.dtype.kind == "U" else each for name, each in arrays.items()}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ArtifactError(str(folder / SAMPLE), f"it cannot be read: {error}", "Compile the model again") from error
     return frontend.trace(folder / GRAPH), sample

@@ -164,8 +164,26 @@ def _words(dim: int | ir.SymbolicDim) -> str:
     return "?" if isinstance(dim, ir.SymbolicDim) and re.fullmatch(r"None|[su]\d+", str(dim)) else str(dim)
 
 
+def _texts(array: Array, value: ir.Value, index: int) -> Array:
+    """Return an object array of str; bytes are UTF-8, as in ONNX."""
+    plain = array.astype(object)
+    try:
+        texts = [each.decode() if isinstance(each, bytes) else each for each in plain.flat]
+    except UnicodeDecodeError as error:
+        raise _error(str(value.name), index, "it holds bytes that are not UTF-8", "Give texts") from error
+    for text in texts:
+        if not isinstance(text, str):
+            raise _error(
+                str(value.name), index, f"it holds a {type(text).__name__} where a text is expected", "Give texts"
+            )
+    plain.flat[:] = texts
+    return plain
+
+
 def _cast(array: Array, value: ir.Value, index: int) -> Array:
     """Return the array in the dtype of the input, where that loses at most the precision of floating point."""
+    if value.dtype == ir.DataType.STRING:
+        return _texts(array, value, index)
     if value.dtype is None or array.dtype == value.dtype.numpy():
         return array
     target = value.dtype.numpy()

@@ -64,12 +64,13 @@ class Spool:
         digest = hashlib.sha256()
         for feed in calibration.read(inputs):
             self._dtypes = {name: array.dtype for name, array in feed.items()}
-            for name, array in feed.items():
+            stored = {name: array.astype(str) if array.dtype.hasobject else array for name, array in feed.items()}
+            for name, array in stored.items():  # of texts the characters: of objects there are only addresses
                 digest.update(f"{name} {array.dtype} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
                 self.levels[name].add(array, len(self._starts))
             self._starts.append(self._file.tell())
-            for array in feed.values():
+            for array in stored.values():
                 np.save(self._file, array)
             self._file.flush()  # where the disk is full, that is said here
         self.count = len(self._starts)
@@ -83,5 +84,9 @@ class Spool:
         """Yield the samples in order."""
         for start in self._starts:
             self._file.seek(start)  # another iterator may have read meanwhile
-            # numpy's format forgets the name of a dtype like bfloat16
-            yield {name: np.load(self._file).view(dtype) for name, dtype in self._dtypes.items()}
+            yield {name: _restored(np.load(self._file), dtype) for name, dtype in self._dtypes.items()}
+
+
+def _restored(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return a stored array as it was: numpy's format forgets the name of a dtype like bfloat16."""
+    return array.astype(object) if dtype.hasobject else array.view(dtype)

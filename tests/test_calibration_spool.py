@@ -98,3 +98,24 @@ def test_what_looks_like_a_mask():
     assert levels.constant_in == {1: 0, 0: 2}
     assert not Spool(Calibration(feeds[:1]), ONE).levels["ids"].masks_out(0)
     assert not Spool(Calibration([*feeds, {"ids": np.array([[2]])}]), ONE).levels["ids"].masks_out(0)
+
+
+def test_texts_come_back_as_objects_and_their_content_is_in_the_fingerprint():
+    text = [ir.val("s", ir.DataType.STRING, [None])]
+    forms = [np.array(["hi", "é"], object), np.array(["hi", "é"]), ["hi", "é"], np.array([b"hi", "é".encode()])]
+    spools = [Spool(Calibration([{"s": form}]), text) for form in forms]
+    for spool in spools:
+        (feed,) = spool
+        assert feed["s"].dtype == object
+        assert feed["s"].tolist() == ["hi", "é"]
+    assert len({spool.fingerprint for spool in spools}) == 1
+    assert Spool(Calibration([{"s": ["hi", "e"]}]), text).fingerprint != spools[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [([3], "it holds a int"), (np.array(["a", None], object), "NoneType"), ([b"\xff"], "not UTF-8")],
+)
+def test_what_is_no_text_is_refused(content, reason):
+    with pytest.raises(CalibrationError, match=f"input s, calibration sample 0.*{reason}"):
+        Spool(Calibration([{"s": content}]), [ir.val("s", ir.DataType.STRING, [None])])
