@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.errors import RecipeError
+
 Feed = Mapping[str, np.ndarray]
+
+_THREADS_PER_CORE = 16
+"""More of them than cores only wait for each other; runtimes start as many as they are told, and hang in doing so."""
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise RecipeError for a number of threads that this machine is not made for; None leaves it to the runtime."""
+    if threads is None:
+        return
+    most = _THREADS_PER_CORE * (os.cpu_count() or 1)
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
+        reason = f"this machine takes 1 to {most}, {_THREADS_PER_CORE} for each core"
+        raise RecipeError(f"threads {threads!r}", reason, "Give as many as it has cores, or leave it to the runtime")
 
 
 class Session(Protocol):

@@ -10,7 +10,7 @@ import pytest
 from qcompile import artifact_exchange, backends
 from qcompile.artifact import load
 from qcompile.backends import Lowered
-from qcompile.errors import ArtifactError, InputError, SignatureError
+from qcompile.errors import ArtifactError, InputError, RecipeError, SignatureError
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from tests.artifacts import REPORT, a_web_application, check_output, files, save, write
@@ -283,3 +283,13 @@ def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):
 def test_where_nothing_can_be_made_no_other_process_is_blamed():
     with pytest.raises(ArtifactError, match="it cannot be written"):
         check_output(Path("/proc/x"))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("threads", [100_000, 0, -1, 1.5, True])
+def test_threads_that_a_machine_is_not_made_for_are_refused(backend, threads):
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["": 21]> f (float[n, 2] x) => (float[n, 2] y) { y = Relu(x) }'
+    )
+    with pytest.raises(RecipeError, match=f"threads {threads}: this machine takes 1 to"):
+        backends.get(backend).open_session(model, threads=threads)

@@ -15,7 +15,7 @@ from qcompile.backends.feeds import TEXT, Declared, check_feed
 from qcompile.backends.onnxruntime.empty_batches import aborts_file
 from qcompile.errors import InputError, ModelError
 from qcompile.memory import return_freed_memory
-from qcompile.session import Feed
+from qcompile.session import Feed, check_threads
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -94,7 +94,7 @@ def open_file(
     name: str | None = None,
     aborts_on_empty: Callable[[], bool] | None = None,
 ) -> OnnxRuntimeSession:
-    """Load a model file; raises ModelError when ONNX Runtime refuses it.
+    """Load a model file; raises ModelError when ONNX Runtime refuses it, RecipeError for a wrong `threads`.
 
     Args:
         path: the file.
@@ -153,9 +153,13 @@ def can_share(array: np.ndarray) -> bool:
 
 
 def session_options(threads: int | None, optimization: Optimization) -> onnxruntime.SessionOptions:
-    """Options of a session: number of threads within an operator (None: one per core), and graph optimization."""
+    """Options of a session: number of threads within an operator (None: one per core), and graph optimization.
+
+    Raises RecipeError for a number of threads that is not valid.
+    """
     import onnxruntime
 
+    check_threads(threads)
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -10,7 +10,7 @@ import numpy as np
 from qcompile.backends.feeds import Declared, check_feed
 from qcompile.backends.openvino.runtime import core, openvino, runtime_errors
 from qcompile.errors import InputError, ModelError
-from qcompile.session import Feed
+from qcompile.session import Feed, check_threads
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -70,7 +70,7 @@ def load(
     precision: Precision = "f32",
     group_size: int | None = None,
 ) -> OpenVinoSession:
-    """Compile a model for the CPU; raises ModelError when OpenVINO refuses it.
+    """Compile a model for the CPU; raises ModelError when OpenVINO refuses it, RecipeError for a wrong `threads`.
 
     Args:
         model: the model; it is not changed.
@@ -81,6 +81,7 @@ def load(
             time; 0 leaves activations float; None takes what the model says.
     """
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    check_threads(threads)
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     if group_size is not None:

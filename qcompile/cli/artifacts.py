@@ -65,6 +65,7 @@ def bench(
         from qcompile.cli import inputs
         from qcompile.latency import interleaved_medians
 
+        seconds = inputs.measured_seconds(seconds)
         opened = artifact.load(folder)
         ports = opened.manifest.inputs
         sizes = inputs.dimensions(dim or (), ports)

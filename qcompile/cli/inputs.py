@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +14,16 @@ import numpy as np
 import yaml
 
 from qcompile.calibration_data import Calibration
-from qcompile.errors import CalibrationError, ModelError, RecipeError
+from qcompile.errors import CalibrationError, InputError, ModelError, RecipeError
 from qcompile.manifest import Port
 from qcompile.misspelt import mend
 from qcompile.plain_files import check_plain
 from qcompile.recipe import Recipe, named_recipes
 
 DEFAULT_DIMENSION = 128
+
+_MOST_NUMBERS = 2**28
+"""Of all inputs of a made-up feed: as float64, in which they are made, they take 2 GiB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,9 @@ def made_up_feed(inputs: Sequence[Port], dimensions: Mapping[str, int]) -> dict[
 
     Free dimensions are 1 on the first axis and DEFAULT_DIMENSION on the others, unless `dimensions` gives them by
     name; integers are ones, which is a valid index, a real token and an unmasked position; floats are random.
+
+    Raises:
+        InputError: it would be too large to be made.
     """
     generator = np.random.default_rng(0)
 
@@ -126,12 +133,24 @@ def made_up_feed(inputs: Sequence[Port], dimensions: Mapping[str, int]) -> dict[
         return dimensions.get(dimension or "", 1 if axis == 0 else DEFAULT_DIMENSION)
 
     feed = {}
+    shapes = {port.name: tuple(size(axis, each) for axis, each in enumerate(port.shape or ())) for port in inputs}
+    if sum(map(math.prod, shapes.values())) > _MOST_NUMBERS:
+        sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        reason = f"it would have more than {_MOST_NUMBERS} numbers: {sizes}"
+        raise InputError("made-up feed", reason, "Give smaller sizes with --dim, or a feed with --data")
     for port in inputs:
-        shape = tuple(size(axis, dimension) for axis, dimension in enumerate(port.shape or ()))
+        shape = shapes[port.name]
         dtype = np.dtype(port.dtype)
         values = generator.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
         feed[port.name] = values.astype(dtype)
     return feed
+
+
+def measured_seconds(seconds: float) -> float:
+    """Return how long to measure; raises RecipeError where that never ends."""
+    if not math.isfinite(seconds):
+        raise RecipeError(f"--seconds {seconds}", "it is no length of time", "Give a number, such as 5")
+    return seconds
 
 
 def dimensions(texts: Sequence[str], inputs: Sequence[Port]) -> dict[str, int]:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from qcompile.cli import inputs
-from qcompile.errors import CalibrationError, ModelError, RecipeError
+from qcompile.errors import CalibrationError, InputError, ModelError, RecipeError
 from qcompile.manifest import Port
 from qcompile.recipe import Recipe
+from tests.cli.commands import run
 
 
 def test_a_made_up_feed_fits_the_inputs_and_is_always_the_same():
@@ -90,3 +91,15 @@ def test_a_hugging_face_folder_is_refused_with_what_to_do(tmp_path):
         inputs.model_file(tmp_path)
     with pytest.raises(ModelError, match="no such file"):
         inputs.model_file(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("size", [2**28 + 1, 9999999999999, 10**30])
+def test_a_feed_that_is_too_large_to_be_made_is_refused(size):
+    with pytest.raises(InputError, match=rf"made-up feed: .* x \[1, {size}\]\. .*--dim"):
+        inputs.made_up_feed([Port("x", "float32", ("batch", "n"))], {"n": size})
+
+
+def test_a_time_that_never_ends_is_refused(artifact):
+    result = run("bench", artifact, "--seconds", "inf")
+    assert result.exit_code == 2
+    assert "--seconds inf: it is no length of time" in result.stderr
