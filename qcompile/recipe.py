@@ -17,7 +17,11 @@ from qcompile.recipe_named import NAMED
 from qcompile.recipe_patterns import patterns_of
 from qcompile.recipe_schemes import check_scheme
 from qcompile.recipe_settings import convert, pass_class, settings_of
+from qcompile.recipe_yaml import plain_data
 from qcompile.scheme import Scheme
+
+_NOTHING = "float"
+"""The named recipe without steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +162,8 @@ class Recipe:
         """Return the recipe of a YAML file, or of YAML text (a string that contains a line break).
 
         Raises:
-            RecipeError: the file cannot be read, is not YAML, or describes no valid recipe.
+            RecipeError: the file cannot be read, is not YAML, has a key twice, or describes no valid recipe; or one
+                without steps that is not called "float", as the named recipe that quantizes nothing.
         """
         if not isinstance(source, (str, Path)):
             raise RecipeError("recipe file", f"it is a {type(source).__name__}", "Give a path, or YAML text")
@@ -168,15 +173,17 @@ class Recipe:
                 subject = f"recipe file {source}"
                 check_plain(Path(source))
                 text = Path(source).read_text(encoding="utf-8")
-            data = yaml.safe_load(text)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(subject, f"it cannot be read: {error}", "Give the path of a YAML file") from error
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-            raise RecipeError(subject, f"it is not YAML: {error}", "Correct the place that is named") from error
+        data = plain_data(text, subject)
         try:
-            return cls.from_data(data)
+            recipe = cls.from_data(data)
         except RecipeError as error:
             raise RecipeError(f"{subject}: {error.subject}", error.reason, error.mend) from error
+        if not recipe.steps and recipe.name != _NOTHING:
+            advice = f"Write a list of passes, or use the recipe {_NOTHING}, which quantizes nothing"
+            raise RecipeError(f"{subject}: steps", "there are none, and nothing would be quantized", advice)
+        return recipe
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data that `from_data` turns into an equal recipe."""

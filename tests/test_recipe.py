@@ -8,6 +8,7 @@ import pytest
 from qcompile.errors import RecipeError
 from qcompile.recipe import Recipe, Step, named_recipes
 from qcompile.recipe_settings import BOUND, pass_class, settings_of
+from qcompile.recipe_yaml import plain_data
 from qcompile.scheme import Scheme
 
 NAMES = ["float", "w8a8-static", "w8a8-dynamic", "smoothquant-o1", "smoothquant-o2", "smoothquant-o3"]
@@ -132,6 +133,11 @@ def test_settings_are_sorted_so_that_their_order_does_not_matter():
         (lambda: Recipe.from_yaml("name: x\nsteps: [{insert_qdq: , fold_scales: }]\n"), "not one pass"),
         (lambda: Recipe.from_yaml("name: x\nsteps: [{insert_qdq: 3}]\n"), "not one pass"),
         (lambda: Recipe.from_yaml("name: [\n"), "not YAML"),
+        (lambda: Recipe.from_yaml("[" * 5000 + "\n"), "recipe: it nests too deeply"),
+        (lambda: Recipe.from_yaml("name: x\nsteps: [insert_qdq]\nname: y\n"), "'name' is there twice, again in line 3"),
+        (lambda: Recipe.from_yaml("name: x\nsteps: [{insert_qdq: {observer: mse, observer: mse}}]\n"), "'observer' is"),
+        (lambda: Recipe.from_yaml("name: x\nsteps: []\n"), "steps: there are none.*the recipe float"),
+        (lambda: Recipe.from_yaml("name: x\n"), "steps: there are none"),
         (lambda: Recipe.from_yaml("name: !!python/object/apply:os.getcwd []\n"), "not YAML"),
         (lambda: Recipe.from_yaml("no/such/recipe.yaml"), "recipe file no/such/recipe.yaml"),
     ],
@@ -205,3 +211,13 @@ def test_importing_the_recipes_imports_no_pass():
 def test_a_part_of_a_scheme_that_the_recipe_leaves_to_the_pass_keeps_the_other_parts():
     (step,) = Recipe("defaults", (Step("insert_qdq"),)).override(weights={"bits": 7}).steps
     assert step.build().weights == Scheme("int8", "per_channel", bits=7)
+
+
+def test_the_recipe_that_quantizes_nothing_comes_back_from_yaml():
+    recipe = Recipe.from_name("float", ignore=["a"])
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def test_what_is_merged_into_a_mapping_may_be_overridden_there():
+    text = "- &base {observer: mse, rounding: nearest}\n- {<<: *base, observer: minmax}\n"
+    assert plain_data(text, "text")[1] == {"observer": "minmax", "rounding": "nearest"}

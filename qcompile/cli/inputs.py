@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError, InputError, ModelError, RecipeError
@@ -19,6 +18,7 @@ from qcompile.manifest import Port
 from qcompile.misspelt import mend
 from qcompile.plain_files import check_plain
 from qcompile.recipe import Recipe, named_recipes
+from qcompile.recipe_yaml import plain_data
 
 DEFAULT_DIMENSION = 128
 
@@ -110,10 +110,7 @@ def _setting(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise RecipeError(f"--set {text}", "it is not key=value", "Write it like --set alpha=0.5")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text}", "the value is not YAML", "Put it in quotes") from error
+    return key.strip(), plain_data(value, f"--set {text}")
 
 
 def made_up_feed(inputs: Sequence[Port], dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -54,7 +54,9 @@ def test_settings_are_read_as_yaml():
     assert inputs.recipe("w8a8-static", settings) == Recipe.from_name("w8a8-static", **expected)
 
 
-@pytest.mark.parametrize("text", ["alpha", "=3", "alpha=[", "alfa=3"])
+@pytest.mark.parametrize(
+    "text", ["alpha", "=3", "alpha=[", "alfa=3", "alpha=" + "[" * 5000, "weights={bits: 7, bits: 8}"]
+)
 def test_a_setting_that_is_none_is_refused(text):
     with pytest.raises(RecipeError):
         inputs.recipe("w8a8-static", [text])
