@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import numbers
 import os
 import pathlib
 import zipfile
@@ -44,7 +45,7 @@ class Calibration:
             observed; it is made if need be, and nothing is ever deleted from it. None: nothing is kept.
 
     Raises:
-        CalibrationError: num_calibration_samples is less than 1.
+        CalibrationError: num_calibration_samples is less than 1, or an attribute has the wrong type.
     """
 
     data: Any = dataclasses.field(repr=False)
@@ -54,9 +55,16 @@ class Calibration:
     cache: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_calibration_samples is not None and self.num_calibration_samples < 1:
-            reason = f"it is {self.num_calibration_samples}"
-            raise CalibrationError("num_calibration_samples", reason, "Give 1 or more, or None for all samples")
+        count, transform, cache = self.num_calibration_samples, self.transform, self.cache
+        if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
+            mend = "Give a whole number, 1 or more, or None for all samples"
+            raise CalibrationError("num_calibration_samples", f"it is {count!r}", mend)
+        if transform is not None and not callable(transform):
+            mend = "Give a function of one sample, or None"
+            raise CalibrationError("transform= of Calibration", f"it is a {type(transform).__name__}", mend)
+        if cache is not None and not isinstance(cache, str | os.PathLike):
+            mend = "Give the path of a folder, or None"
+            raise CalibrationError("cache= of Calibration", f"it is a {type(cache).__name__}", mend)
 
     @classmethod
     def of(cls, given: Any) -> Calibration:
@@ -78,11 +86,15 @@ class Calibration:
             yield check(self.transformed(sample, index), index, inputs, limits)
 
     def transformed(self, sample: Any, index: int) -> Any:
-        """Return what the transform makes of a sample; raises CalibrationError when it fails on it."""
+        """Return what the transform makes of a sample; raises CalibrationError when it fails on it or makes nothing."""
         if self.transform is None:
             return sample
         with sample_code("transform= of Calibration", index):
-            return self.transform(sample)
+            transformed = self.transform(sample)
+        if transformed is None:
+            reason = f"transform= of Calibration returned None of a {type(sample).__name__}"
+            raise CalibrationError(f"calibration sample {index}", reason, "Let it return the inputs of the model")
+        return transformed
 
 
 def stored(data: Any, inputs: Sequence[ir.Value]) -> Iterator[Any]:
@@ -115,6 +127,9 @@ def _from_iterable(make: Callable[[], Any]) -> Iterator[Any]:
     """Yield what the user's object gives; one with a length and no __iter__ gives as many items as it says."""
     with sample_code("the calibration data", 0):
         data = make()
+        if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+            reason = f"the callable returned a {type(data).__name__}, which holds no samples"
+            raise CalibrationError("calibration data", reason, "Let it return an iterable of dicts, arrays or tuples")
         counted = hasattr(data, "__len__") and not isinstance(data, Iterable)
         samples = map(data.__getitem__, range(len(data))) if counted else iter(data)
     for index in itertools.count():

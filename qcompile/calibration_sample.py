@@ -42,6 +42,9 @@ def named(sample: Any, index: int, inputs: Sequence[ir.Value]) -> dict[str, Any]
     if isinstance(sample, Mapping):
         return {str(name): content for name, content in sample.items()}
     names = [str(value.name) for value in inputs]
+    if sample is None:
+        mend = "Give a dict from input names, or one array for each input in this order"
+        raise CalibrationError(f"calibration sample {index}", f"it is None, the inputs are {', '.join(names)}", mend)
     contents = list(sample) if isinstance(sample, tuple | list) else [sample]
     if len(contents) != len(names):
         held, taken = counted(len(contents), "array"), counted(len(names), "input")
@@ -187,6 +190,10 @@ def _cast(array: Array, value: ir.Value, index: int) -> Array:
     if value.dtype is None or array.dtype == value.dtype.numpy():
         return array
     target = value.dtype.numpy()
+    if array.dtype.hasobject:
+        held = sorted({type(each).__name__ for each in array.flat})
+        reason = f"it is no array of numbers (it holds {', '.join(held)}) where the input has {target}"
+        raise _error(str(value.name), index, reason, "Give arrays, tensors or lists of numbers")
     if array.dtype.kind in "biuf" and not (array.dtype.kind == "f" and target.kind in "biu"):
         with np.errstate(over="ignore"):
             cast = array.astype(target)

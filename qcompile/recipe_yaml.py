@@ -16,7 +16,7 @@ class _Repeated(yaml.MarkedYAMLError):
 class _Loader(yaml.SafeLoader):
     """Plain data, with no key twice in one mapping; what `<<` merges into a mapping may repeat keys of it."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping as PyYAML does, and look at its keys as they are written."""
         node = super().compose_mapping_node(anchor)
         seen = set()

@@ -62,7 +62,6 @@ CASES = {
     "generator": (lambda: generator(ValueError("bad text")), 2, "the calibration data raised ValueError: bad text"),
     "own error": (lambda: generator(OwnError()), 2, "the calibration data raised OwnError: without a message"),
     "callable": (lambda: fails, 0, "the calibration data raised TypeError: no tokenizer"),
-    "callable of none": (lambda: lambda: None, 0, "raised TypeError: 'NoneType' object is not iterable"),
     "reader": (Reader, 1, "the calibration data reader raised KeyError: 'image'"),
     "dataset": (Dataset, 1, "the calibration data raised IndexError: list index out of range"),
     "loader": (
@@ -119,3 +118,41 @@ def test_a_dataset_with_a_length_ends_there():
 def test_a_tensor_without_data_is_no_array():
     with warnings.catch_warnings(), pytest.raises(CalibrationError, match="input x, calibration sample 0: it is no ar"):
         list(Calibration([torch.ones(1, 2, device="meta")]).read(INPUTS))
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"num_calibration_samples": "3"}, "num_calibration_samples: it is '3'"),
+        ({"num_calibration_samples": 1.5}, "num_calibration_samples: it is 1.5"),
+        ({"num_calibration_samples": True}, "num_calibration_samples: it is True"),
+        ({"num_calibration_samples": 0}, "num_calibration_samples: it is 0"),
+        ({"transform": 3}, "transform= of Calibration: it is a int"),
+        ({"cache": 3}, "cache= of Calibration: it is a int"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused_at_once(setting, reason):
+    with pytest.raises(CalibrationError, match=reason):
+        Calibration([GOOD], **setting)
+
+
+def test_a_number_of_samples_may_be_one_of_numpy():
+    assert len(list(Calibration([GOOD] * 3, np.int64(2)).read(INPUTS))) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (lambda: 5, "calibration data: the callable returned a int"),
+        (lambda: None, "calibration data: the callable returned a NoneType"),
+        ([None], "calibration sample 0: it is None, the inputs are x"),
+        ([{"x": None}], "input x, calibration sample 0: it is no array of numbers .it holds NoneType"),
+        (
+            Calibration([GOOD], transform=lambda _: None),
+            "sample 0: transform= of Calibration returned None of a nd",
+        ),
+    ],
+)
+def test_what_code_returned_instead_of_samples_is_said(data, reason):
+    with pytest.raises(CalibrationError, match=reason):
+        list(Calibration.of(data).read(INPUTS))
