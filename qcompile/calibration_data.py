@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import numbers
 import os
 import pathlib
 import zipfile
@@ -55,8 +54,11 @@ class Calibration:
     cache: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        count: Any  # what users give may be of any type
+        transform: Any
+        cache: Any
         count, transform, cache = self.num_calibration_samples, self.transform, self.cache
-        if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
             mend = "Give a whole number, 1 or more, or None for all samples"
             raise CalibrationError("num_calibration_samples", f"it is {count!r}", mend)
         if transform is not None and not callable(transform):

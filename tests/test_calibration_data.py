@@ -198,7 +198,7 @@ def sample(**changes):
         (sample(ids=np.array([[2**63]], np.uint64)), "ids", "holds numbers that int64 does not"),
         (sample(scale=np.array([[2**24 + 1]])), "scale", "holds numbers that float32 does not"),
         (sample(ids=[[1, 2], [3]]), "ids", "no array"),
-        (sample(ids=None), "ids", "dtype object"),
+        (sample(ids=None), "ids", "no array of numbers"),
     ],
 )
 def test_a_bad_sample_is_refused_with_its_input_and_index(bad, name, reason):
