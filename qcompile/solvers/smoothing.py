@@ -212,9 +212,10 @@ def round_trip(array: Array, low: Array, high: Array, scheme: Scheme) -> Array:
 
 def by_alpha(problem: Problem, alpha: float) -> Smoothing:
     """Return the scale of equation 4 of SmoothQuant with its error and that of no smoothing."""
-    error = problem.error(SEARCH_COLUMNS)
-    scale = smoothing_scale(*problem.magnitudes().absmax, alpha)
-    return Smoothing(scale, error(scale), error(np.ones_like(scale)))
+    with np.errstate(over="ignore", invalid="ignore"):  # see `search`
+        error = problem.error(SEARCH_COLUMNS)
+        scale = smoothing_scale(*problem.magnitudes().absmax, alpha)
+        return Smoothing(scale, error(scale), error(np.ones_like(scale)))
 
 
 class Score:
@@ -252,8 +253,15 @@ def search(problem: Problem) -> Smoothing:
     """Return the scale with the smallest score among about fifty; never worse than a scale of 1.
 
     A coarse set of families is ranked on few outputs; the best of its first four on many outputs is then improved by
-    coordinate descent over the parameters.
+    coordinate descent over the parameters. It is 1 where the outputs are too large to be squared.
     """
+    # Squares of outputs beyond 1e19 are no float32. An error that is infinite or NaN is never better than that of a
+    # scale of 1: there is nothing to warn of.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _search(problem)
+
+
+def _search(problem: Problem) -> Smoothing:
     score, first = Score(problem), Score(problem, FIRST_COLUMNS)
     without = score(None)
     finalists = sorted(STARTS, key=first)[:FINALISTS]

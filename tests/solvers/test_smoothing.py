@@ -199,3 +199,13 @@ def test_surprise_falls_with_the_data_and_is_none_for_ranges_at_run_time():
     assert outlier_linears(count=96).surprise == 0.5
     assert outlier_linears(count=960).surprise == pytest.approx(0.05)
     assert outlier_linears(count=96, activations=SCHEMES[-1][0]).surprise == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_whose_outputs_are_too_large_to_be_squared_are_not_scaled():
+    problem = outlier_linears()
+    problem = dataclasses.replace(problem, weights=[weight * np.float32(1e30) for weight in problem.weights])
+    np.testing.assert_array_equal(smoothing.search(problem).scale, 1)
+    found = smoothing.by_alpha(problem, 0.5)
+    assert np.isfinite(found.scale).all()
+    assert found.gain == 0
