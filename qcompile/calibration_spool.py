@@ -7,6 +7,7 @@ import hashlib
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
