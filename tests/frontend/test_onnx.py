@@ -208,5 +208,5 @@ def test_a_name_that_is_not_utf_8_and_a_value_that_is_made_twice_are_named(tmp_p
     twice = onnx.parser.parse_model(text % "x")
     twice.graph.node[0].output[0] = "y"
     path.write_bytes(twice.SerializeToString())
-    with pytest.raises(ModelError, match="Output 'y' is redeclared"):
+    with pytest.raises(ModelError, match="y: is the name of two values of graph"):
         trace(path)
