@@ -17,6 +17,7 @@ from qcompile.outcome import build_report, measure
 from qcompile.recipe import Recipe
 from qcompile.reference_evaluator import OutOfReachError
 from qcompile.report import Report
+from qcompile.report.data import MEASURED_ON
 from qcompile.verify_artifact import verification_sample, verify_artifact
 from qcompile.verify_observed import observed_values
 
@@ -81,7 +82,7 @@ def _fill(job: Job, report: Report, folder: Path) -> Lowered:
     work.progress("measuring", 0.0)
     measure(report, engine, job.original, path, lowered, work.samples, work.pipeline.masks)
     if work.samples:
-        report.accuracy["measured on"] = work.samples_are
+        report.accuracy[MEASURED_ON] = work.samples_are
     work.progress("measuring", 1.0)
     return lowered
 

@@ -9,6 +9,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import InputError, ModelError
+from qcompile.graph import bodies
 from qcompile.session import Feed, OpenSession
 from qcompile.verify import EXACT_TOLERANCE, difference, outputs_of, without_padding
 
@@ -91,6 +92,5 @@ def _leading(model: ir.Model, differing: set[str], agreeing: frozenset[str]) -> 
 
 def _read(node: ir.Node) -> list[ir.Value]:
     """Return what a node reads, also inside of its branches."""
-    graphs = [item.as_graph() for item in node.attributes.values() if item.type == ir.AttributeType.GRAPH]
-    nodes = [node, *(inner for graph in graphs for inner in graph.all_nodes())]
+    nodes = [node, *(inner for body in bodies(node) for inner in body.all_nodes())]
     return [value for each in nodes for value in each.inputs if value is not None]

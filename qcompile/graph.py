@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -98,12 +98,27 @@ def computed_constants(model: ir.Model) -> frozenset[ir.Value]:
     """
     found: set[ir.Value] = set()
     for node in model.graph:
-        given = [value for value in node.inputs if value is not None]
-        fixed = all(value in found or constant(value) is not None for value in given)
-        bodies = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
-        if given and fixed and not bodies and not is_standard(node, *RANDOM):
+        if reads_constants_alone(node, found) and not is_standard(node, *RANDOM):
             found.update(node.outputs)
     return frozenset(found)
+
+
+def reads_constants_alone(node: ir.Node, computed: Collection[ir.Value]) -> bool:
+    """True where a node reads something, and nothing but constants and these values; False where it has a body."""
+    given = [value for value in node.inputs if value is not None]
+    fixed = all(value in computed or constant(value) is not None for value in given)
+    return bool(given) and fixed and not bodies(node)
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node has as attributes: branches of an If, the body of a Loop or a Scan."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
 
 
 def readers(value: ir.Value) -> tuple[ir.Node, ...]:

@@ -52,6 +52,15 @@ def known_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value
     return None
 
 
+def shared_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Return the initializer of this name with this array; makes it when it does not exist yet.
+
+    A name that the user's model has taken for something else gets a number.
+    """
+    known = known_initializer(graph, name, array)
+    return known if known is not None else new_initializer(graph, name, array)
+
+
 def register_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """Add an initializer of the name of the tensor, which nothing has yet, to the graph, and return its value."""
     value = ir.Value(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -18,19 +19,16 @@ def in_float64(model: ir.Model) -> ir.Model:
     which that evaluation does not read; weights are converted when they are asked for.
     """
     double = model.clone()
-    for value in double.graph.initializers.values():
-        if value.const_value is not None:
-            value.const_value = _tensor(value.const_value)
-    nodes = [*double.graph.all_nodes(), *(node for each in double.functions.values() for node in each.all_nodes())]
-    for node in nodes:
-        for graph in (item.as_graph() for item in node.attributes.values() if item.type == ir.AttributeType.GRAPH):
-            for value in graph.initializers.values():
-                value.const_value = None if value.const_value is None else _tensor(value.const_value)
-        for item in list(node.attributes.values()):
-            changed = _attribute(node.op_type, item)
-            if changed is not item:
-                del node.attributes[item.name]
-                node.attributes.add(changed)
+    parts = [double.graph, *(function.graph for function in double.functions.values())]
+    for graph in itertools.chain.from_iterable((part, *part.subgraphs()) for part in parts):
+        for value in graph.initializers.values():
+            value.const_value = None if value.const_value is None else _tensor(value.const_value)
+        for node in graph:
+            for item in list(node.attributes.values()):
+                changed = _attribute(node.op_type, item)
+                if changed is not item:
+                    del node.attributes[item.name]
+                    node.attributes.add(changed)
     return double
 
 

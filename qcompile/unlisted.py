@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 import onnx_ir as ir
 
 from qcompile.contract import Finding
-from qcompile.graph import constant, is_standard, layer_name
+from qcompile.graph import bodies, constant, is_standard, layer_name, reads_constants_alone
 from qcompile.untouched import quantized_already, type_refusal
 
 _MULTIPLY = ("Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
@@ -53,16 +53,8 @@ def _nodes(nodes: Iterable[ir.Node], around: str) -> Iterator[tuple[ir.Node, str
     """Yield each node, and the operator of the main graph that it is inside of, if it is."""
     for node in nodes:
         yield node, around
-        for graph in _subgraphs(node):
+        for graph in bodies(node):
             yield from _nodes(graph, around or node.op_type)
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _value(node: ir.Node) -> str:
@@ -82,10 +74,8 @@ def _weights(node: ir.Node, computed: Collection[ir.Value]) -> Iterator[ir.Value
 
 def _computes_constants(node: ir.Node, computed: Collection[ir.Value]) -> bool:
     """True where a node of the standard reads constants alone; what is dequantized is quantized, and not computed."""
-    inputs = [value for value in node.inputs if value is not None]
     computes = is_standard(node, node.op_type) and not is_standard(node, "DequantizeLinear")
-    constants = bool(inputs) and all(constant(value) is not None or value in computed for value in inputs)
-    return computes and constants and not any(_subgraphs(node))
+    return computes and reads_constants_alone(node, computed)
 
 
 def _is_lookup(node: ir.Node) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
-from qcompile.initializers import known_initializer, new_initializer
+from qcompile.initializers import shared_initializer
 
 
 def quantize_activations_to_uint8(model: ir.Model, chosen: Callable[[ir.Node], bool] = lambda _: True) -> None:
@@ -30,9 +30,7 @@ def quantize_activations_to_uint8(model: ir.Model, chosen: Callable[[ir.Node], b
         scale, zero_point = node.inputs[1], graph.constant_array(_zero_point(node))
         assert scale is not None
         moved = np.asarray((0 if zero_point is None else zero_point.astype(np.int32)) + 128).astype(np.uint8)
-        name = f"{scale.name}.zero_point"
-        known = known_initializer(model.graph, name, moved)
-        shifted = new_initializer(model.graph, name, moved) if known is None else known
+        shifted = shared_initializer(model.graph, f"{scale.name}.zero_point", moved)
         for each in (node, *readers):
             _set_zero_point(each, shifted)
         node.attributes.pop("output_dtype", None)

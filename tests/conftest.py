@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -31,11 +32,25 @@ def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_model_is_worth_tuning() -> Iterator[None]:
-    """Let no test depend on what is faster here today; those of tuning plant the times that they decide by."""
+def worth_tuning_ms() -> Iterator[float]:
+    """Let no test depend on what is faster here today; those of tuning plant the times that they decide by.
+
+    Gives the limit that holds outside of the tests.
+    """
+    from qcompile import tuning_candidates  # not before OMP_NUM_THREADS is set
+
+    limit = tuning_candidates.WORTH_MS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qcompile.tuning_candidates.WORTH_MS", math.inf)
-        yield
+        patch.setattr(tuning_candidates, "WORTH_MS", math.inf)
+        yield limit
+
+
+@pytest.fixture
+def tuning_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth_tuning_ms: float) -> Path:
+    """Let models be tuned, with a cache of this test alone; the folder of its times, which is not there yet."""
+    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("qcompile.tuning_candidates.WORTH_MS", worth_tuning_ms)
+    return tmp_path / "cache" / "tuning"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

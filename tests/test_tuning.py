@@ -26,7 +26,6 @@ CONVOLUTIONS = """
 """
 RECIPE = qcompile.Recipe.from_name("w8a8-static", min_convolution_sqnr_db=None)
 RUN, GROUP, WHOLE = "run of", "group", "model"
-WORTH_MS = tuning_candidates.WORTH_MS  # conftest.py puts it out of reach while tests run
 
 
 @pytest.fixture
@@ -36,13 +35,6 @@ def model():
     for name, count in (("FIRST", 24), ("SECOND", 576)):
         text = text.replace(name, ", ".join(f"{number:.6f}" for number in generator.normal(0, 0.3, count)))
     return ir.from_onnx_text(text)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning_candidates, "WORTH_MS", WORTH_MS)
-    return tmp_path / "cache" / "tuning"
 
 
 def samples():
@@ -59,26 +51,26 @@ def kept(model, backend="onnxruntime", target=None, tune="measure", verify=True)
     return tuning.choose(work, RECIPE, backends.get(backend), target, tune).kept
 
 
-def stored(cache, kind):
+def stored(tuning_cache, kind):
     """Files of one kind: the run of the float model, a group, the whole model."""
-    return [path for path in cache.glob("*.json") if kind in json.loads(path.read_text())["of"]]
+    return [path for path in tuning_cache.glob("*.json") if kind in json.loads(path.read_text())["of"]]
 
 
-def plant(cache, kind, times_of):
-    for path in stored(cache, kind):
+def plant(tuning_cache, kind, times_of):
+    for path in stored(tuning_cache, kind):
         data = json.loads(path.read_text())
         data["ms"] = {form: times_of(data["of"], form) for form in data["ms"]}
         path.write_text(json.dumps(data))
 
 
-def plant_all(model, cache, groups, whole, backend="onnxruntime"):
+def plant_all(model, tuning_cache, groups, whole, backend="onnxruntime"):
     """Put times of every stage into the cache; those of the next are there once those of the one before are."""
     kept(model, backend)
-    plant(cache, RUN, lambda _of, _form: 5.0)
+    plant(tuning_cache, RUN, lambda _of, _form: 5.0)
     kept(model, backend)
-    plant(cache, GROUP, groups)
+    plant(tuning_cache, GROUP, groups)
     kept(model, backend)
-    plant(cache, WHOLE, lambda _of, form: whole.get(form, 3.0))
+    plant(tuning_cache, WHOLE, lambda _of, form: whole.get(form, 3.0))
 
 
 def float_wins(_of, form):
@@ -94,46 +86,48 @@ def integers_win(_of, form):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_layer_that_is_faster_in_float_stays_float(model, cache, backend):
+def test_a_layer_that_is_faster_in_float_stays_float(model, tuning_cache, backend):
     whole = {"integer": 3.0, "float": 2.0, "all float": 2.5}
-    plant_all(model, cache, float_wins_in_the_first, whole, backend)
+    plant_all(model, tuning_cache, float_wins_in_the_first, whole, backend)
     reason = f"float is faster here: 1 ms against 2 ms at [1, 3, 16, 16] on {processor.name()}"
     assert kept(model, backend) == {"pointwise": reason}
 
 
-def test_a_model_that_is_faster_in_float_stays_float_and_names_its_own_times(model, cache):
+def test_a_model_that_is_faster_in_float_stays_float_and_names_its_own_times(model, tuning_cache):
     whole = {"integer": 3.0, "float": 3.0, "all float": 2.5}
-    plant_all(model, cache, float_wins_in_the_first, whole)
+    plant_all(model, tuning_cache, float_wins_in_the_first, whole)
     assert kept(model)["square"] == f"the model is faster in float here: 2.5 ms against 3 ms on {processor.name()}"
 
 
-def test_layers_that_are_faster_in_integers_are_quantized(model, cache):
-    plant_all(model, cache, integers_win, {"all float": 1.0})  # which nobody looks at
-    assert stored(cache, GROUP)
+def test_layers_that_are_faster_in_integers_are_quantized(model, tuning_cache):
+    plant_all(model, tuning_cache, integers_win, {"all float": 1.0})  # which nobody looks at
+    assert stored(tuning_cache, GROUP)
     assert kept(model) == {}
 
 
-def test_the_whole_model_has_the_last_word(model, cache):
-    plant_all(model, cache, float_wins_in_the_first, {"integer": 3.0, "float": 2.9, "all float": 3.5})
-    assert stored(cache, WHOLE)
+def test_the_whole_model_has_the_last_word(model, tuning_cache):
+    plant_all(model, tuning_cache, float_wins_in_the_first, {"integer": 3.0, "float": 2.9, "all float": 3.5})
+    assert stored(tuning_cache, WHOLE)
     assert kept(model) == {}
 
 
-def test_a_small_model_is_not_tuned(model, cache):
-    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0})
+def test_a_small_model_is_not_tuned(model, tuning_cache):
+    plant_all(model, tuning_cache, float_wins, {"integer": 3.0, "float": 2.0})
     assert len(kept(model)) == 2
-    plant(cache, RUN, lambda _of, _form: 0.4)
+    plant(tuning_cache, RUN, lambda _of, _form: 0.4)
     assert kept(model) == {}
 
 
-def test_without_tuning_no_time_is_looked_at(model, cache):
-    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0})
+def test_without_tuning_no_time_is_looked_at(model, tuning_cache):
+    plant_all(model, tuning_cache, float_wins, {"integer": 3.0, "float": 2.0})
     assert kept(model, tune="none") == {}
 
 
-def test_the_report_says_why_and_a_warm_cache_or_the_recipe_of_the_manifest_give_the_same_bytes(model, cache, tmp_path):
+def test_the_report_says_why_and_a_warm_cache_or_the_recipe_of_the_manifest_give_the_same_bytes(
+    model, tuning_cache, tmp_path
+):
     whole = {"integer": 3.0, "float": 2.0, "all float": 2.5}
-    plant_all(model, cache, float_wins_in_the_first, whole)
+    plant_all(model, tuning_cache, float_wins_in_the_first, whole)
     first, second = compiled(model, tmp_path / "first"), compiled(model, tmp_path / "second")
     third = compiled(model, tmp_path / "third", tune="none", ignore=first.recipe.ignore)
     layers = {layer.name: (layer.action, layer.reason.partition(":")[0]) for layer in first.report.layers}
@@ -146,9 +140,9 @@ SLOWER = {"float_ms": 1.0, "quantized_ms": 1.03}  # not what was measured: a tes
 
 
 @pytest.mark.usefixtures("short_measurements")
-def test_an_artifact_that_is_slower_than_float_names_its_slow_layers(model, cache, tmp_path):
+def test_an_artifact_that_is_slower_than_float_names_its_slow_layers(model, tuning_cache, tmp_path):
     """Together they are as fast in integers as in float, so they are quantized."""
-    plant_all(model, cache, float_wins_in_the_first, {"integer": 3.0, "float": 2.9, "all float": 3.0})
+    plant_all(model, tuning_cache, float_wins_in_the_first, {"integer": 3.0, "float": 2.9, "all float": 3.0})
     report = compiled(model, tmp_path / "out").report
     report.latency = SLOWER
     assert [layer.action for layer in report.layers] == ["quantized"] * 2
@@ -197,11 +191,11 @@ def test_depthwise_convolutions_that_are_slower_in_integers_are_called_so(tmp_pa
 
 @pytest.mark.parametrize("alpha", ["auto", 0.5])
 def test_where_every_layer_is_faster_in_float_nothing_is_left_to_smooth_and_that_is_no_error(
-    model, cache, monkeypatch, tmp_path, alpha
+    model, tuning_cache, monkeypatch, tmp_path, alpha
 ):
     smoothed = qcompile.Recipe.from_name("smoothquant-o3", alpha=alpha)
     monkeypatch.setattr(f"{__name__}.RECIPE", smoothed)
-    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
+    plant_all(model, tuning_cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
     artifact = compiled(model, tmp_path / "out")
     assert {layer.name: layer.action for layer in artifact.report.layers} == {"pointwise": "kept", "square": "kept"}
 
@@ -216,9 +210,9 @@ def test_a_disk_that_is_full_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"ms": {"float": -1}}', '{"ms": {"other": 1.0}}', "\0\xff"])
-def test_a_damaged_cache_is_measured_again(model, cache, content):
+def test_a_damaged_cache_is_measured_again(model, tuning_cache, content):
     kept(model)
-    (path,) = stored(cache, RUN)
+    (path,) = stored(tuning_cache, RUN)
     path.write_text(content)
     kept(model)
     assert json.loads(path.read_text())["ms"]["float"] > 0
@@ -230,24 +224,24 @@ def test_a_cache_that_cannot_be_written_fails_nothing(model, tmp_path, monkeypat
     assert kept(model) == {}
 
 
-def test_for_a_processor_that_this_is_not_the_table_counts(model, cache, monkeypatch):
+def test_for_a_processor_that_this_is_not_the_table_counts(model, tuning_cache, monkeypatch):
     monkeypatch.setattr(processor, "runs_target", lambda _target: False)
     reason = "float is faster by the table of onnxruntime, which was measured on another processor"
     assert kept(model, target="avx512-vnni") == {"pointwise": reason}
     assert kept(model, tune="table") == {"pointwise": reason}
     assert kept(model, "openvino", tune="table") == {}
-    assert not cache.exists()
+    assert not tuning_cache.exists()
 
 
-def test_for_a_processor_like_this_one_it_is_measured(model, cache, monkeypatch):
+def test_for_a_processor_like_this_one_it_is_measured(model, tuning_cache, monkeypatch):
     monkeypatch.setattr(processor, "runs_target", lambda _target: True)
     assert kept(model, target="avx512-vnni") == {}
-    assert stored(cache, RUN)
+    assert stored(tuning_cache, RUN)
 
 
-def test_nothing_is_measured_without_something_to_run(model, cache):
+def test_nothing_is_measured_without_something_to_run(model, tuning_cache):
     assert kept(model, verify=False) == {}
-    assert not cache.exists()
+    assert not tuning_cache.exists()
 
 
 def test_another_way_to_tune_is_refused_by_name_before_any_work():
@@ -255,15 +249,15 @@ def test_another_way_to_tune_is_refused_by_name_before_any_work():
         qcompile.compile("missing.onnx", "w8a8-dynamic", tune="measured")
 
 
-def test_layers_of_many_weights_are_not_measured(model, cache, monkeypatch):
+def test_layers_of_many_weights_are_not_measured(model, tuning_cache, monkeypatch):
     monkeypatch.setattr(tuning_candidates, "MOST_WEIGHTS", 100)
-    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
-    (path,) = stored(cache, GROUP)
+    plant_all(model, tuning_cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
+    (path,) = stored(tuning_cache, GROUP)
     assert json.loads(path.read_text())["of"]["group"]["weight"] == [8, 3, 1, 1]
 
 
-def test_a_large_model_is_not_tuned(model, cache, monkeypatch):
-    plant_all(model, cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
+def test_a_large_model_is_not_tuned(model, tuning_cache, monkeypatch):
+    plant_all(model, tuning_cache, float_wins, {"integer": 3.0, "float": 2.0, "all float": 2.0})
     assert kept(model)
     monkeypatch.setattr(tuning_candidates, "MOST_BYTES", 1)
     assert not kept(model)

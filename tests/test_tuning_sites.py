@@ -32,7 +32,6 @@ RESIDUALS = """
     }
 """
 RECIPE = qcompile.Recipe.from_name("w8a8-static")
-WORTH_MS = tuning_candidates.WORTH_MS  # conftest.py puts it out of reach while tests run
 SHAPES = ((1, 5, 8), (1, 5, 8))
 
 
@@ -43,13 +42,6 @@ def model():
     for name, count in (("WEIGHT", 64), ("GAIN", 8), ("BIAS", 8)):
         text = text.replace(f"{{{name}}}", f"{{{', '.join(f'{n:.6f}' for n in generator.normal(1, 0.3, count))}}}")
     return ir.from_onnx_text(text)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning_candidates, "WORTH_MS", WORTH_MS)
-    return tmp_path / "cache" / "tuning"
 
 
 def samples():
@@ -65,15 +57,15 @@ def forms(choice):
     return {each.site.nodes[-1].name: each.form for each in choice.sites}
 
 
-def plant(model, cache, times):
+def plant(model, tuning_cache, times):
     """Put times into the cache: of the run, so that the model is worth tuning, and of every kind of site."""
     for kind, found in (("run of", {"float": 5.0}), ("site", times)):
         chosen(model)
-        put(cache, kind, found)
+        put(tuning_cache, kind, found)
 
 
-def put(cache, kind, times):
-    for path in cache.glob("*.json"):
+def put(tuning_cache, kind, times):
+    for path in tuning_cache.glob("*.json"):
         data = json.loads(path.read_text())
         if kind in data["of"]:
             path.write_text(json.dumps({**data, "ms": times}))
@@ -135,45 +127,47 @@ def test_the_report_has_one_entry_for_sites_that_are_alike(model):
     assert (other.where, other.form, other.ms) == (("third",), "apart", {})
 
 
-def test_the_form_that_is_faster_here_is_chosen_for_every_site(model, cache):
-    plant(model, cache, {"apart": 2.0, "fused": 1.0})
+def test_the_form_that_is_faster_here_is_chosen_for_every_site(model, tuning_cache):
+    plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
     assert forms(chosen(model)) == dict.fromkeys(("first", "second", "third"), "fused")
-    plant(model, cache, {"apart": 1.0, "fused": 2.0})
+    plant(model, tuning_cache, {"apart": 1.0, "fused": 2.0})
     assert forms(chosen(model)) == dict.fromkeys(("first", "second", "third"), "apart")
 
 
-def test_a_kind_of_site_is_measured_once_for_its_shapes(model, cache):
-    plant(model, cache, {"apart": 2.0, "fused": 1.0})
-    measured = [data["of"] for path in cache.glob("*.json") if "site" in (data := json.loads(path.read_text()))["of"]]
+def test_a_kind_of_site_is_measured_once_for_its_shapes(model, tuning_cache):
+    plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
+    measured = [
+        data["of"] for path in tuning_cache.glob("*.json") if "site" in (data := json.loads(path.read_text()))["of"]
+    ]
     assert [of["reads"] for of in measured] == [[[1, 5, 8], [1, 5, 8]]] * 2  # the third norm has another epsilon
 
 
-def test_of_many_kinds_the_first_are_measured(model, cache, monkeypatch):
+def test_of_many_kinds_the_first_are_measured(model, tuning_cache, monkeypatch):
     monkeypatch.setattr(tuning_candidates, "MOST_SITES", 1)
-    plant(model, cache, {"apart": 2.0, "fused": 1.0})
+    plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
     assert forms(chosen(model)) == {"first": "fused", "second": "fused", "third": "apart"}
 
 
-def test_sites_of_large_constants_are_not_measured(model, cache, monkeypatch):
+def test_sites_of_large_constants_are_not_measured(model, tuning_cache, monkeypatch):
     monkeypatch.setattr(tuning_candidates, "MOST_WEIGHTS", 7)
-    plant(model, cache, {"apart": 2.0, "fused": 1.0})
+    plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
     assert {each.ms == {} for each in chosen(model).sites} == {True}
 
 
 @pytest.mark.parametrize("options", [{"tune": "none"}, {"tune": "table"}, {"verify": False}, {"backend": "openvino"}])
-def test_where_nothing_is_measured_the_first_form_is_written(model, cache, options):
-    plant(model, cache, {"apart": 2.0, "fused": 1.0})
+def test_where_nothing_is_measured_the_first_form_is_written(model, tuning_cache, options):
+    plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
     assert set(forms(chosen(model, **options)).values()) <= {"apart"}
 
 
-def test_for_a_processor_that_this_is_not_the_first_form_is_written(model, cache, monkeypatch):
-    plant(model, cache, {"apart": 2.0, "fused": 1.0})
+def test_for_a_processor_that_this_is_not_the_first_form_is_written(model, tuning_cache, monkeypatch):
+    plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
     monkeypatch.setattr(processor, "runs_target", lambda _target: False)
     assert set(forms(chosen(model, target="avx512-vnni")).values()) == {"apart"}
 
 
-def test_a_small_model_is_written_in_the_first_form(model, cache, monkeypatch):
-    plant(model, cache, {"apart": 2.0, "fused": 1.0})
+def test_a_small_model_is_written_in_the_first_form(model, tuning_cache, monkeypatch):
+    plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
     monkeypatch.setattr(tuning_candidates, "WORTH_MS", 6.0)
     choice = chosen(model)
     assert set(forms(choice).values()) == {"apart"}
@@ -182,8 +176,8 @@ def test_a_small_model_is_written_in_the_first_form(model, cache, monkeypatch):
 
 @pytest.mark.usefixtures("short_measurements")
 @pytest.mark.parametrize("recipe", ["w8a8-static", "float"])
-def test_a_form_goes_through_the_passes_into_the_artifact_and_the_report(model, cache, tmp_path, recipe):
-    plant(model, cache, {"apart": 2.0, "fused": 1.0})
+def test_a_form_goes_through_the_passes_into_the_artifact_and_the_report(model, tuning_cache, tmp_path, recipe):
+    plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
     data = {"calibration": samples()}
     first = qcompile.compile(model.clone(), recipe, output=tmp_path / "first", **data)
     second = qcompile.compile(model.clone(), recipe, output=tmp_path / "second", **data)
@@ -199,7 +193,9 @@ def test_a_form_goes_through_the_passes_into_the_artifact_and_the_report(model, 
 
 @pytest.mark.usefixtures("short_measurements")
 @pytest.mark.parametrize(("faster", "operator"), [("float", "Cast"), ("in blocks", "MatMulNBits")])
-def test_a_weight_that_came_in_blocks_is_written_in_the_form_that_is_faster_here(cache, tmp_path, faster, operator):
+def test_a_weight_that_came_in_blocks_is_written_in_the_form_that_is_faster_here(
+    tuning_cache, tmp_path, faster, operator
+):
     four_bits = parse(
         "(float[B, 64] x) => (float[B, 16] y)"
         " { d = DequantizeLinear <axis = 0, block_size = 32> (w, s) y = MatMul (x, d) }",
@@ -213,7 +209,7 @@ def test_a_weight_that_came_in_blocks_is_written_in_the_form_that_is_faster_here
         ("site", dict.fromkeys(("in blocks", "float"), 2.0) | {faster: 1.0}),
     ):
         qcompile.compile(four_bits.clone(), **arguments)
-        put(cache, kind, times)
+        put(tuning_cache, kind, times)
     artifact = qcompile.compile(four_bits.clone(), **arguments)
     assert operator in {node.op_type for node in ir.load(artifact.model_path).graph}
     assert [(each.form, each.shapes) for each in artifact.report.forms] == [(faster, ((9, 64),))]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
-from qcompile.backends.onnxruntime import dequantize
+from qcompile.initializers import shared_initializer
 
 SWAP_HEADS_AND_SEQUENCE = (0, 2, 1, 3)
 QUERY, KEY, VALUE = 0, 1, 2
@@ -118,7 +118,7 @@ def _flatten(model: ir.Model, node: ir.Node, heads: Heads) -> ir.Value:
     reshape = heads.value.producer()
     source = reshape.inputs[0] if reshape is not None and graph.is_standard(reshape, "Reshape") else None
     if source is None or not _is_flat(source, heads):
-        target = dequantize.register(model, "qcompile.flat_heads", np.array([0, 0, -1], np.int64))
+        target = shared_initializer(model.graph, "qcompile.flat_heads", np.array([0, 0, -1], np.int64))
         flat = ir.node("Reshape", [heads.value, target])
         source = flat.outputs[0]
         source.shape, source.type = _flat_shape(heads), heads.value.type

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
-from qcompile.backends.onnxruntime import dequantize
+from qcompile.initializers import shared_initializer
 
 
 def legalize_attention_masks(model: ir.Model) -> None:
@@ -36,7 +36,7 @@ def legalize_attention_masks(model: ir.Model) -> None:
 def _expand(model: ir.Model, node: ir.Node, mask: ir.Value, q: ir.Value, axis: int) -> ir.Value:
     assert mask.shape is not None
     assert q.shape is not None
-    one = dequantize.register(model, "qcompile.mask_keys", np.ones(1, np.int64))
+    one = shared_initializer(model.graph, "qcompile.mask_keys", np.ones(1, np.int64))
     queries = ir.node("Shape", [q], attributes={"start": axis, "end": axis + 1})
     shape = ir.node("Concat", [queries.outputs[0], one], attributes={"axis": 0})
     expand = ir.node("Expand", [mask, shape.outputs[0]])

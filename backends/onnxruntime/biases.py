@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends.onnxruntime import dequantize
+from qcompile.initializers import shared_initializer
 
 _LARGEST = 2.0**30
 """Where int32 still has room for the sum of products."""
@@ -33,7 +34,7 @@ def fit_biases(model: ir.Model) -> None:
         if fitted is not None:
             name = f"{weight.node.outputs[0].name}.fitted"
             parts = zip(("quantized", "scale", "zero_point"), fitted, strict=True)
-            inputs = [dequantize.register(model, f"{name}.{part}", array) for part, array in parts]
+            inputs = [shared_initializer(model.graph, f"{name}.{part}", array) for part, array in parts]
             node.replace_input_with(1, dequantize.insert(model, node, weight, "fitted", inputs, axis=0))
 
 

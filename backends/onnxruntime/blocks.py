@@ -9,9 +9,8 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends import Site
-from qcompile.backends.onnxruntime.dequantize import register
 from qcompile.backends.onnxruntime.linears import CONTRIB
-from qcompile.initializers import register_initializer
+from qcompile.initializers import register_initializer, shared_initializer
 
 IN_BLOCKS, FLOAT = "in blocks", "float"
 _FOUR_BITS = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
@@ -142,7 +141,7 @@ def _write_float(model: ir.Model, node: ir.Node, names: graph.Names) -> None:
 
     def constant(numbers: list[int]) -> ir.Value:
         name = f"qcompile.shape_{'x'.join(map(str, numbers))}"
-        return register(model, name, np.array(numbers, np.int64))
+        return shared_initializer(model.graph, name, np.array(numbers, np.int64))
 
     between = constant([axis + 1])
     value = write("Reshape", [write("Cast", [quantized], {"to": ir.DataType.FLOAT}), constant(split)])

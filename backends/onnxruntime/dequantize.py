@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
-from qcompile.initializers import known_initializer, new_initializer, register_initializer
+from qcompile.initializers import register_initializer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +153,3 @@ def evaluate(parts: Dequantized) -> np.ndarray:
     if zero is not None:
         centred = centred - zero.astype(np.int32).reshape(shape)
     return (centred.astype(np.float32) * scale.astype(np.float32).reshape(shape)).astype(np.float32)
-
-
-def register(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """Return the initializer of this name with this array; makes it when it does not exist yet.
-
-    A name that the user's model has taken for something else gets a number.
-    """
-    known = known_initializer(model.graph, name, array)
-    return known if known is not None else new_initializer(model.graph, name, array)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends.onnxruntime import dequantize
+from qcompile.initializers import shared_initializer
 
 
 def protect_float_convolutions(model: ir.Model) -> None:
@@ -41,8 +42,8 @@ def _per_channel(model: ir.Model, node: ir.Node, parts: dequantize.Dequantized, 
     assert scale is not None
     zero_point = graph.constant_array(parts.zero_point) if parts.zero_point is not None else None
     name = f"{parts.node.outputs[0].name}.per_channel"
-    inputs = [parts.quantized, dequantize.register(model, f"{name}.scale", np.full(channels, scale, scale.dtype))]
+    inputs = [parts.quantized, shared_initializer(model.graph, f"{name}.scale", np.full(channels, scale, scale.dtype))]
     if zero_point is not None:
         vector = np.full(channels, zero_point, zero_point.dtype)
-        inputs.append(dequantize.register(model, f"{name}.zero_point", vector))
+        inputs.append(shared_initializer(model.graph, f"{name}.zero_point", vector))
     return dequantize.insert(model, node, parts, "per_channel", inputs, axis=1)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends.onnxruntime import dequantize
+from qcompile.initializers import shared_initializer
 
 CONTRIB = "com.microsoft"
 
@@ -173,4 +174,4 @@ def _scalar(model: ir.Model, name: str, value: np.generic) -> ir.Value:
 
 
 def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    return dequantize.register(model, f"qcompile.{name}", array)
+    return shared_initializer(model.graph, f"qcompile.{name}", array)

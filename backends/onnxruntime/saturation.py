@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
-from qcompile.backends.onnxruntime import dequantize
+from qcompile.initializers import shared_initializer
 
 
 def drop_saturated_clips(model: ir.Model) -> None:
@@ -49,7 +49,8 @@ def _alone_behind_convolution(clip: ir.Node) -> bool:
 def _clip_integers(model: ir.Model, quantize: ir.Node, integers: np.ndarray) -> None:
     value = quantize.outputs[0]
     ends = [
-        dequantize.register(model, f"{value.name}.{end}", q) for end, q in zip(("low", "high"), integers, strict=True)
+        shared_initializer(model.graph, f"{value.name}.{end}", q)
+        for end, q in zip(("low", "high"), integers, strict=True)
     ]
     clip = ir.node("Clip", [value, *ends])
     # What is quantized keeps the name of what was: the verifier compares values by name.

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from qcompile.errors import ModelError, first_line
 from qcompile.frontend import external_data
+from qcompile.graph import bodies
 from qcompile.untrusted.limits import first_read
 from qcompile.untrusted.structure import Calls, Depths, check_dense, check_expansion, check_nesting, check_structure
 
@@ -139,11 +140,7 @@ def _calls(body: ir.Graph | ir.Function) -> tuple[Calls, Depths]:
             name = node.op_identifier()
             found[name] += 1
             depths[name] = max(depth, depths.get(name, 0))
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
-                    waiting.append((attribute.as_graph(), depth + 1))
-                elif attribute.type == ir.AttributeType.GRAPHS:
-                    waiting += [(graph, depth + 1) for graph in attribute.as_graphs()]
+            waiting += [(body, depth + 1) for body in bodies(node)]
     return found, depths
 
 

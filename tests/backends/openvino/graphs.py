@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.openvino import conversion, session
+from qcompile.backends.openvino import BACKEND, conversion, session
+from qcompile.backends.openvino.runtime import core
 
 
 def converted(model: ir.Model) -> Any:
@@ -25,6 +27,18 @@ def operators(model: Any) -> Counter[str]:
 def run(model: Any, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     model.validate_nodes_and_infer_types()
     return session.load(model, "the model of the test", threads=1, group_size=0).run(feed)
+
+
+def run_lowered(model: ir.Model, feed: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    """What the artifact of a portable graph computes."""
+    lowered = BACKEND.lower(model, folder, target=None)
+    return BACKEND.open_artifact(folder / lowered.model_file, threads=1).run(feed)
+
+
+def run_as_it_is(model: ir.Model, feed: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    """What OpenVINO computes of a graph that nothing is rewritten in, read from a file."""
+    ir.save(model, folder / "model.onnx")
+    return session.load(core().read_model(folder / "model.onnx"), "the graph as it is", threads=1).run(feed)
 
 
 def kernels(model: Any) -> Counter[str]:

@@ -8,10 +8,8 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from qcompile.backends.openvino import BACKEND
 from qcompile.backends.openvino.concatenations import quantize_concatenations_to_uint8
-from qcompile.backends.openvino.runtime import core
-from qcompile.backends.openvino.session import load
+from tests.backends.openvino.graphs import run_as_it_is, run_lowered
 from tests.backends.portable import parse, reference
 
 JOINED = {
@@ -50,8 +48,7 @@ def quantizer_dtype(model: ir.Model) -> ir.DataType | None:
 @pytest.mark.parametrize("text", JOINED.values(), ids=JOINED)
 def test_convolutions_behind_what_is_joined_are_right(text: str, tmp_path: Path) -> None:
     model = model_of(text, channels=4 if "axis = 2" in text else 8)
-    lowered = BACKEND.lower(model, tmp_path, target=None)
-    found = BACKEND.open_artifact(tmp_path / lowered.model_file, threads=1).run(feed())
+    found = run_lowered(model, feed(), tmp_path)
     np.testing.assert_allclose(found["y"], reference(model, feed())["y"], rtol=1e-5, atol=1e-5)
 
 
@@ -82,6 +79,5 @@ def test_a_join_in_front_of_another_quantizer_is_left() -> None:
 def test_otherwise_the_runtime_forgets_the_shift(tmp_path: Path) -> None:
     """When this fails, OpenVINO is mended, and the rewrite is not needed for its new version."""
     model = model_of(JOINED["channels"])
-    ir.save(model, tmp_path / "model.onnx")
-    found = load(core().read_model(tmp_path / "model.onnx"), "model", threads=1).run(feed())
+    found = run_as_it_is(model, feed(), tmp_path)
     assert np.abs(found["y"] - reference(model, feed())["y"]).max() > 1

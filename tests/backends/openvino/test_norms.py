@@ -8,11 +8,8 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from qcompile.backends.openvino import BACKEND
 from qcompile.backends.openvino.norms import keep_epsilons
-from qcompile.backends.openvino.runtime import core
-from qcompile.backends.openvino.session import load
-from tests.backends.openvino.graphs import converted, operators
+from tests.backends.openvino.graphs import converted, operators, run_as_it_is, run_lowered
 from tests.backends.portable import parse, reference
 
 PAIR = "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) "
@@ -81,8 +78,7 @@ def test_others_are_left(text: str) -> None:
 @pytest.mark.parametrize("text", [*WRONG.values(), *LEFT.values()], ids=[*WRONG, *LEFT])
 def test_the_epsilon_is_that_of_the_graph(text: str, tmp_path: Path) -> None:
     model = model_of(text)
-    lowered = BACKEND.lower(model, tmp_path, target=None)
-    found = BACKEND.open_artifact(tmp_path / lowered.model_file, threads=1).run(feed())["y"]
+    found = run_lowered(model, feed(), tmp_path)["y"]
     np.testing.assert_allclose(found, reference(model, feed())["y"], rtol=1e-4, atol=1e-4)
 
 
@@ -90,6 +86,5 @@ def test_the_epsilon_is_that_of_the_graph(text: str, tmp_path: Path) -> None:
 def test_otherwise_the_runtime_leaves_it_out(text: str, tmp_path: Path) -> None:
     """When this fails, OpenVINO is mended, and the rewrite is not needed for its new version."""
     model = model_of(text)
-    ir.save(model, tmp_path / "model.onnx")
-    found = load(core().read_model(tmp_path / "model.onnx"), "the graph as it is", threads=1).run(feed())["y"]
+    found = run_as_it_is(model, feed(), tmp_path)["y"]
     assert np.abs(found - reference(model, feed())["y"]).max() > 5e-3

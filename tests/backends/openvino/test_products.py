@@ -8,11 +8,8 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from qcompile.backends.openvino import BACKEND
 from qcompile.backends.openvino.products import keep_products_apart
-from qcompile.backends.openvino.runtime import core
-from qcompile.backends.openvino.session import load
-from tests.backends.openvino.graphs import converted, operators
+from tests.backends.openvino.graphs import converted, operators, run_as_it_is, run_lowered
 from tests.backends.portable import parse, reference
 
 INPUT = "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) "
@@ -110,8 +107,7 @@ def test_others_are_left(text: str) -> None:
 @pytest.mark.parametrize("text", [*WRONG.values(), *LEFT.values()], ids=[*WRONG, *LEFT])
 def test_every_output_is_what_the_graph_says(text: str, tmp_path: Path) -> None:
     model = model_of(text)
-    lowered = BACKEND.lower(model, tmp_path, target=None)
-    found = BACKEND.open_artifact(tmp_path / lowered.model_file, threads=1).run(feed())
+    found = run_lowered(model, feed(), tmp_path)
     for name, array in reference(model, feed()).items():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
@@ -120,7 +116,6 @@ def test_every_output_is_what_the_graph_says(text: str, tmp_path: Path) -> None:
 def test_otherwise_the_runtime_merges_it_for_all(text: str, tmp_path: Path) -> None:
     """When this fails, OpenVINO is mended, and the rewrite is not needed for its new version."""
     model = model_of(text)
-    ir.save(model, tmp_path / "model.onnx")
-    found = load(core().read_model(tmp_path / "model.onnx"), "the graph as it is", threads=1).run(feed())
+    found = run_as_it_is(model, feed(), tmp_path)
     expected = reference(model, feed())
     assert max(np.abs(found[name] - expected[name]).max() for name in "my") > 0.1

@@ -10,7 +10,7 @@ pytest.importorskip("openvino")
 
 from qcompile.backends import openvino as room
 from qcompile.backends.openvino.reductions import keep_reductions_apart
-from tests.backends.openvino.graphs import converted, operators
+from tests.backends.openvino.graphs import converted, operators, run_lowered
 from tests.backends.portable import parse, reference, weight
 
 PAIR = "q = QuantizeLinear({}, s, z) d = DequantizeLinear(q, s, z) "
@@ -37,8 +37,7 @@ def test_an_artifact_has_the_reduction_in_steps_of_the_quantizer(
     kind: str, keepdims: int, then: str, tmp_path: Path
 ) -> None:
     model = quantized_reduction(f"{kind}<keepdims = {keepdims}>", then)
-    lowered = room.BACKEND.lower(model, tmp_path, target=None)
-    found = room.BACKEND.open_artifact(tmp_path / lowered.model_file, threads=1).run(feed())["y"]
+    found = run_lowered(model, feed(), tmp_path)["y"]
     np.testing.assert_allclose(found, reference(model, feed())["y"], rtol=1e-5, atol=1e-5)
 
 

@@ -8,10 +8,8 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from qcompile.backends.openvino import BACKEND
-from qcompile.backends.openvino.runtime import core
-from qcompile.backends.openvino.session import load
 from qcompile.backends.openvino.transposed_weights import separate_transposed_weights
+from tests.backends.openvino.graphs import run_as_it_is, run_lowered
 from tests.backends.portable import parse, reference
 
 BOTH = "v = Transpose <perm = [1, 0]> (w) a = MatMul (x, v) b = MatMul (x, w)"
@@ -30,8 +28,7 @@ def feed() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("inputs", ["float[n,8] x", "float[n,8] x, float[8,8] w"])
 def test_each_product_has_its_weight(inputs: str, tmp_path: Path) -> None:
     model = model_of(BOTH, inputs)
-    lowered = BACKEND.lower(model, tmp_path, target=None)
-    found = BACKEND.open_artifact(tmp_path / lowered.model_file, threads=1).run(feed())
+    found = run_lowered(model, feed(), tmp_path)
     for name, array in reference(model, feed()).items():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
@@ -57,7 +54,6 @@ def test_a_weight_that_is_read_one_way_is_left() -> None:
 def test_otherwise_the_runtime_mistakes_one_for_the_other(tmp_path: Path) -> None:
     """When this fails, OpenVINO is mended, and the rewrite is not needed for its new version."""
     model = model_of(BOTH)
-    ir.save(model, tmp_path / "model.onnx")
-    found = load(core().read_model(tmp_path / "model.onnx"), "the graph as it is", threads=1).run(feed())
+    found = run_as_it_is(model, feed(), tmp_path)
     expected = reference(model, feed())
     assert max(np.abs(found[name] - expected[name]).max() for name in "ab") > 0.1
