@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.calibration_indices import IndexLimit
+from qcompile.decoder_inputs import complete
 from qcompile.errors import CalibrationError, UserCode
 from qcompile.misspelt import SHOWN, nearest
 
@@ -84,8 +85,8 @@ def check(sample: Any, index: int, inputs: Sequence[ir.Value], limits: Mapping[s
         limits: input name -> what its numbers may be, for inputs that are indices.
 
     Raises:
-        CalibrationError: a name is not an input's, an input is missing, or an array has the wrong rank, shape or
-            dtype, is empty, holds NaN or infinity, or an index that is outside of its table.
+        CalibrationError: a name is not an input's, an input is missing that `decoder_inputs` cannot make, or an array
+            has the wrong rank, shape or dtype, is empty, holds NaN or infinity, or an index outside of its table.
     """
     contents = named(sample, index, inputs)
     names = [str(value.name) for value in inputs]
@@ -97,12 +98,15 @@ def check(sample: Any, index: int, inputs: Sequence[ir.Value], limits: Mapping[s
     feed = {}
     for value in inputs:
         name = str(value.name)
-        if name not in contents:
+        if name in contents:
+            feed[name] = _checked(contents[name], value, index, sizes)
+            if limits is not None and name in limits:
+                _check_indices(feed[name], limits[name], name, index)
+    full = complete(inputs, feed)
+    for name in names:
+        if name not in full:
             raise _error(name, index, "it is missing", "Give a value for every input of the model")
-        feed[name] = _checked(contents[name], value, index, sizes)
-        if limits is not None and name in limits:
-            _check_indices(feed[name], limits[name], name, index)
-    return feed
+    return full
 
 
 def _check_indices(array: Array, limit: IndexLimit, name: str, index: int) -> None:

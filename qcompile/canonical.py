@@ -22,7 +22,9 @@ from qcompile.passes.fuse_layer_normalization import FuseLayerNormalization
 from qcompile.passes.fuse_rms_normalization import FuseRmsNormalization
 from qcompile.passes.fuse_rotary_embedding import FuseRotaryEmbedding
 from qcompile.passes.lower_gemms import LowerGemms
+from qcompile.passes.materialize_reshapes import MaterializeReshapes
 from qcompile.passes.order_operands import OrderOperands
+from qcompile.passes.remove_neutral_operators import RemoveNeutralOperators
 from qcompile.passes.resolve_auto_pads import ResolveAutoPads
 from qcompile.passes.squeeze_scalars import SqueezeScalars
 from qcompile.passes.unflatten_softmax import UnflattenSoftmax
@@ -90,6 +92,8 @@ def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.ShapeInferencePass(strict_mode=False),
         FoldConstants(),
+        RemoveNeutralOperators(),
+        MaterializeReshapes(),
         FoldWeightViews(),
         EliminateIdentities(),
         common.CommonSubexpressionEliminationPass(),

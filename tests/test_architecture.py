@@ -67,6 +67,7 @@ ROOMS = {
     "graph": [
         "qcompile.graph*",
         "qcompile.attention_parts",
+        "qcompile.decoder_inputs",
         "qcompile.channel_*",
         "qcompile.rewriting",
         "qcompile.rotary_caches",
@@ -125,7 +126,7 @@ RUNTIMES = {
     "onnxruntime": ["qcompile.backends.onnxruntime*"],
     "openvino": ["qcompile.backends.openvino*"],
     "torch": ["qcompile.frontend*", "qcompile.models*", "qcompile.calibration_data"],
-    "transformers": ["qcompile.frontend.huggingface"],
+    "transformers": ["qcompile.frontend.huggingface*"],
     "nncf": [],
     "jinja2": ["qcompile.report*"],
     "typer": ["qcompile.cli*"],

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.errors import ModelError
+from qcompile.frontend.huggingface import is_folder, read_folder
 
 OPSET = 23
 """The canonical opset: the first with Attention, RMSNormalization and RotaryEmbedding."""
@@ -53,7 +54,9 @@ def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None,
     from qcompile.frontend import onnx as onnx_door
 
     model = open_model(model, trust_input=trust_input)
-    if isinstance(model, (str, os.PathLike)):
+    if is_folder(model):
+        traced = read_folder(model)
+    elif isinstance(model, (str, os.PathLike)):
         traced = onnx_door.read_path(model, trust=trust_input)
     elif isinstance(model, bytes):
         traced = onnx_door.read_bytes(model, trust=trust_input)

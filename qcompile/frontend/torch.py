@@ -133,13 +133,13 @@ def _to_onnx(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: 
             return _at_opset(_DECOMPOSED_OPSET, model, args, kwargs, shapes)
     except torch.onnx.errors.OnnxExporterError as error:
         raise_interrupt(error)
-        reason = _reason(error)
+        reason = reason_of(error)
         mend = _RETURN_TENSORS if "pytree" in reason else _CHECK_INPUTS
         raise ModelError(type(model).__name__, f"torch cannot export it ({reason})", mend) from error
 
 
 def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ir.Model:
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
             args,
@@ -156,11 +156,11 @@ def _at_opset(opset: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, A
         _keep_input_names(traced, program.exported_program.graph_signature.user_inputs)
         _name_outputs(traced, program.exported_program.call_spec.out_spec)
         name_layers(traced, program.exported_program)
-    _forget_program(traced)
+    forget_program(traced)
     return traced
 
 
-def _forget_program(traced: ir.Model) -> None:
+def forget_program(traced: ir.Model) -> None:
     """Drop the node of torch's graph that each node was made from: one of them keeps the whole program in memory.
 
     So does a table of torch.export, which torch empties at the next export only. The weights were graph inputs before
@@ -205,7 +205,7 @@ def _name_outputs(traced: ir.Model, structure: Any) -> None:
                 outputs[index].name = str(name)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """First line of the deepest cause: torch wraps what happened in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -214,7 +214,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep warnings, log messages and dumps of graphs from the user; what matters comes as an error."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -1,0 +1,215 @@
+"""From a configuration of transformers and its weights to the graph of a decoder, without ever building the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from transformers import AutoModelForCausalLM
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_utils import PreTrainedModel
+
+from qcompile.decoder_inputs import ABSENT
+from qcompile.errors import ModelError, raise_interrupt
+from qcompile.frontend import OPSET
+from qcompile.frontend.huggingface_decoder import Decoder, attention_name
+from qcompile.frontend.torch import forget_program, quiet, reason_of
+from qcompile.frontend.torch_layer_names import name_layers
+
+_BATCH, _SEQUENCE, _PAST = 2, 5, 7
+"""Sizes of the example: all different, and none of them 1, which torch.export would take for a constant."""
+
+_MODEL = "model."
+"""Where `Decoder` keeps the model."""
+
+_NO_DECODER = "Give a causal language model of transformers whose layers keep keys and values"
+
+
+def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProtocol]) -> ir.Model:
+    """Return the decoder of a configuration with its cache as inputs and outputs, opset 23, not yet canonical.
+
+    The modules are built without numbers, one number stands for each parameter in the trace, and the weights take
+    their places afterwards: nothing is read, and a model of any size takes no memory.
+
+    Inputs: input_ids, position_ids [batch, sequence] and attention_mask [batch, past + sequence], int64, and
+    past_key_values.{layer}.key and .value [batch, heads, past, size], float32. Outputs: logits [batch, sequence,
+    vocabulary], and present.{layer}.key and .value. See `decoder_inputs.complete` for those that feeds may leave out.
+
+    Args:
+        config: of a model that AutoModelForCausalLM knows.
+        weights: float32, by the names of transformers' parameters; one that is tied to another may be absent.
+
+    Raises:
+        ModelError: transformers does not know the architecture, torch cannot trace it, a weight is missing or has
+            another shape.
+    """
+    subject = f"architecture {config.model_type}"
+    try:
+        with quiet(), init_empty_weights(include_buffers=False):
+            build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+            model = build(config, attn_implementation=attention_name())
+            model.train(mode=False)
+        model.tie_weights()
+    except (ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise ModelError(subject, f"transformers cannot build it: {error}", _NO_DECODER) from error
+    tied, prefix = _stand_in(model), f"{model.base_model_prefix}."
+    traced = _traced(model, config, subject)
+    _rename(traced)
+    _bind(traced, _Names(_as_called_now(model, weights), tied, prefix), subject)
+    return traced
+
+
+def _as_called_now(model: PreTrainedModel, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, ir.TensorProtocol]:
+    """Return the weights under the names that transformers uses now, where older files have others.
+
+    Tensors that it would also join or cut, such as those of experts, keep their names, and are missing then.
+    """
+    renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+    renamed = {}
+    for name, tensor in weights.items():
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)  # noqa: PLW2901  # one after the other
+        renamed[name] = tensor
+    return renamed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    """Weights, by every name that a parameter may have.
+
+    Attributes:
+        weights: by the names in the files.
+        tied: all names of a parameter by any of them.
+        prefix: of the model without its head; files that were saved without a head leave it out.
+    """
+
+    weights: Mapping[str, ir.TensorProtocol]
+    tied: Mapping[str, tuple[str, ...]]
+    prefix: str
+
+    def find(self, parameter: str) -> ir.TensorProtocol | None:
+        """Return the weight of a parameter or buffer."""
+        names = (parameter, *self.tied.get(parameter, ()))
+        every = (*names, *(name.removeprefix(self.prefix) for name in names))
+        return next((self.weights[name] for name in every if name in self.weights), None)
+
+
+def _stand_in(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+    """Put one zero, seen as the whole, in the place of each parameter; return all names of each by any of them."""
+    places: dict[torch.nn.Parameter, list[tuple[torch.nn.Module, str, str]]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(parameter, []).append((module, name, f"{path}.{name}" if path else name))
+    for parameter, found in places.items():
+        zero = torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False)
+        for module, name, _ in found:
+            module._parameters[name] = zero
+    return {full: tuple(each for _, _, each in found) for found in places.values() for _, _, full in found}
+
+
+def _traced(model: torch.nn.Module, config: PreTrainedConfig, subject: str) -> ir.Model:
+    inputs, shapes = _example(config)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                Decoder(model),
+                (),
+                kwargs=inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                verbose=False,
+                optimize=False,  # it would fold the zeros that stand for the weights
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise_interrupt(error)
+        raise ModelError(subject, f"torch cannot export it ({reason_of(error)})", _NO_DECODER) from error
+    assert program is not None
+    traced: ir.Model = program.model
+    if program.exported_program is not None:
+        name_layers(traced, program.exported_program)
+    forget_program(traced)
+    return traced
+
+
+def _example(config: PreTrainedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return inputs to trace with, and their dynamic axes."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    # A tensor of its own for each input: torch takes those that are given twice for one.
+    past = [[torch.zeros(_BATCH, heads, _PAST, size) for _ in range(2)] for _ in range(text.num_hidden_layers)]
+    auto = torch.export.Dim.AUTO
+    inputs = {
+        "input_ids": torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
+        "attention_mask": torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.int64),
+        "position_ids": torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
+        "past_key_values": [(keys, values) for keys, values in past],
+    }
+    free = {0: auto, 1: auto}
+    cache = {0: auto, 2: auto}
+    shapes = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), free)
+    return inputs, {**shapes, "past_key_values": [(cache, cache)] * text.num_hidden_layers}
+
+
+def _rename(traced: ir.Model) -> None:
+    """Call inputs, outputs and free dims as `export_decoder` says, and note which inputs may be left out."""
+    inputs, outputs = traced.graph.inputs, traced.graph.outputs
+    dims: dict[str, str] = {}
+    names: list[tuple[str, str, tuple[str, ...]]] = [
+        ("input_ids", "", ("batch", "sequence")),
+        ("attention_mask", "ones", ("batch", "past + sequence")),
+        ("position_ids", "positions", ("batch", "sequence")),
+    ]
+    for index in range((len(inputs) - 3) // 2):
+        for part in ("key", "value"):
+            names.append((f"past_key_values.{index}.{part}", "empty", ("batch", "", "past", "")))
+    for value, (name, absent, called) in zip(inputs, names, strict=True):
+        value.name = name
+        if absent:
+            value.metadata_props[ABSENT] = absent
+        assert value.shape is not None
+        dims.update((str(old), new) for old, new in zip(value.shape, called, strict=True) if new)
+    for index, value in enumerate(outputs):
+        value.name = "logits" if index == 0 else f"present.{(index - 1) // 2}.{('key', 'value')[(index - 1) % 2]}"
+    for value in _values(traced):
+        if value.shape is not None:
+            value.shape = ir.Shape([dim if isinstance(dim, int) else _called(str(dim), dims) for dim in value.shape])
+
+
+def _called(dim: str, dims: Mapping[str, str]) -> str:
+    """Return an expression of torch's symbols, such as "s17 + s59", in our names; sums in the order of the mask's."""
+    if dim in dims:
+        return dims[dim]
+    named = re.sub(r"\b[su]\d+\b", lambda symbol: dims.get(symbol[0], symbol[0]), dim)
+    return "past + sequence" if named == "sequence + past" else named
+
+
+def _values(traced: ir.Model) -> Iterator[ir.Value]:
+    yield from traced.graph.inputs
+    for node in traced.graph.all_nodes():
+        yield from node.outputs
+
+
+def _bind(traced: ir.Model, names: _Names, subject: str) -> None:
+    """Put the weights in the places of the zeros; buffers that no file has, such as frequencies, are computed ones."""
+    for name, value in traced.graph.initializers.items():
+        parameter = name.removeprefix(_MODEL)
+        found = names.find(parameter)
+        if found is None:
+            if parameter in names.tied:
+                raise ModelError(f"parameter {parameter}", f"there is no weight of {subject} for it", _NO_DECODER)
+            continue
+        assert value.shape is not None
+        if tuple(found.shape) != tuple(value.shape):
+            reason = f"its weight has shape {list(found.shape)} where {subject} has {list(value.shape)}"
+            raise ModelError(f"parameter {parameter}", reason, "Give the config.json that belongs to the weights")
+        value.const_value = found
