@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
-from qcompile.scheme import Dtype, Granularity, Scheme
+from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
 from qcompile.session import Probe, Session
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -29,12 +29,12 @@ class Capability:
 
     Attributes:
         operator: which operator.
-        weights: scheme of the weight; None for products of two activations.
+        weights: scheme of the weight; None for products of two activations. That of groups stands for all of them.
         activations: scheme of the activation; None when it stays float.
     """
 
     operator: Operator
-    weights: Scheme | None
+    weights: Scheme | GroupScheme | None
     activations: Scheme | None
 
 

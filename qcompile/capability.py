@@ -12,8 +12,9 @@ from qcompile.errors import CalibrationError, UnsupportedError
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.quantize_attention import QuantizeAttention
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
+from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.recipe import Recipe, named_recipes, short
-from qcompile.scheme import Scheme
+from qcompile.scheme import GroupScheme, Scheme
 
 SATURATING_TARGETS = ("avx2",)
 """Processors whose products of 8-bit pairs saturate in 16 bits: weights of 7 bits cannot (255 * 63 * 2 < 2**15).
@@ -141,7 +142,7 @@ def _schemes(pass_name: str, built: Pass, backend: Backend) -> str:
     return f": {'; '.join(words)}"
 
 
-def _unlike(wanted: Capability, row: Capability) -> list[tuple[str, Scheme | None, Scheme | None]]:
+def _unlike(wanted: Capability, row: Capability) -> list[tuple[str, object, object]]:
     sides = [("activations", wanted.activations, row.activations), ("weights", wanted.weights, row.weights)]
     return [(name, mine, other) for name, mine, other in sides if not _same(mine, other)]
 
@@ -166,13 +167,15 @@ def _wanted(built: Pass) -> list[Capability]:
         return [Capability(operator, built.weights, built.activations) for operator in operators]
     if isinstance(built, QuantizeAttention):
         return [Capability("Attention", None, built.activations)]
+    if isinstance(built, QuantizeWeights):
+        return [Capability("Linear", built.scheme, None)]
     if isinstance(built, QuantizeEmbeddings):
         return [Capability("Embedding", _EMBEDDING_ROWS, None)]
     return []
 
 
-def _same(row: Scheme | None, wanted: Scheme | None) -> bool:
-    """True for equal schemes, whatever part of the 8 bits is used."""
-    if row is None or wanted is None:
-        return row is wanted
+def _same(row: Scheme | GroupScheme | None, wanted: Scheme | GroupScheme | None) -> bool:
+    """True for equal schemes, whatever part of the 8 bits is used, and for two of groups."""
+    if not isinstance(row, Scheme) or not isinstance(wanted, Scheme):
+        return type(row) is type(wanted)
     return dataclasses.replace(row, bits=wanted.bits) == wanted

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from qcompile.errors import UnsupportedError
 from qcompile.graph import Names, is_standard, layer_name
 from qcompile.initializers import register_initializer
-from qcompile.scheme import Scheme
+from qcompile.scheme import GroupScheme, Scheme
+from qcompile.solvers.grouped import Grouped
 
 Parameters = tuple[np.ndarray, np.ndarray]
 """Scale and zero point."""
@@ -25,6 +26,9 @@ PER_TOKEN = "QuantizeDequantizePerToken"
 
 _PER_CHANNEL_FROM = 13
 """Lowest opset in which DequantizeLinear has an axis."""
+
+_IN_GROUPS_FROM = 21
+"""Lowest opset with integers of 4 bits, and scales for blocks."""
 
 _PER_TOKEN_FROM = 18
 """Lowest opset in which the axes of ReduceMax are an input."""
@@ -197,6 +201,40 @@ def dequantized_constant(
     _describe(names, node.outputs[0], f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
     graph.insert_before(before, [node])
     return node.outputs[0]
+
+
+def dequantized_groups(source: ir.Value, found: Grouped, scheme: GroupScheme, before: ir.Node) -> ir.Value:
+    """Write integers -> DequantizeLinear in place of a float weight [inputs, outputs], with a scale for each group.
+
+    Integers of up to 4 bits are stored in 4. The zero point is written out where the scheme is symmetric as well:
+    runtimes do not agree on what its absence means.
+
+    Raises:
+        UnsupportedError: the model is below opset 21.
+    """
+    graph, name = _graph(before), str(source.name)
+    _check_opset(before, _IN_GROUPS_FROM, "a scale for each group of inputs")
+    names, dtype = Names(graph), stored_type(scheme)
+    whole = scheme.group_size == -1
+    scale = found.scale[0] if whole else found.scale
+    zero = np.zeros_like(found.scale, np.int8) if found.zero_point is None else found.zero_point
+    inputs = [
+        _initializer(graph, names.new(f"{name}.quantized"), found.integers.astype(dtype.numpy())),
+        _initializer(graph, names.new(f"{name}.scale"), scale),
+        _initializer(graph, names.new(f"{name}.zero_point"), (zero[0] if whole else zero).astype(dtype.numpy())),
+    ]
+    attributes = {"axis": 1} if whole else {"axis": 0, "block_size": scheme.group_size}
+    node = ir.node("DequantizeLinear", inputs, attributes, name=names.new(f"{name}.dequantize"))
+    _describe(names, node.outputs[0], f"{name}.dequantized", source.shape, ir.DataType.FLOAT)
+    graph.insert_before(before, [node])
+    return node.outputs[0]
+
+
+def stored_type(scheme: GroupScheme) -> ir.DataType:
+    """Return the type of the integers of a weight in groups: no type is narrower than 4 bits."""
+    if scheme.bits <= 4:
+        return ir.DataType.INT4 if scheme.sym else ir.DataType.UINT4
+    return ir.DataType.INT8 if scheme.sym else ir.DataType.UINT8
 
 
 def is_dequantized(value: ir.Value | None) -> bool:

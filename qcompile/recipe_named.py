@@ -39,6 +39,10 @@ def _paper(activations: Mapping[str, Any]) -> list[Any]:
     ]
 
 
+def _weights_only(solver: str, **settings: Any) -> list[Any]:
+    return [{"quantize_weights": {"solver": solver, **settings}}, "quantize_embeddings"]
+
+
 NAMED: dict[str, tuple[str, list[Any]]] = {
     "float": ("nothing is quantized; the model is brought to canonical form", []),
     "w8a8-static": ("INT8, scales of activations from calibration: the fastest", _ours(_STATIC)),
@@ -46,5 +50,6 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
     "smoothquant-o1": ("SmoothQuant's O1: per-token dynamic activations", _paper(_PER_TOKEN_DYNAMIC)),
     "smoothquant-o2": ("SmoothQuant's O2: per-tensor dynamic activations", _paper(_PER_TENSOR_DYNAMIC)),
     "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),
+    "w4a16-rtn": ("weights of 4 bits in groups, rounded to nearest; no data", _weights_only("rtn")),
 }
 """Name -> one sentence, and the steps."""

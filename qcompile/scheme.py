@@ -48,3 +48,41 @@ ASYMMETRIC_UINT8 = Scheme("uint8", "per_tensor", sym=False)
 
 PER_CHANNEL_INT8 = Scheme("int8", "per_channel")
 """The usual weight: one symmetric scale per output channel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupScheme:
+    """How a weight [in_features, out_features] is stored where activations stay float: one scale for each group.
+
+    A symmetric group has no zero point, and a scale that may be negative, so that its extreme value lands on the one
+    integer that only one sign has: -2**(bits - 1).
+
+    Attributes:
+        bits: of each integer, 1 to 8.
+        group_size: input features that share a scale, of each output; the last group may be smaller. -1: all of them.
+        sym: True has integers from -2**(bits - 1) to 2**(bits - 1) - 1; False from 0 to 2**bits - 1, and zero points.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    sym: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits must be 1 to 8, not {self.bits}")
+        if self.group_size < 1 and self.group_size != -1:
+            raise ValueError(f"group_size must be positive, or -1 for one group, not {self.group_size}")
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Smallest and largest integer."""
+        half = 2 ** (self.bits - 1)
+        return (-half, half - 1) if self.sym else (0, 2 * half - 1)
+
+    def size(self, inputs: int) -> int:
+        """How many input features share a scale, of a weight that has so many."""
+        return max(inputs, 1) if self.group_size == -1 else self.group_size
+
+    def groups(self, inputs: int) -> int:
+        """How many scales each output has."""
+        return -(-inputs // self.size(inputs))

@@ -83,6 +83,7 @@ ROOMS = {
         "qcompile.unsigned_activations",
         "qcompile.untouched",
         "qcompile.unused_nodes",
+        "qcompile.weight_only",
         "qcompile.weight_rounding",
     ],
     "foundation": [

@@ -11,7 +11,10 @@ from qcompile.recipe_settings import BOUND, pass_class, settings_of
 from qcompile.recipe_yaml import plain_data
 from qcompile.scheme import Scheme
 
-NAMES = ["float", "w8a8-static", "w8a8-dynamic", "smoothquant-o1", "smoothquant-o2", "smoothquant-o3"]
+NAMES = [
+    *["float", "w8a8-static", "w8a8-dynamic", "smoothquant-o1", "smoothquant-o2", "smoothquant-o3"],
+    *["w4a16-rtn"],
+]
 PER_CHANNEL = Scheme("int8", "per_channel", sym=True)
 PER_TENSOR = Scheme("int8", "per_tensor", sym=True)
 

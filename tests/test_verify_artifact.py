@@ -13,7 +13,9 @@ import pytest
 import qcompile
 from qcompile import backends
 from qcompile.calibration_masks import PaddingMask
+from qcompile.capability import quantizers
 from qcompile.errors import VerificationError
+from qcompile.recipe import Recipe
 from qcompile.recipe_named import NAMED
 from qcompile.verify_artifact import Agreement, verification_sample, verify_artifact
 from qcompile.verify_observed import observed_values
@@ -21,7 +23,7 @@ from tests.backends.portable import parse
 
 BACKENDS = ("onnxruntime", "openvino")
 WIDTH, LAYERS = 64, 4
-ALL = tuple(name for name in NAMED if name != "float")
+ALL = tuple(name for name in NAMED if quantizers(Recipe.from_name(name)))
 
 
 def network() -> ir.Model:

@@ -22,7 +22,7 @@ from qcompile.backends.onnxruntime.session import (
     open_file,
 )
 from qcompile.initializers import data_bytes
-from qcompile.scheme import Dtype, Granularity, Scheme
+from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
 from qcompile.session import Probe
 
 MODEL_FILE = "model.onnx"
@@ -43,6 +43,8 @@ CAPABILITIES = (
     *(Capability("Conv", weight, x) for weight in _CONV_WEIGHTS for x in _STATIC),
     # One scale for each row of the table; the rows are dequantized after they were gathered.
     Capability("Embedding", Scheme("int8", "per_channel"), None),
+    # Weights in groups, of any number of bits: what has no kernel is dequantized when the model is loaded.
+    Capability("Linear", GroupScheme(), None),
 )
 
 SLOW_IN_INTEGERS = (

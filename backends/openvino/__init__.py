@@ -15,7 +15,7 @@ from qcompile.backends.openvino.conversion import converted
 from qcompile.backends.openvino.probes import open_probe
 from qcompile.backends.openvino.runtime import core, openvino, runtime_errors
 from qcompile.backends.openvino.session import DEVICE, OpenVinoSession, Precision, load, refused
-from qcompile.scheme import Dtype, Granularity, Scheme
+from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
 from qcompile.session import Probe
 
 _GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
@@ -34,6 +34,8 @@ CAPABILITIES = (
     *(Capability("Attention", None, x) for x in _STATIC),
     # One scale for each row of the table; the rows are dequantized after they were gathered.
     Capability("Embedding", Scheme("int8", "per_channel"), None),
+    # Weights in groups, of any number of bits: what has no kernel is dequantized when the model is loaded.
+    Capability("Linear", GroupScheme(), None),
 )
 
 

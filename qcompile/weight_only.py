@@ -1,0 +1,70 @@
+"""Linears whose weight alone is quantized: which solver finds the integers, and which linears write a vocabulary."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import layers
+from qcompile.graph import Linear, constant, constant_array, is_standard, sole_reader
+from qcompile.solvers import broken_numbers
+from qcompile.solvers.grouped import Grouped
+from qcompile.solvers.sqnr import decibels, powers
+
+Solver = Literal["rtn"]
+
+_COLUMNS = 4096
+"""Outputs that are computed at a time: a vocabulary has many."""
+
+_KEEPS_FEATURES = ("Cast", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Tanh", "Unsqueeze")
+"""What may stand between the linear that writes logits and the output of the graph."""
+
+_WIDER = 2
+"""How many times as many outputs as inputs a linear has that writes a vocabulary."""
+
+
+def writes_vocabulary(linear: Linear, model: ir.Model) -> bool:
+    """Return True where a linear scores the words of a vocabulary.
+
+    That is where its weight is the table of an embedding, transposed; or where its output, only scaled or reshaped, is
+    an output of the graph, and twice as wide as its input.
+    """
+    inputs, outputs = linear.weight.shape.numpy() if linear.weight.shape is not None else (0, 0)
+    value = linear.output
+    while not value.is_graph_output():
+        reader = sole_reader(value)
+        if reader is None or not is_standard(reader, *_KEEPS_FEATURES):
+            break
+        value = reader.outputs[0]
+    if value.is_graph_output() and outputs >= _WIDER * inputs:
+        return True
+    tables = [constant(table) for table in layers.embeddings(model)]
+    same = [table for table in tables if table is not None and tuple(table.shape) == (outputs, inputs)]
+    weight = constant_array(linear.weight) if same else None
+    return weight is not None and any(np.array_equal(table.numpy().T, weight) for table in same)
+
+
+def refusal(linear: Linear) -> str:
+    """Why the weight of a linear stays float; empty where it is quantized."""
+    tensor = constant(linear.weight)
+    assert tensor is not None
+    if tensor.size == 0:
+        return "its weight is empty"
+    broken = broken_numbers.of_weight(tensor.numpy())
+    return f"its weight {broken}" if broken else ""
+
+
+def output_sqnr(weight: np.ndarray, found: Grouped, group_size: int, rows: np.ndarray) -> float | None:
+    """Return the signal-to-noise ratio of rows @ weight in dB, some outputs at a time; None without rows."""
+    if not len(rows):
+        return None
+    power = noise = 0.0
+    for start in range(0, weight.shape[1], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        zero = None if found.zero_point is None else found.zero_point[:, columns]
+        part = Grouped(found.integers[:, columns], found.scale[:, columns], zero)
+        sums = powers(rows @ weight[:, columns], rows @ part.weight(group_size))
+        power, noise = power + sums[0], noise + sums[1]
+    return decibels(power, noise)
