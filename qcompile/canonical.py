@@ -7,6 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qcompile.block_functions import CODEBOOK, SCALE
 from qcompile.graph import all_nodes, is_standard
 from qcompile.passes.canonicalize_linears import CanonicalizeLinears
 from qcompile.passes.convert_opset import ConvertOpset
@@ -28,7 +29,7 @@ from qcompile.passes.remove_neutral_operators import RemoveNeutralOperators
 from qcompile.passes.resolve_auto_pads import ResolveAutoPads
 from qcompile.passes.squeeze_scalars import SqueezeScalars
 from qcompile.passes.unflatten_softmax import UnflattenSoftmax
-from qcompile.qdq import DOMAIN, PER_TOKEN
+from qcompile.qdq import DOMAIN, PER_BLOCK, PER_TOKEN
 from qcompile.unused_nodes import RemoveUnusedNodes
 
 
@@ -74,8 +75,8 @@ def _remove(node: ir.Node) -> None:
 
 
 def _is_foreign(function: ir.Function) -> bool:
-    """True for every function but per-token quantization, a word of the quantized graph that backends know."""
-    return function.identifier() != (DOMAIN, PER_TOKEN, "")
+    """True for every function but the words of the quantized graph, which backends know."""
+    return function.identifier() not in {(DOMAIN, name, "") for name in (PER_TOKEN, PER_BLOCK, CODEBOOK, SCALE)}
 
 
 def canonical_passes(runs: Callable[[ir.Model], bool] | None = None) -> list[ir.passes.PassBase]:

@@ -23,6 +23,7 @@ Parameters = tuple[np.ndarray, np.ndarray]
 
 DOMAIN = "qcompile"
 PER_TOKEN = "QuantizeDequantizePerToken"
+PER_BLOCK = "QuantizeDequantizePerBlock"
 
 _PER_CHANNEL_FROM = 13
 """Lowest opset in which DequantizeLinear has an axis."""
@@ -241,7 +242,7 @@ def is_dequantized(value: ir.Value | None) -> bool:
     """Return True when the value comes out of quantization."""
     node = value.producer() if value is not None else None
     return is_standard(node, "DequantizeLinear") or (
-        node is not None and (node.domain, node.op_type) == (DOMAIN, PER_TOKEN)
+        node is not None and node.domain == DOMAIN and node.op_type in (PER_TOKEN, PER_BLOCK)
     )
 
 

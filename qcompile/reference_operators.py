@@ -44,7 +44,16 @@ def operators(channels_per_scale: ChannelsPerScale) -> list[type[OpRun]]:
         def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
             return (quantize_dequantize_tokens(x, channels_per_scale(x.shape[-1])),)
 
-    return [*_OPERATORS, QuantizeDequantizePerToken]
+    class QuantizeDequantizePerBlock(OpRun):
+        """The same, where the graph says how many channels share a scale; a runtime may take smaller groups."""
+
+        op_domain = "qcompile"
+
+        def _run(self, x: np.ndarray, block_size: int | None = None) -> tuple[np.ndarray]:
+            size = channels_per_scale(x.shape[-1])
+            return (quantize_dequantize_tokens(x, min(size, block_size or size)),)
+
+    return [*_OPERATORS, QuantizeDequantizePerToken, QuantizeDequantizePerBlock]
 
 
 def quantize_dequantize_tokens(x: np.ndarray, channels: int) -> np.ndarray:

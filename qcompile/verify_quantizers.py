@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.graph import constant_array, is_standard, readers
-from qcompile.qdq import DOMAIN, PER_TOKEN
+from qcompile.qdq import DOMAIN, PER_BLOCK, PER_TOKEN
 from qcompile.unused_nodes import RemoveUnusedNodes
 
 _FLOOR = 2.0**-20
 """Least step of a scale that is known at run time, in parts of the largest number: below, float32 is as coarse."""
 
-Kind = Literal["static", "per tensor", "per token"]
+Kind = Literal["static", "per tensor", "per token", "per block"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Quantized:
             known at run time only, the value itself.
         kind: of the quantizer.
         scale: of a static quantizer.
+        block_size: channels that share a scale, of one in blocks.
     """
 
     names: tuple[str, ...]
     kind: Kind
     scale: float = 1.0
+    block_size: int = 0
 
     def step(self, name: str, expected: np.ndarray) -> np.ndarray:
         """Size of one step in the form of this name, where the reference computed `expected`; broadcasts to it."""
@@ -41,7 +43,12 @@ class Quantized:
         if self.kind == "per tensor":
             size = max(finite.max(initial=0), 0) - min(finite.min(initial=0), 0)
             return np.array(size / 255)
-        size = np.abs(finite).max(axis=-1, keepdims=True, initial=0) / 127
+        if self.kind == "per block" and finite.size:
+            starts = np.arange(0, finite.shape[-1], self.block_size)
+            sizes = np.diff(starts, append=finite.shape[-1])
+            size = np.repeat(np.maximum.reduceat(np.abs(finite), starts, axis=-1), sizes, axis=-1) / 127
+        else:
+            size = np.abs(finite).max(axis=-1, keepdims=True, initial=0) / 127
         return np.asarray(np.maximum(size, _FLOOR * np.abs(finite).max(initial=0)))
 
 
@@ -59,10 +66,8 @@ def without_quantizers(portable: ir.Model) -> ir.Model:
     for node in list(model.graph):
         if not quantizes(node):
             continue
-        per_token = node.op_type == PER_TOKEN
-        ends = (
-            [node] if per_token else [end for end in readers(node.outputs[0]) if is_standard(end, "DequantizeLinear")]
-        )
+        own = node.domain == DOMAIN
+        ends = [node] if own else [end for end in readers(node.outputs[0]) if is_standard(end, "DequantizeLinear")]
         for end in ends:
             same = ir.node("Identity", [node.inputs[0]])
             ir.convenience.replace_nodes_and_values(model.graph, end, [end], [same], [end.outputs[0]], same.outputs)
@@ -72,11 +77,8 @@ def without_quantizers(portable: ir.Model) -> ir.Model:
 
 def quantizes(node: ir.Node) -> bool:
     """True for what quantizes a value at run time."""
-    kinds = is_standard(node, "QuantizeLinear", "DynamicQuantizeLinear") or node.op_identifier() == (
-        DOMAIN,
-        PER_TOKEN,
-        "",
-    )
+    own = node.domain == DOMAIN and node.op_type in (PER_TOKEN, PER_BLOCK)
+    kinds = own or is_standard(node, "QuantizeLinear", "DynamicQuantizeLinear")
     return kinds and constant_array(node.inputs[0]) is None
 
 
@@ -87,6 +89,8 @@ def _quantized(node: ir.Node) -> Quantized | None:
         return None
     if (node.domain, node.op_type) == (DOMAIN, PER_TOKEN):
         return Quantized((str(x.name),), "per token")
+    if (node.domain, node.op_type) == (DOMAIN, PER_BLOCK):
+        return Quantized((str(x.name),), "per block", block_size=node.attributes.get_int("block_size", 0))
     if is_standard(node, "DynamicQuantizeLinear"):
         return Quantized((str(x.name),), "per tensor")
     scale = constant_array(node.inputs[1]) if is_standard(node, "QuantizeLinear") else None

@@ -68,6 +68,7 @@ ROOMS = {
         "qcompile.graph*",
         "qcompile.attention_parts",
         "qcompile.decoder_inputs",
+        "qcompile.block_*",
         "qcompile.channel_*",
         "qcompile.rewriting",
         "qcompile.rotary_caches",

@@ -11,18 +11,19 @@ from qcompile.initializers import new_initializer
 
 
 def fold_misread_blocks(model: ir.Model) -> None:
-    """DequantizeLinear of a constant in blocks  ->  the float32 constant, unless the blocks run along a linear's input.
+    """DequantizeLinear of a constant in blocks, or of 4 bits  ->  the float32 constant.
 
     OpenVINO 2026.4 takes every blocked weight for one with blocks along the input channels of its linear; blocks along
-    the output channels gave results that were wrong by half, or a refusal (measured; compare openvino PR 32918).
-
-    Keeps DequantizeLinear(W[K, N], axis=0) in blocks that is read as the second operand of MatMul. Raises
-    UnsupportedError for blocks of a value that is computed.
+    the output channels gave results that were wrong by half, or a refusal (measured; compare openvino PR 32918), and 4
+    bits with one scale for each output end the process. Weights of linears in blocks along their inputs are hidden
+    before, see `decompression`. Raises UnsupportedError for blocks of a value that is computed.
     """
     for node in list(graph.all_nodes(model)):
-        if not graph.is_standard(node, "DequantizeLinear") or not node.attributes.get_int("block_size", 0):
+        if not graph.is_standard(node, "DequantizeLinear"):
             continue
-        if _blocks_along_inputs(node):
+        integers = graph.constant(node.inputs[0])
+        four_bits = integers is not None and integers.dtype in (ir.DataType.INT4, ir.DataType.UINT4)
+        if not node.attributes.get_int("block_size", 0) and not four_bits:
             continue
         arrays = [array for array in map(graph.constant_array, node.inputs) if array is not None]
         if len(arrays) < len(node.inputs):
@@ -42,18 +43,17 @@ def fold_misread_blocks(model: ir.Model) -> None:
         node.graph.remove(node, safe=True)
 
 
-def _blocks_along_inputs(node: ir.Node) -> bool:
-    values = graph.constant(node.inputs[0])
-    if values is None or len(values.shape) != 2 or node.attributes.get_int("axis", 1) not in (0, -2):
-        return False
-    uses = node.outputs[0].uses()
-    return bool(uses) and all(graph.is_standard(use.node, "MatMul") and use.idx == 1 for use in uses)
-
-
 def _dequantize(node: ir.Node, values: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
     axis, size = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
-    length = values.shape[axis]
+    length = values.shape[axis] if size else 0
+
+    def of_each(array: np.ndarray) -> np.ndarray:
+        if size:
+            return np.repeat(array, size, axis).take(np.arange(length), axis)
+        return array.reshape([-1 if place == axis % values.ndim else 1 for place in range(values.ndim)])
+
     floats: np.ndarray = values.astype(np.float32)
     if zero is not None:
-        floats -= np.repeat(zero.astype(np.float32), size, axis).take(np.arange(length), axis)
-    return floats * np.repeat(scale.astype(np.float32), size, axis).take(np.arange(length), axis)
+        floats -= of_each(zero.astype(np.float32))
+    floats *= of_each(scale.astype(np.float32))
+    return floats

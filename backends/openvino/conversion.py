@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 from qcompile.backends.openvino.blocks import fold_misread_blocks
 from qcompile.backends.openvino.branch_inputs import copy_outputs_that_bodies_read
 from qcompile.backends.openvino.convolution_biases import fix_bias_shapes
+from qcompile.backends.openvino.decompression import hide_weights, show_weights
 from qcompile.backends.openvino.grouped_heads import repeat_key_heads
 from qcompile.backends.openvino.norms import keep_epsilons
 from qcompile.backends.openvino.products import keep_products_apart
@@ -35,6 +36,7 @@ def converted(model: ir.Model) -> Iterator[ov.Model]:
     end refuses it.
     """
     model = model.clone()
+    hidden = hide_weights(model)
     common.InlinePass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     fold_misread_blocks(model)
@@ -48,6 +50,7 @@ def converted(model: ir.Model) -> Iterator[ov.Model]:
             result = core().read_model(path)
         except runtime_errors() as error:
             raise refused(f"model {model.graph.name or 'without a name'}", error) from error
+        show_weights(result, hidden)
         fix_bias_shapes(result)
         keep_reductions_apart(result)
         keep_products_apart(result)

@@ -1,0 +1,170 @@
+"""Weights in blocks in the form that OpenVINO's linears read as they are stored: integers, and scales of groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import block_weights, graph
+from qcompile.backends.openvino.runtime import openvino, opset
+from qcompile.block_weights import BlockWeight
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+_SMALLEST = 8
+"""Inputs that share a scale at least: with fewer, the scales take as much room as a float weight, and x is padded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How a weight is stored.
+
+    Attributes:
+        dtype: name of OpenVINO's element type: u2, u4, i4, u8 or i8.
+        group_size: inputs that share a scale; divides `inputs`.
+        inputs: those of the weight, and zeros behind them where they do not fill the last group.
+    """
+
+    dtype: str
+    group_size: int
+    inputs: int
+
+    @property
+    def bits(self) -> int:
+        """Bits of each integer."""
+        return int(self.dtype[1:])
+
+
+def storage(weight: BlockWeight) -> Storage:
+    """Return the narrowest type and the largest groups in which OpenVINO computes with just this weight.
+
+    Groups that are not filled become smaller ones with repeated scales, or are filled. Types of less than a byte are
+    read wrong where a group or a row does not end with a byte (measured, 2026.4: 33 x 64 in u2, u4, i4 and nf4 was off
+    by half of its range, groups of 11 gave NaN); it is stored in bytes then. Signed types have no zero point: OpenVINO
+    does not round the activations of i4 with one at run time.
+    """
+    size, inputs = weight.block_size, weight.inputs
+    if size < inputs and inputs % size:
+        common = math.gcd(size, inputs)
+        size, inputs = (common, inputs) if common >= _SMALLEST else (size, -(-inputs // size) * size)
+    size = min(size, inputs)
+    signed = weight.signed and not weight.zero_points(weight.block_size).any()
+    bits = weight.narrowest()
+    if bits == 2 and size % 4 == 0:
+        return Storage("u2", size, inputs)
+    bits = 4 if weight.bits == 4 and size % 2 == 0 else 8
+    return Storage(f"{'i' if signed else 'u'}{bits}", size, inputs)
+
+
+def hide_weights(model: ir.Model) -> dict[str, BlockWeight]:
+    """MatMul(x, DequantizeLinear(q, s, z))  ->  MatMul(x, an input of the model); return name of the input -> weight.
+
+    The ONNX front end would write it in a form that is unpacked to float when the model is compiled, computes blocks
+    along the outputs wrong, and ends the process for 4 bits with one scale (measured, 2026.4). `show_weights` puts the
+    weights in their places again. Does not apply to a symmetric weight of 8 bits with a scale for each output, which
+    `compress_weights` sees to, in bodies, where the product is of constants alone, and where x is a vector or has been
+    dequantized.
+    """
+    hidden: dict[str, BlockWeight] = {}
+    names, fixed = graph.Names(model.graph), graph.computed_constants(model)
+    for node in list(model.graph):
+        weight = block_weights.of_node(node)
+        if weight is None or node.outputs[0].is_graph_output() or _is_compressed_later(weight):
+            continue
+        value = node.outputs[0]
+        products = [use.node for use in value.uses() if use.idx == 1 and is_weight_only(use.node, fixed)]
+        if len(products) < len(value.uses()):
+            continue
+        shape = ir.Shape((weight.inputs, weight.outputs))
+        given = ir.Value(name=names.new(f"{value.name}.hidden"), shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+        model.graph.inputs.append(given)
+        value.replace_all_uses_with(given)
+        model.graph.remove(node, safe=True)
+        hidden[str(given.name)] = weight
+    return hidden
+
+
+def is_weight_only(node: ir.Node, fixed: frozenset[ir.Value] = frozenset()) -> bool:
+    """True for a MatMul of the main graph whose first operand is a matrix that is computed in float."""
+    x = node.inputs[0]
+    if not graph.is_standard(node, "MatMul") or x is None or x in fixed or graph.constant(x) is not None:
+        return False
+    known = x.shape is None or len(x.shape) > 1
+    return known and not graph.is_standard(x.producer(), "DequantizeLinear")
+
+
+def _is_compressed_later(weight: BlockWeight) -> bool:
+    whole = weight.block_size >= weight.inputs and "block_size" not in weight.node.attributes
+    return whole and weight.integers.dtype == ir.DataType.INT8 and not weight.zero_points(weight.inputs).any()
+
+
+def show_weights(model: ov.Model, hidden: Mapping[str, BlockWeight]) -> None:
+    """MatMul(x, an input)  ->  MatMul(x, Reshape((Convert(W) - Convert(z)) * s), transposed), where W was hidden."""
+    factory = opset()
+    for parameter in list(model.get_parameters()):
+        weight = hidden.get(parameter.get_friendly_name())
+        if weight is None:
+            continue
+        stored = storage(weight)
+        value = _decompressed(weight, stored)
+        for port in list(parameter.output(0).get_target_inputs()):
+            product = port.get_node()
+            x = _padded(product.input_value(0), stored.inputs - weight.inputs)
+            linear = factory.matmul(x, value, product.get_attributes()["transpose_a"], True)
+            linear.set_friendly_name(product.get_friendly_name())
+            linear.output(0).get_tensor().set_names(product.output(0).get_names())
+            product.output(0).replace(linear.output(0))
+        model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
+
+
+def _decompressed(weight: BlockWeight, stored: Storage) -> ov.Output:
+    """Return the float weight [outputs, inputs] as OpenVINO computes it from its constants."""
+    factory, outputs = opset(), weight.outputs
+    groups = stored.inputs // stored.group_size
+    shape = [outputs, groups, stored.group_size] if groups > 1 else [outputs, stored.inputs]
+    middle = 2 ** (stored.bits - 1) if weight.signed and stored.dtype.startswith("u") else 0
+    numbers = np.pad(weight.integers.numpy().astype(np.int16).T + middle, ((0, 0), (0, stored.inputs - weight.inputs)))
+    integers = _constant(numbers.reshape(shape), stored.dtype)
+    integers.set_friendly_name(str(weight.integers.name))
+    value = factory.convert(integers, "f32")
+    ends = [*shape[:-1], 1]
+    zeros = weight.zero_points(stored.group_size) + middle
+    if zeros.any():
+        points = factory.convert(_constant(zeros.T.reshape(ends), stored.dtype), "f32")
+        value = factory.subtract(value, points)
+    scales = np.ascontiguousarray(weight.scales(stored.group_size).T).reshape(ends)
+    value = factory.multiply(value, factory.constant(scales))
+    if groups > 1:
+        value = factory.reshape(value, factory.constant(np.array([outputs, stored.inputs])), False)
+    return value.output(0)
+
+
+def _padded(x: ov.Output, count: int) -> ov.Output:
+    """Return x with zeros behind its last axis; its rank is known: the front end infers that of every operator."""
+    if not count:
+        return x
+    rank = x.get_partial_shape().rank.get_length()
+    ends = np.array([0] * (rank - 1) + [count])
+    padded: ov.Output = opset().pad(x, np.zeros(rank, np.int64), ends, "constant", np.float32(0)).output(0)
+    return padded
+
+
+def _constant(numbers: np.ndarray, dtype: str) -> ov.Node:
+    """Return a Constant of integers of an element type; several of less than a byte share one, the first lowest."""
+    bits = int(dtype[1:])
+    if bits == 8:
+        return opset().constant(numbers.astype(np.int8 if dtype == "i8" else np.uint8))
+    parts = (numbers.reshape(-1, 8 // bits) & (2**bits - 1)).astype(np.uint8)
+    packed = np.zeros(len(parts), np.uint8)
+    for place in range(8 // bits):
+        packed |= parts[:, place] << np.uint8(bits * place)
+    ov_ = openvino()
+    tensor = ov_.Tensor(packed, ov_.Shape(list(numbers.shape)), getattr(ov_.Type, dtype))
+    return opset().constant(tensor, shared_memory=False)
