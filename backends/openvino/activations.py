@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
-from qcompile import graph
+from qcompile import block_weights, graph
+from qcompile.backends.openvino.decompression import is_weight_only, storage
 from qcompile.backends.openvino.quantized import quantized_weight
+from qcompile.block_functions import rounded_in_blocks
 from qcompile.contract import Finding
 
 # Measured on MiniLM, times as fast as float and error: smoothed weights 64: 2.0, 0.0002; 128: 2.1, 0.0003; not smoothed
@@ -18,13 +22,18 @@ PER_TOKEN = ("qcompile", "QuantizeDequantizePerToken")
 def quantize_at_run_time(model: ir.Model) -> tuple[int, tuple[Finding, ...]]:
     """MatMul(dynamic Q/DQ(x), W)  ->  MatMul(x, W), and the number of channels that share a scale.
 
-    OpenVINO then quantizes x itself, in groups of this many channels of a token: finer than per token,
-    so that the error is at most that of the portable graph. The number is 0 when nothing is quantized at run time.
+    OpenVINO then quantizes x itself, in groups of this many channels of a token: finer than per token, or than the
+    blocks that the graph says, so that the error is at most that of the portable graph. The number is 0 when nothing is
+    quantized at run time.
 
     A dynamic Q/DQ stays, and is computed in float operators, where it is read by something else than a linear with
-    an 8-bit weight. The activations of a linear stay float when OpenVINO has no kernel: an asymmetric weight, or fewer
-    input channels than a group. What is left of the channels behind the last whole group is a smaller one, which is
-    right for every width (measured, 2026.4). Linears that need one go by what suits the others.
+    a weight of 8 bits or in blocks. The activations of a linear stay float when OpenVINO has no kernel: an asymmetric
+    weight with one scale for each output, or fewer input channels than a group. What is left of the channels behind the
+    last whole group is a smaller one, which is right for every width (measured, 2026.4). Linears that need one go by
+    what suits the others.
+
+    There is one number for the model. Where that of the groups of a weight is not a multiple of it, activations stay
+    float (measured); so where linears with weights in blocks disagree, those of all of them do.
     """
     findings: list[Finding] = []
     widths: set[int] = set()
@@ -41,8 +50,49 @@ def quantize_at_run_time(model: ir.Model) -> tuple[int, tuple[Finding, ...]]:
         else:
             widths.add(weight.in_features)
     deciding = {width for width in widths if width % SMALLEST == 0} or widths
-    sizes = (size for size in GROUP_SIZES if all(width // SMALLEST * SMALLEST % size == 0 for width in deciding))
-    return next(sizes) if widths else 0, tuple(findings)
+    multiples = {width // SMALLEST * SMALLEST for width in deciding}
+    rounded, disagreement = _rounded_in_blocks(model)
+    for each in rounded:
+        each.node.replace_input_with(0, each.source)
+        multiples.update(each.multiples)
+    size = next((size for size in GROUP_SIZES if all(number % size == 0 for number in multiples)), 0)
+    if rounded and (disagreement or not size):
+        reason = disagreement or f"it needs groups of {SMALLEST} or more channels that divide those of the weights"
+        return 0, (*findings, *(_kept(each.node, reason) for each in rounded))
+    return size if widths or rounded else 0, tuple(findings)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounded:
+    """A linear with a weight in blocks whose activation is rounded in blocks.
+
+    Attributes:
+        node: the MatMul.
+        source: the float activation.
+        multiples: numbers of channels that the size of a group must divide.
+    """
+
+    node: ir.Node
+    source: ir.Value
+    multiples: tuple[int, ...]
+
+
+def _rounded_in_blocks(model: ir.Model) -> tuple[list[_Rounded], str]:
+    """Return the linears that round what they read in blocks, and why OpenVINO cannot do that; empty where it can."""
+    rounded, others = [], 0
+    for node in model.graph:
+        weight = block_weights.of_value(node.inputs[1]) if is_weight_only(node) else None
+        if weight is None:
+            continue
+        found, stored = rounded_in_blocks(node.inputs[0]), storage(weight)
+        if found is None:
+            others += 1
+            continue
+        others += stored is None
+        groups = (stored.group_size,) if stored is not None and stored.group_size < stored.inputs else ()
+        rounded.append(_Rounded(node, found[0], (found[1], *groups)))
+    disagreement = "it rounds those of all linears or of none, and not all can be, or are to be" if others else ""
+    return rounded, disagreement
 
 
 def _quantized_at_run_time(value: ir.Value | None) -> ir.Value | None:

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _SMALLEST = 8
 """Inputs that share a scale at least: with fewer, the scales take as much room as a float weight, and x is padded."""
 
+_NARROW = 4
+"""Bits of the integers that are read two from a byte."""
+
+_IN_BYTES = {2: 4, 4: 2}
+"""Bits of an integer -> how many make a byte."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
@@ -41,25 +47,26 @@ class Storage:
         return int(self.dtype[1:])
 
 
-def storage(weight: BlockWeight) -> Storage:
-    """Return the narrowest type and the largest groups in which OpenVINO computes with just this weight.
+def storage(weight: BlockWeight) -> Storage | None:
+    """Return the narrowest type and the largest groups in which OpenVINO computes with just this weight; None: none.
 
-    Groups that are not filled become smaller ones with repeated scales, or are filled. Types of less than a byte are
-    read wrong where a group or a row does not end with a byte (measured, 2026.4: 33 x 64 in u2, u4, i4 and nf4 was off
-    by half of its range, groups of 11 gave NaN); it is stored in bytes then. Signed types have no zero point: OpenVINO
-    does not round the activations of i4 with one at run time.
+    Groups that are not filled become smaller ones with repeated scales, or are filled. What it computes wrong is left
+    out (measured, 2026.4): of less than a byte, rows that do not end with one (33 x 64 was off by half of its range),
+    and groups that are no power of two (of 48, for 1 to 3 tokens); of bytes, groups of 11 and 17. Signed types have no
+    zero point: OpenVINO does not round the activations of i4 with one at run time.
     """
     size, inputs = weight.block_size, weight.inputs
     if size < inputs and inputs % size:
         common = math.gcd(size, inputs)
         size, inputs = (common, inputs) if common >= _SMALLEST else (size, -(-inputs // size) * size)
-    size = min(size, inputs)
-    signed = weight.signed and not weight.zero_points(weight.block_size).any()
-    bits = weight.narrowest()
-    if bits == 2 and size % 4 == 0:
-        return Storage("u2", size, inputs)
-    bits = 4 if weight.bits == 4 and size % 2 == 0 else 8
-    return Storage(f"{'i' if signed else 'u'}{bits}", size, inputs)
+    power = size & -size
+    narrow = weight.narrowest() if size == inputs or power >= _SMALLEST else 8
+    kind = "i" if weight.signed and not weight.zero_points(weight.block_size).any() else "u"
+    if narrow == 2 and power >= _IN_BYTES[2]:
+        return Storage("u2", size if size == inputs else power, inputs)
+    if narrow <= _NARROW and weight.bits == _NARROW and power >= _IN_BYTES[_NARROW]:
+        return Storage(f"{kind}{_NARROW}", size if size == inputs else power, inputs)
+    return Storage(f"{kind}8", size, inputs) if size == inputs or size % 4 == 0 else None
 
 
 def hide_weights(model: ir.Model) -> dict[str, BlockWeight]:
@@ -68,14 +75,16 @@ def hide_weights(model: ir.Model) -> dict[str, BlockWeight]:
     The ONNX front end would write it in a form that is unpacked to float when the model is compiled, computes blocks
     along the outputs wrong, and ends the process for 4 bits with one scale (measured, 2026.4). `show_weights` puts the
     weights in their places again. Does not apply to a symmetric weight of 8 bits with a scale for each output, which
-    `compress_weights` sees to, in bodies, where the product is of constants alone, and where x is a vector or has been
-    dequantized.
+    `compress_weights` sees to, in bodies, where the product is of constants alone, where x is a vector or has been
+    dequantized, and where OpenVINO has no form for it: see `storage`.
     """
     hidden: dict[str, BlockWeight] = {}
     names, fixed = graph.Names(model.graph), graph.computed_constants(model)
     for node in list(model.graph):
         weight = block_weights.of_node(node)
         if weight is None or node.outputs[0].is_graph_output() or _is_compressed_later(weight):
+            continue
+        if storage(weight) is None:
             continue
         value = node.outputs[0]
         products = [use.node for use in value.uses() if use.idx == 1 and is_weight_only(use.node, fixed)]
@@ -112,6 +121,7 @@ def show_weights(model: ov.Model, hidden: Mapping[str, BlockWeight]) -> None:
         if weight is None:
             continue
         stored = storage(weight)
+        assert stored is not None
         value = _decompressed(weight, stored)
         for port in list(parameter.output(0).get_target_inputs()):
             product = port.get_node()

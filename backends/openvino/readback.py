@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import graph
+from qcompile import block_weights, graph
 from qcompile.backends.openvino.quantized import quantized_weight
 from qcompile.backends.openvino.runtime import core, openvino, opset, runtime_errors
 from qcompile.backends.openvino.session import DEVICE, GROUP_SIZE
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KERNELS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution")
 LAYOUTS = ("Transpose", "Reshape", "Reorder", "Convert")
 BYTE_TYPES = ("i8", "u8")
+COMPRESSED_TYPES = ("i8", "u8", "i4", "u4", "u2")
 NO_KERNEL = "OpenVINO chose no integer kernel for it"
 VALUES_IN_FLOAT = "only query times key runs in integers: OpenVINO multiplies the probabilities with the value in float"
 
@@ -56,9 +57,8 @@ def kernels(compiled: ov.CompiledModel) -> list[Kernel]:
             integer = weight in BYTE_TYPES
         else:
             in_features = node.input(1).get_partial_shape()[-1]
-            integer = (
-                weight == "i8" and in_features.is_static and quantizes_at_run_time(in_features.get_length(), group_size)
-            )
+            known = weight in COMPRESSED_TYPES and in_features.is_static
+            integer = known and quantizes_at_run_time(in_features.get_length(), group_size)
         found.append(Kernel((*_merged(node), *_constants(node.input_value(1))), integer))
     return found
 
@@ -147,7 +147,7 @@ def kept_in_float(model: ir.Model, compiled: ov.CompiledModel, group_size: int) 
             continue
         if _statically_quantized(node):
             findings.append(Finding(graph.layer_name(node), "kept", NO_KERNEL))
-        elif group_size and quantized_weight(node) is not None:
+        elif group_size and (quantized_weight(node) or block_weights.of_value(node.inputs[1])) is not None:
             reason = f"OpenVINO on this CPU does not quantize its activations in groups of {group_size} at run time"
             findings.append(Finding(graph.layer_name(node), "kept", reason))
     return tuple(findings)
