@@ -1,0 +1,60 @@
+"""The configuration in the metadata of a GGUF file, as transformers' configuration object."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import transformers
+
+from qcompile.errors import ModelError, first_line
+from qcompile.frontend.gguf_header import Header
+from qcompile.frontend.gguf_names import REFUSALS
+
+_OWN = frozenset({"general.architecture", "general.alignment"})
+"""Metadata that the writer writes itself."""
+
+
+def architecture_of(header: Header, subject: str) -> str:
+    """Return what the file calls its architecture, and check what the size of a model in memory hangs on."""
+    field = header.metadata.get("general.architecture")
+    if field is None or not isinstance(field.value, str):
+        raise ModelError(subject, "does not say its architecture", "Convert the model again")
+    layers = header.metadata.get(f"{field.value}.block_count")
+    if layers is None or not isinstance(layers.value, int) or not 0 < layers.value <= len(header.tensors):
+        stated = "no number" if layers is None else repr(layers.value)
+        reason = f"states {stated} of layers, and has {len(header.tensors)} tensors"
+        raise ModelError(subject, reason, "Convert the model again")
+    return field.value
+
+
+def configuration(header: Header, architecture: str, subject: str) -> Any:
+    """Return transformers' configuration, which it makes from metadata without the vocabulary.
+
+    Its reader of this file would take seconds for the vocabulary, and trusts what it reads; so it gets a small one with
+    the same metadata and the names of the tensors.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        writer = gguf.GGUFWriter(Path(folder) / "head.gguf", architecture)
+        for name, field in header.metadata.items():
+            if field.value is not None and field.value != [] and name not in _OWN:
+                writer.add_key_value(name, field.value, field.kind, field.element)
+        tokens = header.metadata.get("tokenizer.ggml.tokens")
+        if tokens is not None and f"{architecture}.vocab_size" not in header.metadata:
+            writer.add_vocab_size(tokens.count)
+        for name in header.tensors:
+            writer.add_tensor(name, np.zeros(1, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, gguf_file="head.gguf", local_files_only=True)
+        except REFUSALS as error:
+            reason = f"transformers cannot make a configuration of its metadata ({first_line(error)})"
+            raise ModelError(subject, reason, "See which architectures transformers reads from GGUF") from error
+    config.name_or_path = ""  # it was made in a folder that is gone
+    return config
