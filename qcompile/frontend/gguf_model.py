@@ -16,6 +16,7 @@ from qcompile.errors import ModelError, UnsupportedError
 from qcompile.frontend.gguf_blocks import FORMS, Blocks, unpack
 from qcompile.frontend.gguf_header import Header, TensorPlace
 from qcompile.frontend.gguf_names import Names
+from qcompile.frontend.gguf_tokenizer import save_tokenizer
 
 _AGAIN = "Convert the model again"
 _OTHERWISE = "Use a recipe that starts from the dequantized weights, such as w4a16-rtn"
@@ -84,7 +85,7 @@ class GGUFModel:
         form, (out, width) = FORMS[place.kind], place.shape
 
         def part(which: str, rows: int, dtype: ir.DataType) -> ir.LazyTensor:
-            def read() -> ir.Tensor:
+            def read() -> ir.TensorProtocol:
                 array = np.ascontiguousarray(getattr(self.blocks(parameter), which).T)
                 return ir.tensor(array if dtype == ir.DataType.FLOAT else array.astype(dtype.numpy()), dtype)
 
@@ -107,6 +108,10 @@ class GGUFModel:
             return error.reason
         return None
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the files of the tokenizer into a folder that exists; errors as of `gguf_tokenizer.save_tokenizer`."""
+        save_tokenizer(self.path, self.header, folder)
+
     def _kept_place(self, parameter: str) -> tuple[TensorPlace, np.ndarray]:
         """Where the one tensor of a parameter is, and the order of its rows."""
         names = self._sources(parameter)
@@ -128,7 +133,7 @@ class GGUFModel:
     def _weight(self, parameter: str) -> ir.LazyTensor:
         shape, tensors = self.names.shapes[parameter], self._sources(parameter)
 
-        def read() -> ir.Tensor:
+        def read() -> ir.TensorProtocol:
             array = np.ascontiguousarray(self.names.assemble(parameter, tensors, self._values), dtype=np.float32)
             if array.shape != shape:
                 reason = f"has {parameter} as {list(array.shape)}, and its metadata say {list(shape)}"
