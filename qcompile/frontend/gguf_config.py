@@ -9,8 +9,9 @@ from typing import Any
 import gguf
 import numpy as np
 import transformers
+from transformers.integrations import GGUF_CONFIG_MAPPING
 
-from qcompile.errors import ModelError, first_line
+from qcompile.errors import ModelError, UnsupportedError, first_line
 from qcompile.frontend.gguf_header import Header
 from qcompile.frontend.gguf_names import REFUSALS
 
@@ -58,3 +59,28 @@ def configuration(header: Header, architecture: str, subject: str) -> Any:
             raise ModelError(subject, reason, "See which architectures transformers reads from GGUF") from error
     config.name_or_path = ""  # it was made in a folder that is gone
     return config
+
+
+def metadata_of(config: Any) -> tuple[str, dict[str, bool | int | float]]:
+    """Return what GGUF calls the architecture of a configuration, and its numbers under GGUF's names.
+
+    The other way of `configuration`, by the same table of transformers. What GGUF has no word for is left out.
+
+    Raises:
+        UnsupportedError: there is no name for the architecture that transformers reads back.
+    """
+    architecture = config.model_type
+    known = sorted(GGUF_CONFIG_MAPPING.keys() & set(gguf.MODEL_ARCH_NAMES.values()))
+    if architecture not in known:
+        reason = f"cannot be written as GGUF, which has names for {', '.join(known)}"
+        raise UnsupportedError(f"architecture {architecture}", reason, "Write another output_format")
+    found: dict[str, bool | int | float] = {}
+    for key, name in GGUF_CONFIG_MAPPING[architecture].items():
+        value = None if name is None else (config.rope_parameters or {}).get(name, getattr(config, name, None))
+        if isinstance(value, (bool, int, float)):
+            found[f"{architecture}.{key}"] = value
+    head_size = getattr(config, "head_dim", None)
+    if isinstance(head_size, int):
+        for key in ("attention.key_length", "attention.value_length"):
+            found.setdefault(f"{architecture}.{key}", head_size)
+    return architecture, found

@@ -117,6 +117,9 @@ class Names:
         Returns:
             int [rows], `in_transformers = in_gguf[row_order]`.
         """
+        if len(shape) == 1:
+            found = np.asarray(self._process(np.arange(shape[0]), tensor, {"tensors": {}}).weights)
+            return found if np.array_equal(np.sort(found), np.arange(shape[0])) else None
         if len(shape) != 2:
             return None
         count, width = shape
@@ -129,6 +132,20 @@ class Names:
             return None
         order = np.ascontiguousarray(moved[:, 0])
         return order if np.array_equal(np.sort(order), rows[:, 0]) else None
+
+    def disassemble(self, tensor: str, parameter: str, array: np.ndarray) -> np.ndarray | None:
+        """Return what `assemble` makes this parameter of: its rows in another order, or it less a number.
+
+        None where the architecture's processor does more than that.
+        """
+        order = self.row_order(tensor, array.shape)
+        if order is not None:
+            stored = array[np.argsort(order)]
+        else:
+            stored = array - np.asarray(self._process(np.zeros_like(array), tensor, {"tensors": {}}).weights)
+        back = self.assemble(parameter, [tensor], lambda _: stored)
+        same = back.shape == array.shape and np.allclose(back, array, rtol=0, atol=1e-6)
+        return stored if same else None
 
     def _process(self, array: np.ndarray, name: str, stacked: dict[str, Any]) -> Any:
         return self.processor.process(

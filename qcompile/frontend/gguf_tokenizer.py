@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tokenizers import Regex, pre_tokenizers
@@ -13,16 +15,23 @@ from qcompile.errors import ModelError, UnsupportedError, first_line
 from qcompile.frontend.gguf_header import Header
 from qcompile.frontend.gguf_names import REFUSALS
 
-_PRE = "tokenizer.ggml.pre"
-_BYTE_LEVEL = "gpt2"
-"""What GGUF calls byte-pair encoding of bytes, whoever's it is; only these are split by a rule that `_PRE` names."""
+_TYPES = gguf_tokenizer_mapping.GGUF_TOKENIZER_TYPES
+BYTE_LEVEL = next(name for name, build in _TYPES.items() if build is gguf_tokenizer_mapping.byte_level_tokenizer)
+"""What GGUF calls byte-pair encoding of bytes, whoever's it is; only these are split by a rule that the file names."""
 
-_SPLITS_OF_GPT2 = frozenset({"gpt-2", "phi-2", "roberta-bpe", "jina-es", "jina-de", "jina-v2-code", "mpt", "olmo"})
-_DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-"""Rules of llama.cpp's llama-vocab.cpp that split each digit off before they split as GPT-2; transformers does not."""
+_DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""Rules of llama.cpp (llama-vocab.cpp) that cut each digit off, and split as `_PLAIN` then; transformers does not."""
 
-_DIGITS_SPLITS = (r"\p{N}", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-"""As two regular expressions, which onnxruntime-genai follows; it passes over the step `Digits` of `tokenizers`."""
+_PLAIN = ("gpt-2", "phi-2", "roberta-bpe", "jina-es", "jina-de", "jina-v2-code", "olmo")
+
+_DIGITS_SPLITS = (
+    r"\p{N}",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?=[0-9])|\s+(?!\S)|\s+",
+)
+"""The same as two regular expressions, in the one form that both runtimes' tokenizers follow: onnxruntime-genai passes
+over the step `Digits` of `tokenizers`, and openvino_tokenizers looks beyond what the first expression cut off."""
+
+_OTHERWISE = "Take the tokenizer of the folder that the file was converted from"
 
 _OF_THE_LOADING = ("is_local", "local_files_only", "backend", "name_or_path")
 
@@ -47,28 +56,51 @@ def save_tokenizer(path: Path, header: Header, folder: Path) -> None:
         )
     except REFUSALS as error:
         reason = f"transformers cannot rebuild its tokenizer ({first_line(error)})"
-        raise ModelError(
-            subject, reason, "Take the tokenizer of the folder that the file was converted from"
-        ) from error
+        raise ModelError(subject, reason, _OTHERWISE) from error
     if rule in _DIGITS_FIRST:
-        splits = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in _DIGITS_SPLITS]
-        whole = [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(whole)
+        tokenizer.backend_tokenizer.pre_tokenizer = _splitting(*_DIGITS_SPLITS)
     tokenizer.save_pretrained(folder)
     _clean(folder / "tokenizer_config.json", header)
 
 
+def rule_of(tokenizer: Mapping[str, Any]) -> str | None:
+    """Return the name that GGUF has for how a tokenizer.json splits text; None where it has none that is known here."""
+    found = tokenizer.get("pre_tokenizer")
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
+    known = {_DIGITS_FIRST[0]: [_splitting(*_DIGITS_SPLITS), digits], _PLAIN[0]: [by_bytes]}
+    for name, split in gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS.items():
+        known[name] = [_splitting(split)]
+    return next((name for name, forms in known.items() for form in forms if _same(found, form)), None)
+
+
+def _splitting(*expressions: str) -> pre_tokenizers.Sequence:
+    splits = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in expressions]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _same(found: Any, form: Any) -> bool:
+    """Whether a part of a tokenizer.json is this step; offsets in the text are not what it is about."""
+    return _without_offsets(found) == _without_offsets(json.loads(form.__getstate__()))
+
+
+def _without_offsets(step: Any) -> Any:
+    if isinstance(step, dict):
+        return {name: _without_offsets(value) for name, value in step.items() if name != "trim_offsets"}
+    return [_without_offsets(each) for each in step] if isinstance(step, list) else step
+
+
 def _rule(header: Header, subject: str) -> str | None:
     """Return the name of the rule that splits text before it is encoded, where there is one."""
-    kind, rule = (header.metadata.get(name) for name in ("tokenizer.ggml.model", _PRE))
+    kind, rule = (header.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     if kind is None:
-        raise ModelError(subject, "has no tokenizer", "Take that of the folder that the file was converted from")
-    if kind.value != _BYTE_LEVEL:
+        raise ModelError(subject, "has no tokenizer", _OTHERWISE)
+    if kind.value != BYTE_LEVEL:
         return None
-    known = _SPLITS_OF_GPT2 | _DIGITS_FIRST | gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS.keys()
+    known = (*_DIGITS_FIRST, *_PLAIN, *gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS)
     if rule is None or rule.value not in known:
         reason = f"splits text by the rule {None if rule is None else rule.value!r}, which is not known here"
-        raise UnsupportedError(subject, reason, "Take the tokenizer of the folder that the file was converted from")
+        raise UnsupportedError(subject, reason, _OTHERWISE)
     return str(rule.value)
 
 
