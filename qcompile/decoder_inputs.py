@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+_EMPTY = "empty"
+
 ABSENT = "qcompile.absent"
 """Key of the metadata of an input that says what it is where a feed does not have it, a name of `_MADE`."""
 
@@ -42,12 +44,17 @@ def complete(inputs: Sequence[ir.Value], feed: Mapping[str, np.ndarray]) -> dict
     return full
 
 
+def is_computed(value: ir.Value) -> bool:
+    """Whether an input follows from the sizes of others, as the mask and the positions of a decoder do."""
+    return value.metadata_props.get(ABSENT, _EMPTY) != _EMPTY
+
+
 def _positions(shape: Sequence[int], past: int) -> np.ndarray:
     return np.broadcast_to(np.arange(past, past + shape[-1]), shape)
 
 
 _MADE: Mapping[str, Callable[[Sequence[int], int], np.ndarray]] = {
-    "empty": lambda shape, _: np.zeros(shape),
+    _EMPTY: lambda shape, _: np.zeros(shape),
     "ones": lambda shape, _: np.ones(shape),
     "positions": _positions,
 }

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
+from qcompile.decoder_inputs import complete, is_computed
 from qcompile.errors import InputError, ModelError, VerificationError
 from qcompile.initializers import without_data
 from qcompile.memory import return_freed_memory
@@ -230,17 +231,18 @@ def check_exact(found: Difference, pass_name: str, first: str | None = None, rou
 def synthetic_samples(model: ir.Model, count: int = 1, seed: int = 0) -> list[dict[str, np.ndarray]]:
     """Make inputs from nothing but types and shapes: normal numbers, integers (or texts) 0 and 1.
 
-    A dynamic dim has size 2 where it is the first, else 8; a named one has one size in all inputs.
+    A dynamic dim has size 2 where it is the first, else 8; a named one has one size in all inputs. The mask and the
+    positions of a decoder follow from its ids and its cache.
 
     Raises:
         ModelError: an input has no type, is no tensor, or has more elements than are made up.
     """
     generator = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
-    shapes = {value: _shape(value, sizes) for value in model.graph.inputs if value.const_value is None}
-    return [
-        {str(value.name): _synthetic(value, shape, generator) for value, shape in shapes.items()} for _ in range(count)
-    ]
+    inputs = [value for value in model.graph.inputs if value.const_value is None]
+    shapes = {value: _shape(value, sizes) for value in inputs if not is_computed(value)}
+    made = [{str(v.name): _synthetic(v, shape, generator) for v, shape in shapes.items()} for _ in range(count)]
+    return [complete(inputs, feed) for feed in made]
 
 
 def _shape(value: ir.Value, sizes: dict[str, int]) -> list[int]:

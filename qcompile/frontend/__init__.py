@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.errors import ModelError
+from qcompile.frontend.gguf import is_gguf_file, read_gguf
 from qcompile.frontend.huggingface import is_folder, read_folder
 
 OPSET = 23
@@ -56,6 +57,8 @@ def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None,
     model = open_model(model, trust_input=trust_input)
     if is_folder(model):
         traced = read_folder(model)
+    elif is_gguf_file(model):
+        traced = read_gguf(model)
     elif isinstance(model, (str, os.PathLike)):
         traced = onnx_door.read_path(model, trust=trust_input)
     elif isinstance(model, bytes):

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 from qcompile.errors import MissingDependencyError, ModelError
 from qcompile.plain_files import check_plain
 
@@ -54,3 +56,15 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel:
     config = configuration(header, architecture, subject)
     names = Names.of(config, architecture, subject)
     return GGUFModel(file, config, header, names, sources_of(header, names, data, subject), data)
+
+
+def read_gguf(path: str | os.PathLike[str]) -> ir.Model:
+    """Read the decoder of a GGUF file: `huggingface_export.export_decoder` on its dequantized weights.
+
+    Raises as `open_gguf`.
+    """
+    opened = open_gguf(path)
+    from qcompile.frontend.huggingface_export import export_decoder
+
+    # Not before: what is not installed is said by `open_gguf`.
+    return export_decoder(opened.config, opened.weights())

@@ -33,7 +33,7 @@ class Blocks:
     def dequantize(self) -> np.ndarray:
         """Return the matrix, float32 [rows, columns]."""
         group = self.integers.shape[1] // self.scale.shape[1]
-        weight = self.integers.astype(np.float32) * np.repeat(self.scale, group, axis=1)
+        weight: np.ndarray = self.integers.astype(np.float32) * np.repeat(self.scale, group, axis=1)
         return weight if self.minimum is None else weight + np.repeat(self.minimum, group, axis=1)
 
 

@@ -127,10 +127,10 @@ class Names:
         columns = np.broadcast_to(np.arange(width, dtype=np.int32), shape)
         moved, kept = (self._process(each, tensor, {"tensors": {}}).weights for each in (rows, columns))
         if moved is rows and kept is columns:
-            return rows[:, 0]
+            return np.asarray(rows[:, 0])
         if moved.shape != shape or not np.array_equal(kept, columns) or (moved != moved[:, :1]).any():
             return None
-        order = np.ascontiguousarray(moved[:, 0])
+        order: np.ndarray = np.ascontiguousarray(moved[:, 0])
         return order if np.array_equal(np.sort(order), rows[:, 0]) else None
 
     def disassemble(self, tensor: str, parameter: str, array: np.ndarray) -> np.ndarray | None:

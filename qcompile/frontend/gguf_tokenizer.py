@@ -68,7 +68,7 @@ def rule_of(tokenizer: Mapping[str, Any]) -> str | None:
     found = tokenizer.get("pre_tokenizer")
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
-    known = {_DIGITS_FIRST[0]: [_splitting(*_DIGITS_SPLITS), digits], _PLAIN[0]: [by_bytes]}
+    known: dict[str, list[Any]] = {_DIGITS_FIRST[0]: [_splitting(*_DIGITS_SPLITS), digits], _PLAIN[0]: [by_bytes]}
     for name, split in gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS.items():
         known[name] = [_splitting(split)]
     return next((name for name, forms in known.items() for form in forms if _same(found, form)), None)
@@ -81,7 +81,8 @@ def _splitting(*expressions: str) -> pre_tokenizers.Sequence:
 
 def _same(found: Any, form: Any) -> bool:
     """Whether a part of a tokenizer.json is this step; offsets in the text are not what it is about."""
-    return _without_offsets(found) == _without_offsets(json.loads(form.__getstate__()))
+    same: bool = _without_offsets(found) == _without_offsets(json.loads(form.__getstate__()))
+    return same
 
 
 def _without_offsets(step: Any) -> Any:

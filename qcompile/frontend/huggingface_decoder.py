@@ -20,7 +20,7 @@ _KNOWN = frozenset({"dropout", "scaling", "softcap", "sliding_window", "is_causa
 """What an attention layer says beside its tensors that `_attend` knows, or that is in the mask already."""
 
 
-class _PastLayer(CacheLayerMixin):
+class _PastLayer(CacheLayerMixin):  # type: ignore[misc]  # no annotations
     """Keys and values of one layer before this step; it hands the new ones on as they are.
 
     `_attend` gives old and new ones to the Attention operator, which joins them itself, for every kind of layer: what a
@@ -30,7 +30,7 @@ class _PastLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.keys, self.values, self.is_initialized = keys, values, True
         self.present: tuple[torch.Tensor, torch.Tensor] | None = None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -22,6 +22,7 @@ from qcompile.frontend import OPSET
 from qcompile.frontend.huggingface_decoder import Decoder, attention_name
 from qcompile.frontend.torch import forget_program, quiet, reason_of
 from qcompile.frontend.torch_layer_names import name_layers
+from qcompile.graph import NAME_SCOPES, name_scopes
 
 _BATCH, _SEQUENCE, _PAST = 2, 5, 7
 """Sizes of the example: all different, and none of them 1, which torch.export would take for a constant."""
@@ -137,7 +138,19 @@ def _traced(model: torch.nn.Module, config: PreTrainedConfig, subject: str) -> i
     if program.exported_program is not None:
         name_layers(traced, program.exported_program)
     forget_program(traced)
+    _forget_wrapper(traced)
     return traced
+
+
+def _forget_wrapper(traced: ir.Model) -> None:
+    """Call layers and weights as transformers does, not as attributes of `Decoder`."""
+    for node in traced.graph.all_nodes():
+        if NAME_SCOPES in node.metadata_props:
+            scopes = [str(scope).removeprefix(_MODEL) for scope in name_scopes(node)]
+            node.metadata_props[NAME_SCOPES] = str(scopes)
+    for name, value in list(traced.graph.initializers.items()):
+        if name.startswith(_MODEL):
+            value.name = name.removeprefix(_MODEL)
 
 
 def _example(config: PreTrainedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -201,8 +214,7 @@ def _values(traced: ir.Model) -> Iterator[ir.Value]:
 
 def _bind(traced: ir.Model, names: _Names, subject: str) -> None:
     """Put the weights in the places of the zeros; buffers that no file has, such as frequencies, are computed ones."""
-    for name, value in traced.graph.initializers.items():
-        parameter = name.removeprefix(_MODEL)
+    for parameter, value in traced.graph.initializers.items():
         found = names.find(parameter)
         if found is None:
             if parameter in names.tied:

@@ -98,7 +98,7 @@ def test_weights_of_sixteen_bits_are_read_exactly(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
     model = frontend.trace(folder)
     for name, tensor in weights.items():
-        stored = model.graph.initializers[f"model.{name}"].const_value
+        stored = model.graph.initializers[name].const_value
         assert stored.dtype == ir.DataType.FLOAT
         np.testing.assert_array_equal(stored.numpy(), tensor.float().numpy())
 
