@@ -52,6 +52,7 @@ _NOT_COMPUTED_WITH = frozenset(
 """Settings of training and of generation, which GGUF has elsewhere or does not have."""
 
 _OTHER_FORMAT = "Write another output_format"
+_LOOK = "Look at how the model was trained or converted"
 
 
 def write_gguf(
@@ -87,7 +88,9 @@ def write_gguf(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in numbers.items():
         _add_number(writer, key, value)
-    if tokenizer_folder is not None:
+    if tokenizer_folder is None:
+        _add_token_ids(writer, config)
+    else:
         add_tokenizer(writer, tokenizer_folder, config.vocab_size)
     stored = _stored_names(names)
     _check_config(config, architecture, writer, stored, path.name)
@@ -129,15 +132,17 @@ def _write(
 
 def _encoded(names: Names, name: str, parameter: str, array: np.ndarray, kind: _Q) -> np.ndarray:
     """Return the bytes of a tensor, as its type has them."""
+    if not np.isfinite(array).all():
+        raise ModelError(parameter, "has numbers that are not finite", _LOOK)
     moved = names.disassemble(name, parameter, array)
     if moved is None:
         reason = "GGUF has this weight in another form, which qcompile does not write"
         raise UnsupportedError(parameter, reason, _OTHER_FORMAT)
     with np.errstate(over="ignore", invalid="ignore"):  # told below
         encoded = gguf.quantize(np.ascontiguousarray(moved), kind)
-    if not np.isfinite(array).all() or not np.isfinite(gguf.dequantize(encoded, kind)).all():
-        reason = f"has numbers that are not finite, or too large for the float16 in {kind.name}"
-        raise ModelError(parameter, reason, "Look at how the model was trained or converted")
+        finite = np.isfinite(gguf.dequantize(encoded, kind)).all()
+    if not finite:
+        raise ModelError(parameter, f"has numbers too large for the float16 in {kind.name}", _LOOK)
     return encoded
 
 
@@ -171,6 +176,13 @@ def _add_number(writer: gguf.GGUFWriter, key: str, value: bool | int | float) ->
         writer.add_uint32(key, value)
     else:
         writer.add_float32(key, value)
+
+
+def _add_token_ids(writer: gguf.GGUFWriter, config: Any) -> None:
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+        number = getattr(config, f"{name}_token_id", None)
+        if isinstance(number, int):
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", number)
 
 
 def _check_config(

@@ -18,6 +18,7 @@ import pytest
 OF_EXTRAS = (
     "openvino",
     "transformers",
+    "gguf",
     "safetensors",
     "tokenizers",
     "triton",

@@ -18,6 +18,10 @@ from qcompile.frontend.gguf_names import REFUSALS
 _OWN = frozenset({"general.architecture", "general.alignment"})
 """Metadata that the writer writes itself."""
 
+_HEAD_SIZES = ("attention.key_length", "attention.value_length")
+_BETTER_STATED = {"head_dim": _HEAD_SIZES[0], "vocab_size": "vocab_size"}
+"""What transformers takes from the rotary width, or from the tokenizer, or leaves as its default."""
+
 
 def architecture_of(header: Header, subject: str) -> str:
     """Return what the file calls its architecture, and check what the size of a model in memory hangs on."""
@@ -58,6 +62,11 @@ def configuration(header: Header, architecture: str, subject: str) -> Any:
             reason = f"transformers cannot make a configuration of its metadata ({first_line(error)})"
             raise ModelError(subject, reason, "See which architectures transformers reads from GGUF") from error
     config.name_or_path = ""  # it was made in a folder that is gone
+    stated = config.to_dict()
+    for name, key in _BETTER_STATED.items():
+        better = header.metadata.get(f"{architecture}.{key}")
+        if better is not None and name in stated:
+            setattr(config, name, better.value)
     return config
 
 
@@ -74,13 +83,13 @@ def metadata_of(config: Any) -> tuple[str, dict[str, bool | int | float]]:
     if architecture not in known:
         reason = f"cannot be written as GGUF, which has names for {', '.join(known)}"
         raise UnsupportedError(f"architecture {architecture}", reason, "Write another output_format")
-    found: dict[str, bool | int | float] = {}
+    found: dict[str, bool | int | float] = {f"{architecture}.vocab_size": config.vocab_size}
     for key, name in GGUF_CONFIG_MAPPING[architecture].items():
-        value = None if name is None else (config.rope_parameters or {}).get(name, getattr(config, name, None))
+        rotary = getattr(config, "rope_parameters", None) or {}
+        value = None if name is None else rotary.get(name, getattr(config, name, None))
         if isinstance(value, (bool, int, float)):
             found[f"{architecture}.{key}"] = value
     head_size = getattr(config, "head_dim", None)
     if isinstance(head_size, int):
-        for key in ("attention.key_length", "attention.value_length"):
-            found.setdefault(f"{architecture}.{key}", head_size)
+        found |= {f"{architecture}.{key}": head_size for key in _HEAD_SIZES}
     return architecture, found

@@ -114,7 +114,7 @@ def read_header(data: np.ndarray, subject: str) -> Header:
     """
     if data[:4].tobytes() != b"GGUF":
         raise ModelError(subject, "is not a GGUF file: it does not begin with these four letters", _AGAIN)
-    head = _Head(memoryview(data.data), subject, 4)
+    head = _Head(data.data, subject, 4)
     version = head.number("I")
     if version not in _VERSIONS:
         stated = f"states version {version}" if version < 1 << 16 else "is for processors that are big-endian"

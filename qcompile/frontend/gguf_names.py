@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from qcompile.errors import ModelError, first_line
@@ -25,6 +26,7 @@ REFUSALS = (
     LookupError,
     OSError,
     RuntimeError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
@@ -118,7 +120,7 @@ class Names:
             int [rows], `in_transformers = in_gguf[row_order]`.
         """
         if len(shape) == 1:
-            found = np.asarray(self._process(np.arange(shape[0]), tensor, {"tensors": {}}).weights)
+            found: np.ndarray = np.asarray(self._process(np.arange(shape[0]), tensor, {"tensors": {}}).weights)
             return found if np.array_equal(np.sort(found), np.arange(shape[0])) else None
         if len(shape) != 2:
             return None
@@ -127,7 +129,7 @@ class Names:
         columns = np.broadcast_to(np.arange(width, dtype=np.int32), shape)
         moved, kept = (self._process(each, tensor, {"tensors": {}}).weights for each in (rows, columns))
         if moved is rows and kept is columns:
-            return np.asarray(rows[:, 0])
+            return np.arange(count)
         if moved.shape != shape or not np.array_equal(kept, columns) or (moved != moved[:, :1]).any():
             return None
         order: np.ndarray = np.ascontiguousarray(moved[:, 0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,11 @@ def save_tokenizer(path: Path, header: Header, folder: Path) -> None:
     if rule in _DIGITS_FIRST:
         tokenizer.backend_tokenizer.pre_tokenizer = _splitting(*_DIGITS_SPLITS)
     tokenizer.save_pretrained(folder)
-    _clean(folder / "tokenizer_config.json", header)
+    count = header.metadata["tokenizer.ggml.tokens"].count
+    made_up = {token for token, number in tokenizer.get_vocab().items() if number >= count}
+    if made_up:
+        _change(folder / "tokenizer.json", lambda whole: _without_tokens(whole, made_up))
+    _change(folder / "tokenizer_config.json", lambda settings: _without_loading(settings, header, made_up))
 
 
 def rule_of(tokenizer: Mapping[str, Any]) -> str | None:
@@ -81,8 +85,7 @@ def _splitting(*expressions: str) -> pre_tokenizers.Sequence:
 
 def _same(found: Any, form: Any) -> bool:
     """Whether a part of a tokenizer.json is this step; offsets in the text are not what it is about."""
-    same: bool = _without_offsets(found) == _without_offsets(json.loads(form.__getstate__()))
-    return same
+    return bool(_without_offsets(found) == _without_offsets(json.loads(form.__getstate__())))
 
 
 def _without_offsets(step: Any) -> Any:
@@ -94,7 +97,7 @@ def _without_offsets(step: Any) -> Any:
 def _rule(header: Header, subject: str) -> str | None:
     """Return the name of the rule that splits text before it is encoded, where there is one."""
     kind, rule = (header.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
-    if kind is None:
+    if kind is None or "tokenizer.ggml.tokens" not in header.metadata:
         raise ModelError(subject, "has no tokenizer", _OTHERWISE)
     if kind.value != BYTE_LEVEL:
         return None
@@ -105,14 +108,25 @@ def _rule(header: Header, subject: str) -> str | None:
     return str(rule.value)
 
 
-def _clean(file: Path, header: Header) -> None:
+def _change(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    changed = change(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_tokens(tokenizer: dict[str, Any], made_up: set[str]) -> dict[str, Any]:
+    """Drop the tokens that a class of transformers adds where a file has none for a purpose: no model knows them."""
+    kept = [added for added in tokenizer["added_tokens"] if added["content"] not in made_up]
+    return tokenizer | {"added_tokens": kept}
+
+
+def _without_loading(settings: dict[str, Any], header: Header, made_up: set[str]) -> dict[str, Any]:
     """Leave out what was of the loading, and name the class as runtimes without transformers 5 know it."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    for name in _OF_THE_LOADING:
-        settings.pop(name, None)
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    settings["clean_up_tokenization_spaces"] = False
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if name not in _OF_THE_LOADING and value is not None and not (isinstance(value, str) and value in made_up)
+    }
     longest = header.metadata.get(f"{header.metadata['general.architecture'].value}.context_length")
     if longest is not None:
-        settings["model_max_length"] = longest.value
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept["model_max_length"] = longest.value
+    return kept | {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
