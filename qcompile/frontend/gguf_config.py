@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import transformers
-from transformers.integrations import GGUF_CONFIG_MAPPING
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from qcompile.errors import ModelError, UnsupportedError, first_line
 from qcompile.frontend.gguf_header import Header
@@ -84,7 +84,8 @@ def metadata_of(config: Any) -> tuple[str, dict[str, bool | int | float]]:
         reason = f"cannot be written as GGUF, which has names for {', '.join(known)}"
         raise UnsupportedError(f"architecture {architecture}", reason, "Write another output_format")
     found: dict[str, bool | int | float] = {f"{architecture}.vocab_size": config.vocab_size}
-    for key, name in GGUF_CONFIG_MAPPING[architecture].items():
+    table: Any = GGUF_CONFIG_MAPPING[architecture]
+    for key, name in table.items():
         rotary = getattr(config, "rope_parameters", None) or {}
         value = None if name is None else rotary.get(name, getattr(config, name, None))
         if isinstance(value, (bool, int, float)):

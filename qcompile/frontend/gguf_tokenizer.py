@@ -22,7 +22,7 @@ BYTE_LEVEL = next(name for name, build in _TYPES.items() if build is gguf_tokeni
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 """Rules of llama.cpp (llama-vocab.cpp) that cut each digit off, and split as `_PLAIN` then; transformers does not."""
 
-_PLAIN = ("gpt-2", "phi-2", "roberta-bpe", "jina-es", "jina-de", "jina-v2-code", "olmo")
+_PLAIN = ("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-code", "olmo")
 
 _DIGITS_SPLITS = (
     r"\p{N}",
