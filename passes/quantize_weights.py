@@ -16,12 +16,16 @@ from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import RecipeError
 from qcompile.graph import Linear
 from qcompile.initializers import remove_unused
+from qcompile.layers import Layer
 from qcompile.scheme import GroupScheme
 from qcompile.solvers.grouped import Evidence, Grouped
 from qcompile.solvers.rtn import rtn
-from qcompile.weight_only import Solver
+from qcompile.weight_only import NEEDS_MOMENTS, SOLVERS, Solver
 
 HEAD = GroupScheme(8, 64)
+
+Done = dict[ir.Value, tuple[ir.Value, Finding]]
+"""Float weight -> what is read in its place, and what was said of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +40,14 @@ class QuantizeWeights(Pass):
         group_size: inputs that share a scale, of each output; the last group may be smaller. -1: all of them.
         sym: symmetric, with scales that may be negative; or with zero points.
         solver: how the integers and scales are found.
+            Without calibration data, gptq is hqq.
         n_grid: how many parts of the range of a group are tried as its scale; 0: it is that of the whole range.
-        head: scheme of a linear that scores a vocabulary, see `weight_only.writes_vocabulary`; None: as the others.
+        damp_percent: see `gptq_groups`, as for the next three.
+        desc_act: of gptq.
+        static_groups: of gptq.
+        sweeps: of gptq.
+        head: scheme of a linear that scores a vocabulary, see `weight_only.writes_vocabulary`, which is rounded to
+            nearest; None: as the others.
         ignore: layers that stay float, by name; bound by `compile`.
         operators: "Linear" where the backend has such weights; bound by `compile`.
         calibrator: source of the statistics; bound by `compile`.
@@ -50,7 +60,11 @@ class QuantizeWeights(Pass):
     group_size: int = 64
     sym: bool = True
     solver: Solver = "rtn"
-    n_grid: int = 0
+    n_grid: int = 20
+    damp_percent: float = 0.01
+    desc_act: bool = True
+    static_groups: bool = True
+    sweeps: int = 1
     head: GroupScheme | None = HEAD
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Linear"})
@@ -70,20 +84,23 @@ class QuantizeWeights(Pass):
         """How the weights are stored, but for that of a vocabulary."""
         return GroupScheme(self.bits, self.group_size, self.sym)
 
+    def without_calibration(self) -> Pass | None:
+        """Solve without data: what cannot becomes hqq."""
+        return dataclasses.replace(self, solver="hqq") if self.solver in NEEDS_MOMENTS else self
+
     def call(self, model: ir.Model) -> Result:
         """Quantize every linear that can be; one finding for each."""
         found = layers.float_linears(model)
         reasons = {linear.matmul: self._refusal(linear) for linear in found}
         chosen = [linear for linear in found if reasons[linear.matmul] is None]
-        heads = {linear.matmul for linear in chosen if weight_only.writes_vocabulary(linear, model)}
+        heads = {linear.matmul for linear in chosen if self.head and weight_only.writes_vocabulary(linear, model)}
         findings = [finding for finding in reasons.values() if finding is not None]
-        done: dict[ir.Value, tuple[ir.Value, Finding]] = {}
-        for part in self._calibrated(model, chosen):
-            for linear in part.layers:
-                assert isinstance(linear, Linear)
-                scheme = self.head if self.head is not None and linear.matmul in heads else self.scheme
-                findings.append(self._quantize(linear, scheme, part, done))
-            del part  # with hundreds of rows of every value
+        done: Done = {}
+        others = [linear for linear in chosen if linear.matmul not in heads]
+        for head, group in ((None, others), (self.head, [linear for linear in chosen if linear.matmul in heads])):
+            for part in self._calibrated(model, group, grams=head is None and self.solver in NEEDS_MOMENTS):
+                findings += [self._quantize(linear, head, part, done) for linear in part.layers]
+                del part  # with hundreds of rows of every value
         remove_unused(done)
         return Result(model, modified=bool(done), findings=tuple(findings))
 
@@ -92,27 +109,28 @@ class QuantizeWeights(Pass):
         reason = weight_only.refusal(linear) if left_out is None else ""
         return layers.finding(linear, "kept", reason) if reason else left_out
 
-    def _calibrated(self, model: ir.Model, chosen: list[Linear]) -> Iterator[LayerStatistics]:
-        if self.calibrator is None:
+    def _calibrated(self, model: ir.Model, chosen: list[Linear], *, grams: bool) -> Iterator[LayerStatistics]:
+        """Yield the statistics of some linears at a time, of the model as those before have made it."""
+        if self.calibrator is None or not chosen:
             return iter([LayerStatistics(tuple(chosen))])
-        return layer_statistics(self.calibrator, model, chosen, [], grams=False)
+        return layer_statistics(self.calibrator, model, chosen, [], grams=grams)
 
-    def _quantize(
-        self, linear: Linear, scheme: GroupScheme, seen: LayerStatistics, done: dict[ir.Value, tuple[ir.Value, Finding]]
-    ) -> Finding:
-        """Quantize one linear; those with tied weights read what the first of them made."""
+    def _quantize(self, linear: Layer, head: GroupScheme | None, seen: LayerStatistics, done: Done) -> Finding:
+        """Quantize one linear, which has a scheme of its own or none; those with tied weights read one result."""
+        assert isinstance(linear, Linear)
         if linear.weight not in done:
-            tensor, multiplied = linear.weight.const_value, seen.of(linear.x)
+            tensor, multiplied, scheme = linear.weight.const_value, seen.of(linear.x), head or self.scheme
             assert tensor is not None
-            weight = tensor.numpy()
-            found = self._solve(weight, scheme, Evidence(None if multiplied is None else multiplied.gram))
+            weight, known = tensor.numpy(), weight_only.evidence(multiplied)
+            found = rtn(weight, scheme, known) if head else self._solve(weight, known)
             rows = np.zeros((0, len(weight)), np.float32) if multiplied is None else multiplied.rows
             sqnr = weight_only.output_sqnr(weight, found, scheme.group_size, rows)
             value = qdq.dequantized_groups(linear.weight, found, scheme, linear.matmul)
             done[linear.weight] = value, layers.finding(linear, "quantized", found.remark, sqnr)
         value, finding = done[linear.weight]
         qdq.replace_input(linear.matmul, linear.weight, value)
-        return dataclasses.replace(layers.finding(linear, "quantized", finding.reason), sqnr_db=finding.sqnr_db)
+        return layers.finding(linear, "quantized", finding.reason, finding.sqnr_db)
 
-    def _solve(self, weight: np.ndarray, scheme: GroupScheme, seen: Evidence) -> Grouped:
-        return rtn(weight, scheme, seen, n_grid=self.n_grid)
+    def _solve(self, weight: np.ndarray, seen: Evidence) -> Grouped:
+        solve, settings = SOLVERS[self.solver]
+        return solve(weight, self.scheme, seen, **{name: getattr(self, name) for name in settings})

@@ -50,6 +50,8 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
     "smoothquant-o1": ("SmoothQuant's O1: per-token dynamic activations", _paper(_PER_TOKEN_DYNAMIC)),
     "smoothquant-o2": ("SmoothQuant's O2: per-tensor dynamic activations", _paper(_PER_TENSOR_DYNAMIC)),
     "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),
-    "w4a16-rtn": ("weights of 4 bits in groups, rounded to nearest; no data", _weights_only("rtn")),
+    "w4a16-rtn": ("weights of 4 bits in groups, rounded to nearest; no data", _weights_only("rtn", n_grid=0)),
+    "w4a16-hqq": ("weights of 4 bits in groups, half-quadratic: closer than to nearest; no data", _weights_only("hqq")),
+    "w4a16-gptq": ("weights of 4 bits in groups, by what calibration sees: the closest", _weights_only("gptq")),
 }
 """Name -> one sentence, and the steps."""

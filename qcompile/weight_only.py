@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile import layers
+from qcompile.calibration_statistics import ChannelStatistics
 from qcompile.graph import Linear, constant, constant_array, is_standard, sole_reader
 from qcompile.solvers import broken_numbers
-from qcompile.solvers.grouped import Grouped
+from qcompile.solvers.gptq_groups import gptq_groups
+from qcompile.solvers.grouped import NOTHING_SEEN, Evidence, Grouped
+from qcompile.solvers.hqq import hqq
+from qcompile.solvers.rtn import rtn
 from qcompile.solvers.sqnr import decibels, powers
 
-Solver = Literal["rtn"]
+Solver = Literal["rtn", "hqq", "gptq"]
+
+SOLVERS: dict[Solver, tuple[Callable[..., Grouped], tuple[str, ...]]] = {
+    "rtn": (rtn, ("n_grid",)),
+    "hqq": (hqq, ()),
+    "gptq": (gptq_groups, ("damp_percent", "desc_act", "static_groups", "n_grid", "sweeps")),
+}
+"""Name -> the solver, and which settings of the pass it takes."""
+
+NEEDS_MOMENTS: frozenset[Solver] = frozenset({"gptq"})
+"""Solvers that are nothing without second moments."""
 
 _COLUMNS = 4096
 """Outputs that are computed at a time: a vocabulary has many."""
@@ -54,6 +69,13 @@ def refusal(linear: Linear) -> str:
         return "its weight is empty"
     broken = broken_numbers.of_weight(tensor.numpy())
     return f"its weight {broken}" if broken else ""
+
+
+def evidence(statistics: ChannelStatistics | None) -> Evidence:
+    """Return what a solver is told of the input of a linear: its second moments, else what sampled rows say of them."""
+    if statistics is None or not len(statistics.rows):
+        return NOTHING_SEEN
+    return Evidence(statistics.gram, np.square(statistics.rows, dtype=np.float32).mean(axis=0))
 
 
 def output_sqnr(weight: np.ndarray, found: Grouped, group_size: int, rows: np.ndarray) -> float | None:

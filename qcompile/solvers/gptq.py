@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from qcompile.scheme import Scheme
 from qcompile.solvers.affine import quantize_weight, weight_scale
 
 Array = npt.NDArray[Any]
+
+Grid = tuple[Array, Array | None, tuple[int, int]]
+"""Scale and zero point of some rows, float32 of the shape of the rows, None for zero points of 0; and their bounds."""
 
 _BLOCK = 128
 _COLUMNS = 2048
@@ -35,7 +39,7 @@ def gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01)
     """
     axis = 1 if scheme.granularity == "per_channel" else None
     order = np.argsort(-np.diagonal(gram), kind="stable")
-    triangle = _triangle(gram[np.ix_(order, order)], damp_percent)
+    triangle = factored(gram[np.ix_(order, order)], damp_percent)
     if triangle is None or not scheme.sym or not np.all(np.isfinite(weight)):
         return quantize_weight(weight, scheme, axis)
     scale, zero_point = weight_scale(weight, scheme, axis)
@@ -43,12 +47,16 @@ def gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01)
     scales = np.broadcast_to(scale, weight.shape[1])
     for start in range(0, weight.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)
-        steps = weight[order, columns].astype(np.float32) / scales[columns]
-        quantized[order, columns] = _round(steps, triangle, scheme)
+        part = weight[order, columns].astype(np.float32)
+        quantized[order, columns] = rounded_rows(part, triangle, _one_grid(scales[columns], scheme))
     return quantized, scale, zero_point
 
 
-def _triangle(gram: Array, damp_percent: float) -> Array | None:
+def _one_grid(scale: Array, scheme: Scheme) -> Callable[[slice, Array], Grid]:
+    return lambda _, moved: (np.broadcast_to(scale, moved.shape), None, scheme.range)
+
+
+def factored(gram: Array, damp_percent: float) -> Array | None:
     """Return the upper triangular U with a diagonal of ones and U D U^T the damped matrix, D diagonal; or None."""
     energy = float(np.mean(np.diagonal(gram)))
     if not np.isfinite(energy) or energy <= 0:
@@ -70,23 +78,33 @@ def _upper_factor(moments: Array) -> Array:
     return np.ascontiguousarray(upper / np.diagonal(upper, axis1=-2, axis2=-1)[..., None, :])
 
 
-def _round(steps: Array, triangle: Array, scheme: Scheme) -> Array:
-    """Round a weight given in steps of its scale, float32 [in_features, out_features], row by row.
+def rounded_rows(weight: Array, triangle: Array, grid: Callable[[slice, Array], Grid], block: int = _BLOCK) -> Array:
+    """Round a weight, float32 [in_features, out_features], row by row; return its integers as float32.
 
     A row moves by the errors of those before it, weighted by its column of the triangle: Babai's nearest plane, which
     is GPTQ's rounding (Chen et al., "The Geometry of LLM Quantization", 2025) without the inverse of the moments.
-    `steps` becomes the errors.
+
+    Args:
+        weight: becomes the errors that are left.
+        triangle: float32 [in_features, in_features], see `factored`.
+        grid: from a slice of the rows, and these as they were moved by all before them, to their grid.
+        block: how many rows the slices have.
     """
-    smallest, largest = scheme.range
-    rounded = np.empty(steps.shape, scheme.dtype)
-    for start in range(0, len(steps), _BLOCK):
-        stop = min(start + _BLOCK, len(steps))
-        moved = steps[start:stop] + triangle[:start, start:stop].T @ steps[:start]
-        for row in range(start, stop):
-            target = moved[row - start] + triangle[start:row, row] @ steps[start:row]
-            nearest = np.clip(np.rint(target), smallest, largest)
-            rounded[row] = nearest
-            steps[row] -= nearest
+    rounded = np.empty(weight.shape, np.float32)
+    for start in range(0, len(weight), block):
+        rows = slice(start, min(start + block, len(weight)))
+        moved = weight[rows] + triangle[:start, rows].T @ weight[:start]
+        scale, zero, bounds = grid(rows, moved)
+        for index, row in enumerate(range(rows.start, rows.stop)):
+            target = moved[index] + triangle[start:row, row] @ weight[start:row]
+            offset = 0 if zero is None else zero[index]
+            target /= scale[index]
+            np.rint(target, out=target)
+            target += offset
+            np.clip(target, *bounds, out=target)
+            rounded[row] = target
+            target -= offset
+            weight[row] -= target * scale[index]
     return rounded
 
 

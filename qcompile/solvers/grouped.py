@@ -31,14 +31,16 @@ class Evidence:
     """What calibration saw of what a linear multiplies.
 
     Attributes:
-        gram: mean of x xT, float32 [inputs, inputs]; None: nothing was seen, and every input counts the same.
+        gram: mean of x xT, float32 [inputs, inputs]; None: not known.
+        squares: mean of x^2, float32 [inputs], for where `gram` is not known; None: every input counts the same.
     """
 
     gram: Array | None = None
+    squares: Array | None = None
 
     def energy(self, inputs: int) -> Array:
         """Mean square of each input, float32 [inputs]; ones where it is not known, not finite or zero throughout."""
-        diagonal = None if self.gram is None else np.diagonal(self.gram)
+        diagonal = self.squares if self.gram is None else np.diagonal(self.gram)
         if diagonal is None or not np.isfinite(diagonal).all() or not (diagonal > SMALLEST_SCALE).any():
             return np.ones(inputs, np.float32)
         energy: Array = np.maximum(diagonal, 0).astype(np.float32)
@@ -135,9 +137,19 @@ def in_blocks(weight: Array, scheme: GroupScheme, solve: Callable[[Array, slice]
     return Grouped(integers, scale, zero_point)
 
 
+def column_blocks(outputs: int, most: int) -> list[slice]:
+    """Return slices of at most so many outputs each, and of as many as there are cores."""
+    width = max(1, min(most, -(-outputs // _cores())))
+    return [slice(start, min(start + width, outputs)) for start in range(0, outputs, width)]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def on_all_cores(work: Callable[[Any], None], items: list[Any]) -> None:
     """Do the work on every item; numpy lets other threads run while it computes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     if cores == 1 or len(items) == 1:
         for item in items:
             work(item)

@@ -6,9 +6,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.backends import get
+from qcompile.calibration import Calibrator
 from qcompile.errors import RecipeError
+from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.scheme import GroupScheme
+from qcompile.solvers.gptq_groups import gptq_groups
+from qcompile.solvers.grouped import Evidence
 from qcompile.solvers.rtn import rtn
 from tests.passes.quantizable import calibrator, linear, operators, parse, relative_error, run
 
@@ -44,7 +49,7 @@ def test_a_weight_becomes_integers_with_a_scale_for_each_group(bits, sym, dtype)
     assert integers.min() == smallest
     assert smallest < integers.max() <= largest
     x = np.random.default_rng(1).normal(size=(5, 40)).astype(np.float32)
-    expected = rtn(WEIGHT, GroupScheme(bits, 16, sym)).weight(16)
+    expected = rtn(WEIGHT, GroupScheme(bits, 16, sym), n_grid=20).weight(16)
     np.testing.assert_allclose(run(after, x), x @ expected, atol=1e-5)
     assert "w" not in after.graph.initializers
     assert [finding.action for finding in result.findings] == ["quantized"]
@@ -150,3 +155,56 @@ def test_layers_that_are_left_out():
 def test_settings_out_of_range(settings):
     with pytest.raises(RecipeError, match=r"bits must be|group_size must be"):
         QuantizeWeights(**settings)
+
+
+def correlated(seed: int = 0) -> tuple[Calibrator, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    mixing = generator.normal(size=(40, 40)) * np.exp(generator.normal(size=40))
+    rows = (generator.normal(size=(8, 50, 40)) @ mixing).astype(np.float32)
+    samples = [{"x": each} for each in rows]
+    return Calibrator(samples, ObserveChannels, get("onnxruntime").open_session), rows.reshape(-1, 40)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gptq_keeps_the_outputs_better_than_the_nearest(bits):
+    data, rows = correlated()
+
+    def error(solver) -> float:
+        after = model()
+        QuantizeWeights(bits, 16, solver=solver, calibrator=data)(after)
+        return float(np.square(run(after, rows) - rows @ WEIGHT).sum())
+
+    assert error("gptq") < 0.6 * error("rtn")
+
+
+def test_later_layers_are_fitted_to_what_the_quantized_ones_before_them_write(monkeypatch):
+    monkeypatch.setattr("qcompile.calibration_layers._GRAM_BYTES", 0)
+    data, rows = correlated()
+    text = "a = MatMul(x, w) b = Relu(a) y = MatMul(b, v)"
+    last = np.random.default_rng(3).normal(size=(24, 30)).astype(np.float32)
+    after = model(text, w=WEIGHT, v=last)
+    QuantizeWeights(2, 8, solver="gptq", head=None, calibrator=data)(after)
+    first, second = [node.inputs for node in after.graph if node.op_type == "DequantizeLinear"]
+    integers, scale = (value.const_value.numpy().astype(np.float32) for value in first[:2])
+    hidden = np.maximum(rows @ (integers * np.repeat(scale, 8, axis=0)), 0)
+    expected = gptq_groups(last, GroupScheme(2, 8), Evidence(hidden.T @ hidden / len(hidden)))
+    actual = second[0].const_value.numpy().astype(np.int8)
+    assert (actual == expected.integers).mean() > 0.98  # sums of another order may tip one over
+    wrong = np.maximum(rows @ WEIGHT, 0)
+    other = gptq_groups(last, GroupScheme(2, 8), Evidence(wrong.T @ wrong / len(wrong)))
+    assert (actual == other.integers).mean() < 0.9
+
+
+def test_without_calibration_gptq_becomes_hqq():
+    assert QuantizeWeights(solver="gptq").without_calibration() == QuantizeWeights(solver="hqq")
+    assert QuantizeWeights(solver="rtn").without_calibration() == QuantizeWeights(solver="rtn")
+
+
+def test_a_vocabulary_is_rounded_to_nearest_whatever_the_solver():
+    wide = np.random.default_rng(0).normal(size=(40, 90)).astype(np.float32)
+    data, _ = correlated()
+    after = model("y = MatMul(x, v)", v=wide)
+    QuantizeWeights(solver="gptq", calibrator=data)(after)
+    np.testing.assert_array_equal(
+        dequantizer(after).inputs[0].const_value.numpy(), rtn(wide, GroupScheme(8, 64)).integers
+    )
