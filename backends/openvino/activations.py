@@ -89,8 +89,10 @@ def _rounded_in_blocks(model: ir.Model) -> tuple[list[_Rounded], str]:
             others += 1
             continue
         others += stored is None
-        groups = (stored.group_size,) if stored is not None and stored.group_size < stored.inputs else ()
-        rounded.append(_Rounded(node, found[0], (found[1], *groups)))
+        width = weight.inputs // SMALLEST * SMALLEST
+        if stored is not None and stored.group_size < stored.inputs:
+            width = stored.group_size
+        rounded.append(_Rounded(node, found[0], tuple(number for number in (found[1], width) if number)))
     disagreement = "it rounds those of all linears or of none, and not all can be, or are to be" if others else ""
     return rounded, disagreement
 

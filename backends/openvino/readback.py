@@ -147,10 +147,17 @@ def kept_in_float(model: ir.Model, compiled: ov.CompiledModel, group_size: int) 
             continue
         if _statically_quantized(node):
             findings.append(Finding(graph.layer_name(node), "kept", NO_KERNEL))
-        elif group_size and (quantized_weight(node) or block_weights.of_value(node.inputs[1])) is not None:
+        elif group_size and _has_integer_weight(node):
             reason = f"OpenVINO on this CPU does not quantize its activations in groups of {group_size} at run time"
             findings.append(Finding(graph.layer_name(node), "kept", reason))
     return tuple(findings)
+
+
+def _has_integer_weight(node: ir.Node) -> bool:
+    """True for a linear whose weight is stored in integers."""
+    if not graph.is_standard(node, "MatMul"):
+        return False
+    return quantized_weight(node) is not None or block_weights.of_value(node.inputs[1]) is not None
 
 
 def _names(node: ir.Node) -> frozenset[str]:
