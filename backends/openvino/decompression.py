@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import block_weights, graph
+from qcompile.backends.openvino import normal_floats
+from qcompile.backends.openvino.normal_floats import NormalFloats
 from qcompile.backends.openvino.runtime import openvino, opset
 from qcompile.block_weights import BlockWeight
 
@@ -69,8 +71,10 @@ def storage(weight: BlockWeight) -> Storage | None:
     return Storage(f"{kind}8", size, inputs) if size == inputs or size % 4 == 0 else None
 
 
-def hide_weights(model: ir.Model) -> dict[str, BlockWeight]:
+def hide_weights(model: ir.Model) -> dict[str, BlockWeight | NormalFloats]:
     """MatMul(x, DequantizeLinear(q, s, z))  ->  MatMul(x, an input of the model); return name of the input -> weight.
+
+    The same for DequantizeCodebook of the levels of NF4.
 
     The ONNX front end would write it in a form that is unpacked to float when the model is compiled, computes blocks
     along the outputs wrong, and ends the process for 4 bits with one scale (measured, 2026.4). `show_weights` puts the
@@ -78,13 +82,11 @@ def hide_weights(model: ir.Model) -> dict[str, BlockWeight]:
     `compress_weights` sees to, in bodies, where the product is of constants alone, where x is a vector or has been
     dequantized, and where OpenVINO has no form for it: see `storage`.
     """
-    hidden: dict[str, BlockWeight] = {}
+    hidden: dict[str, BlockWeight | NormalFloats] = {}
     names, fixed = graph.Names(model.graph), graph.computed_constants(model)
     for node in list(model.graph):
-        weight = block_weights.of_node(node)
-        if weight is None or node.outputs[0].is_graph_output() or _is_compressed_later(weight):
-            continue
-        if storage(weight) is None:
+        weight = _compressed(node)
+        if weight is None or node.outputs[0].is_graph_output():
             continue
         value = node.outputs[0]
         products = [use.node for use in value.uses() if use.idx == 1 and is_weight_only(use.node, fixed)]
@@ -97,6 +99,13 @@ def hide_weights(model: ir.Model) -> dict[str, BlockWeight]:
         model.graph.remove(node, safe=True)
         hidden[str(given.name)] = weight
     return hidden
+
+
+def _compressed(node: ir.Node) -> BlockWeight | NormalFloats | None:
+    weight = block_weights.of_node(node)
+    if weight is None:
+        return normal_floats.of_node(node)
+    return None if _is_compressed_later(weight) or storage(weight) is None else weight
 
 
 def is_weight_only(node: ir.Node, fixed: frozenset[ir.Value] = frozenset()) -> bool:
@@ -113,25 +122,32 @@ def _is_compressed_later(weight: BlockWeight) -> bool:
     return whole and weight.integers.dtype == ir.DataType.INT8 and not weight.zero_points(weight.inputs).any()
 
 
-def show_weights(model: ov.Model, hidden: Mapping[str, BlockWeight]) -> None:
+def show_weights(model: ov.Model, hidden: Mapping[str, BlockWeight | NormalFloats]) -> None:
     """MatMul(x, an input)  ->  MatMul(x, Reshape((Convert(W) - Convert(z)) * s), transposed), where W was hidden."""
     factory = opset()
     for parameter in list(model.get_parameters()):
         weight = hidden.get(parameter.get_friendly_name())
         if weight is None:
             continue
-        stored = storage(weight)
-        assert stored is not None
-        value = _decompressed(weight, stored)
+        value, missing = _decompressed_of(weight)
         for port in list(parameter.output(0).get_target_inputs()):
             product = port.get_node()
-            x = _padded(product.input_value(0), stored.inputs - weight.inputs)
+            x = _padded(product.input_value(0), missing)
             linear = factory.matmul(x, value, product.get_attributes()["transpose_a"], True)
             linear.set_friendly_name(product.get_friendly_name())
             linear.output(0).get_tensor().set_names(product.output(0).get_names())
             product.output(0).replace(linear.output(0))
         model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
+
+
+def _decompressed_of(weight: BlockWeight | NormalFloats) -> tuple[ov.Output, int]:
+    """Return the float weight as OpenVINO computes it, and how many inputs of zeros are behind its own."""
+    if isinstance(weight, NormalFloats):
+        return weight.decompressed(_constant), 0
+    stored = storage(weight)
+    assert stored is not None
+    return _decompressed(weight, stored), stored.inputs - weight.inputs
 
 
 def _decompressed(weight: BlockWeight, stored: Storage) -> ov.Output:
@@ -168,7 +184,7 @@ def _padded(x: ov.Output, count: int) -> ov.Output:
 
 def _constant(numbers: np.ndarray, dtype: str) -> ov.Node:
     """Return a Constant of integers of an element type; several of less than a byte share one, the first lowest."""
-    bits = int(dtype[1:])
+    bits = int(dtype[-1])
     if bits == 8:
         return opset().constant(numbers.astype(np.int8 if dtype == "i8" else np.uint8))
     parts = (numbers.reshape(-1, 8 // bits) & (2**bits - 1)).astype(np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,14 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from qcompile.backends.openvino import BACKEND, readback
+from qcompile.backends.openvino import BACKEND, decompression, readback, runtime
 from qcompile.backends.openvino.decompression import Storage, storage
+from qcompile.backends.openvino.runtime import opset
 from qcompile.block_weights import of_node
 from qcompile.reference_evaluator import evaluate
 from tests.backends.block_cases import GROUPS, SCHEMES, SIZES, BlockCase, block_case, check_weights
+
+PRECISE = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
 def weight_types(model_file: Path) -> list[tuple[str, str]]:
@@ -126,3 +131,35 @@ def test_where_linears_disagree_all_activations_stay_float(other: BlockCase, rea
     for name, each in (("y", case), ("y2", other)):
         exact = x @ each.weight
         np.testing.assert_allclose(found[name], exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+
+
+def test_groups_of_48_in_4_bits_are_still_computed_wrong_for_one_token() -> None:
+    """Why `storage` splits them; where OpenVINO has mended it, it need not."""
+    case = block_case(4, True, 48, 288)
+    weight = of_node(case.model.graph[0])
+    assert weight is not None
+    x = np.random.default_rng(1).standard_normal((1, 288)).astype(np.float32)
+    expected = x @ case.weight
+    for stored, right in ((Storage("i4", 48, 288), False), (Storage("i4", 16, 288), True)):
+        parameter = opset().parameter([-1, 288], np.float32, name="x")
+        product = opset().matmul(parameter, decompression._decompressed(weight, stored), False, True)
+        found = runtime.core().compile_model(runtime.openvino().Model([product], [parameter]), "CPU", PRECISE)([x])[0]
+        assert (np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()) == right
+
+
+ENDS = """
+import sys, openvino
+openvino.Core().compile_model(sys.argv[1], "CPU")
+print("compiled")
+"""
+
+
+def test_four_bits_with_one_scale_for_each_output_still_end_the_process(tmp_path: Path) -> None:
+    """Why `hide_weights` keeps them from the front end; ours compiles."""
+    model = block_case(4, True, -1, 64).model
+    ir.save(model, tmp_path / "model.onnx")
+    run = subprocess.run(
+        [sys.executable, "-c", ENDS, str(tmp_path / "model.onnx")], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) != (0, "compiled\\n"), "OpenVINO has mended it"
+    check_weights(BACKEND, block_case(4, True, -1, 64), tmp_path)

@@ -1,0 +1,89 @@
+"""Weights in the 16 levels of NF4, for which OpenVINO has an element type: compressed in memory, and expanded never."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import graph
+from qcompile.backends.openvino.runtime import opset
+from qcompile.block_functions import CODEBOOK
+from qcompile.qdq import DOMAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import openvino as ov
+
+LEVELS = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+    np.float32,
+)
+"""What OpenVINO's type nf4 stands for: the levels of QLoRA (Dettmers et al. 2023, appendix E), to the bit."""
+
+_SMALLEST = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NormalFloats:
+    """LEVELS[indices] * scale.
+
+    Attributes:
+        integers: indices, [inputs, outputs].
+        scale: float32 [blocks, outputs].
+        block_size: inputs that share a scale; divides `inputs`.
+    """
+
+    integers: ir.TensorProtocol
+    scale: np.ndarray
+    block_size: int
+
+    @property
+    def inputs(self) -> int:
+        """Number of rows."""
+        return int(self.integers.shape.numpy()[0])
+
+    @property
+    def outputs(self) -> int:
+        """Number of columns."""
+        return int(self.integers.shape.numpy()[1])
+
+    def decompressed(self, constant: Callable[[np.ndarray, str], ov.Node]) -> ov.Output:
+        """Return the float weight [outputs, inputs] as OpenVINO computes it; `constant` makes one of a type."""
+        factory, groups = opset(), self.inputs // self.block_size
+        shape = [self.outputs, groups, self.block_size] if groups > 1 else [self.outputs, self.inputs]
+        indices = constant(self.integers.numpy().astype(np.uint8).T.reshape(shape), "nf4")
+        indices.set_friendly_name(str(self.integers.name))
+        scales = factory.constant(np.ascontiguousarray(self.scale.T).reshape([*shape[:-1], 1]))
+        value = factory.multiply(factory.convert(indices, "f32"), scales)
+        if groups > 1:
+            value = factory.reshape(value, factory.constant(np.array([self.outputs, self.inputs])), False)
+        return value.output(0)
+
+
+def of_node(node: ir.Node) -> NormalFloats | None:
+    """Return the weight that a DequantizeCodebook of constants makes of a matrix; None where nf4 is not the same.
+
+    That is for other levels, for scales that are computed, and for groups that OpenVINO would compute wrong or that the
+    inputs do not fill: see `decompression.storage`. The body of the function is run then, in float.
+    """
+    if (node.domain, node.op_type) != (DOMAIN, CODEBOOK) or node.attributes.get_int("axis", 0) != 0:
+        return None
+    indices, levels, scale = graph.constant(node.inputs[0]), *map(graph.constant_array, node.inputs[1:3])
+    if indices is None or levels is None or scale is None or not np.array_equal(levels, LEVELS):
+        return None
+    if len(indices.shape) != 2 or scale.dtype != np.float32:
+        return None
+    inputs, size = int(indices.shape.numpy()[0]), node.attributes.get_int("block_size", 0)
+    if size >= inputs:
+        return NormalFloats(indices, scale, inputs) if inputs % 2 == 0 else None
+    filled = inputs % size == 0 and size & -size == size and size >= _SMALLEST
+    return NormalFloats(indices, scale, size) if filled else None
