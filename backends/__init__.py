@@ -13,8 +13,10 @@ from typing import Literal, Protocol
 
 import onnx_ir as ir
 
+from qcompile.chat import Chat
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
+from qcompile.generation import Generation
 from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
 from qcompile.session import Probe, Session
 
@@ -135,6 +137,18 @@ class Backend(Protocol):
         Each of its `sites` is written in the form that its metadata says.
         `target` is None or one of `targets`: `compile` has refused others before any work was done.
         """
+        ...
+
+    def lower_generator(self, model: ir.Model, folder: Path, generation: Generation) -> Lowered:
+        """Write a portable language model as the folder that the runtime's own library for generation opens.
+
+        Configuration and tokenizer lie in the folder already. The model file of what is returned takes and returns the
+        cache, and computes logits of all positions. Raises UnsupportedError for a model without a cache.
+        """
+        ...
+
+    def open_chat(self, folder: Path, *, threads: int | None = None) -> Chat:
+        """Load the folder that `lower_generator` wrote, to talk to it."""
         ...
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from qcompile import backends
 from qcompile.artifact_keys import is_signature
 from qcompile.artifact_stage import behind_link, replaced
+from qcompile.chat import Chat
 from qcompile.errors import (
     ArtifactError,
     InputError,
@@ -25,6 +26,7 @@ from qcompile.errors import (
     first_line,
 )
 from qcompile.frontend import external_data
+from qcompile.frontend.assets import TOKENIZER
 from qcompile.manifest import REPORT, SIGNATURE, Manifest, check_native
 from qcompile.plain_files import check_plain
 from qcompile.recipe import Recipe
@@ -69,6 +71,18 @@ class Artifact:
     def open_session(self, *, threads: int | None = None) -> Session:
         """Load the model in its runtime; `threads` is left to the runtime when None."""
         return backends.get(self.backend).open_artifact(self.model_path, threads=threads)
+
+    def open_chat(self, *, threads: int | None = None) -> Chat:
+        """Load a language model in its runtime's library for generation, to talk to it.
+
+        Raises:
+            ArtifactError: it was compiled to a model, not to "genai".
+            MissingDependencyError: the library (extra `genai`) is not installed.
+        """
+        if TOKENIZER not in self.manifest.files:
+            mend = "Compile it again with output_format='genai' (--output-format genai)"
+            raise ArtifactError(str(self.path), "it is no language model with a tokenizer", mend)
+        return backends.get(self.backend).open_chat(self.path, threads=threads)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Run the model: input name -> array, to output name -> array. The first run loads the model.

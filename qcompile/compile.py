@@ -16,7 +16,7 @@ from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, wanted_operators
 from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
 from qcompile.compile_job import Job
-from qcompile.compile_requests import check_arguments, recipe_of
+from qcompile.compile_requests import check_arguments, check_format, recipe_of
 from qcompile.compile_selection import check_selection
 from qcompile.compile_stages import check_layers, quantize, write
 from qcompile.disk_room import room_for_temporary_files
@@ -48,6 +48,7 @@ def compile(
     ignore: str | Sequence[str] = (),
     targets: str | Sequence[str] = (),
     output: str | Path | None = None,
+    output_format: str = "model",
     target: str | None = None,
     accuracy: AccuracyBudget | Mapping[str, Any] | None = None,
     verify: bool = True,
@@ -58,7 +59,8 @@ def compile(
     """Compile a model to an artifact that runs on a backend.
 
     Args:
-        model: torch.nn.Module, ExportedProgram, path (.onnx, .pt, .pth, .pt2), bytes, ModelProto or onnx_ir.Model.
+        model: torch.nn.Module, ExportedProgram, path (.onnx, .pt, .pth, .pt2, .gguf, or a Hugging Face folder), bytes,
+            ModelProto or onnx_ir.Model.
         recipe: name, path of a YAML file (.yaml, .yml), or a Recipe.
         backend: "onnxruntime" or "openvino".
         calibration: samples in any form that `Calibration` names, or a Calibration; needed by static recipes, and by
@@ -70,6 +72,7 @@ def compile(
         ignore: layers that stay float: names, or "re:" and a regular expression; see `ignored_layers`.
         targets: when not empty, the only layers that are quantized.
         output: folder to write; an artifact in it is replaced. None: a temporary folder.
+        output_format: "model", or "genai": the folder of a language model for onnxruntime-genai or openvino_genai.
         target: processor to compile for, see the backend's `targets`; None: one like this.
         verify: compare outputs after exact passes, and the artifact with a reference of its arithmetic; run it; and
             keep in the folder what `qcompile.verify` needs to repeat that: the quantized graph and one sample.
@@ -93,12 +96,13 @@ def compile(
     check_recipe(plan, engine)
     check_data(plan, calibration)
     check_way(tune)
+    check_format(output_format, model)
     budget = budget_of(accuracy, plan)
     if output is not None:
         output = absolute(output)  # whatever code of the user makes the working folder meanwhile
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     name = model_name(model, work.model.graph.name, output)
-    job = Job(work, work.model.clone(), name, plan, engine, target, tune, budget, output)
+    job = Job(work, work.model.clone(), name, plan, engine, target, tune, budget, output, model, output_format)
     for stage in STAGES:
         stage(job)
     return write(job)

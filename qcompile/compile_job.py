@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -27,6 +28,8 @@ class Job:
         tune: how layers that are faster in float are found.
         budget: how much accuracy may be lost; None: nobody asks.
         output: folder to write; None: a temporary one.
+        source: the model as the user gave it.
+        output_format: see `compile`.
     """
 
     work: Work
@@ -38,3 +41,5 @@ class Job:
     tune: str
     budget: AccuracyBudget | None
     output: Path | None
+    source: Any
+    output_format: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from qcompile.backends import Lowered
 from qcompile.capability import integer_operators, unverified
 from qcompile.compile_job import Job
 from qcompile.compile_selection import check_selection
+from qcompile.frontend.assets import generation_of, write_assets
 from qcompile.outcome import build_report, measure
 from qcompile.recipe import Recipe
 from qcompile.reference_evaluator import OutOfReachError
@@ -69,7 +71,7 @@ def _fill(job: Job, report: Report, folder: Path) -> Lowered:
     """Write the model into a folder, run it there and complete the report."""
     work, engine = job.work, job.engine
     work.progress("lowering", 0.0)
-    lowered = engine.lower(work.model, folder, target=job.target)
+    lowered = _lower(job, folder)
     path = folder / lowered.model_file
     if work.samples:
         work.progress("verifying", 0.0)
@@ -85,6 +87,14 @@ def _fill(job: Job, report: Report, folder: Path) -> Lowered:
         report.accuracy[MEASURED_ON] = work.samples_are
     work.progress("measuring", 1.0)
     return lowered
+
+
+def _lower(job: Job, folder: Path) -> Lowered:
+    if job.output_format == "model":
+        return job.engine.lower(job.work.model, folder, target=job.target)
+    assets = write_assets(job.source, folder)
+    lowered = job.engine.lower_generator(job.work.model, folder, generation_of(folder))
+    return dataclasses.replace(lowered, files=(*lowered.files, *assets))
 
 
 def _verify(job: Job, report: Report, path: Path, lowered: Lowered) -> None:

@@ -238,8 +238,9 @@ def synthetic_samples(model: ir.Model, count: int = 1, seed: int = 0) -> list[di
         ModelError: an input has no type, is no tensor, or has more elements than are made up.
     """
     generator = np.random.default_rng(seed)
-    sizes: dict[str, int] = {}
     inputs = [value for value in model.graph.inputs if value.const_value is None]
+    # Runtimes that write the cache in place take several new tokens behind old ones of one sequence only.
+    sizes: dict[str, int] = {"batch": 1} if any(map(is_computed, inputs)) else {}
     shapes = {value: _shape(value, sizes) for value in inputs if not is_computed(value)}
     made = [{str(v.name): _synthetic(v, shape, generator) for v, shape in shapes.items()} for _ in range(count)]
     return [complete(inputs, feed) for feed in made]

@@ -13,7 +13,9 @@ import onnx_ir as ir
 
 from qcompile.backends import Capability, Lowered, Site, SlowInIntegers
 from qcompile.backends.onnxruntime import lowering
+from qcompile.backends.onnxruntime.chat import open_chat
 from qcompile.backends.onnxruntime.empty_batches import aborts
+from qcompile.backends.onnxruntime.generation import lower_generator
 from qcompile.backends.onnxruntime.session import (
     OnnxRuntimeSession,
     Optimization,
@@ -21,6 +23,8 @@ from qcompile.backends.onnxruntime.session import (
     can_share,
     open_file,
 )
+from qcompile.chat import Chat
+from qcompile.generation import Generation
 from qcompile.initializers import data_bytes
 from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
 from qcompile.session import Probe
@@ -103,6 +107,14 @@ class OnnxRuntimeBackend:
         external = data_bytes(lowered) > SINGLE_FILE_BYTES
         write(lowered, folder, external=external)
         return Lowered(MODEL_FILE, (MODEL_FILE, DATA_FILE) if external else (MODEL_FILE,), findings)
+
+    def lower_generator(self, model: ir.Model, folder: Path, generation: Generation) -> Lowered:
+        """Write model.onnx, every_position.onnx, their data and genai_config.json, for onnxruntime-genai."""
+        return lower_generator(model, folder, generation)
+
+    def open_chat(self, folder: Path, *, threads: int | None = None) -> Chat:
+        """Load a folder of onnxruntime-genai; raises MissingDependencyError, ModelError."""
+        return open_chat(folder, threads=threads)
 
     def open_artifact(
         self, model_path: Path, *, threads: int | None = None, optimization: Optimization = "all"

@@ -4,75 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import onnx_ir as ir
 
 from qcompile.errors import ModelError
+from qcompile.generation import Generation
 
 FILE = "genai_config.json"
 
 _TYPE = "decoder"
 """What onnxruntime-genai calls any model of this kind; other words change nothing for a decoder without images."""
-
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-"""Where configurations of transformers say how many positions a model knows."""
-
-_SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
-"""What a generation config of transformers and the search of onnxruntime-genai both know, by the same names."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """How a language model is to be used.
-
-    Attributes:
-        context_length: most tokens of a conversation.
-        end: tokens that end an answer; the first also pads where there is no other.
-        begin: token that begins a text, or None.
-        pad: token that fills up shorter texts of a batch, or None.
-        search: settings of onnxruntime-genai's search, by its names.
-        threads: that one run uses; None: half of the processor's, which is what onnxruntime-genai does by itself.
-    """
-
-    context_length: int
-    end: tuple[int, ...]
-    begin: int | None = None
-    pad: int | None = None
-    search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    threads: int | None = None
-
-    @classmethod
-    def of(
-        cls,
-        config: Mapping[str, Any],
-        generation_config: Mapping[str, Any] | None = None,
-        *,
-        context_length: int | None = None,
-        threads: int | None = None,
-    ) -> Generation:
-        """Read what config.json and generation_config.json of transformers say; the second one counts where both do.
-
-        Args:
-            config: of the language model itself, not of one that contains it.
-            generation_config: None: there is none.
-            context_length: None: as the configuration says.
-            threads: see the class.
-
-        Raises:
-            ModelError: nothing says how long the context is, or which token ends an answer.
-        """
-        said = {**config, **{name: value for name, value in (generation_config or {}).items() if value is not None}}
-        context_length = context_length or next((said[name] for name in _CONTEXT if said.get(name)), None)
-        if context_length is None:
-            raise ModelError("config.json", "it does not say how many positions the model knows", "Give context_length")
-        end = said.get("eos_token_id")
-        end = tuple(end) if isinstance(end, Sequence) else (end,)
-        if None in end or not end:
-            raise ModelError("config.json", "it does not say which token ends an answer", "Add eos_token_id to it")
-        search = {name: said[name] for name in _SEARCH if said.get(name) is not None}
-        return cls(context_length, end, said.get("bos_token_id"), said.get("pad_token_id"), search, threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +54,6 @@ def genai_config(decoder: Decoder, generation: Generation) -> dict[str, Any]:
     keys, values = (_pattern(pair[index] for pair in decoder.past) for index in (0, 1))
     new_keys, new_values = (_pattern(pair[index] for pair in decoder.present) for index in (0, 1))
     options: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
-    if generation.threads is not None:
-        options["intra_op_num_threads"] = generation.threads
     tokens = {"bos_token_id": generation.begin, "eos_token_id": list(generation.end)}
     pad = generation.end[0] if generation.pad is None else generation.pad
     return {

@@ -12,16 +12,17 @@ from qcompile.backends import Lowered
 from qcompile.backends.onnxruntime import lowering
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
 from qcompile.backends.onnxruntime.cached_attention import attend_in_place
-from qcompile.backends.onnxruntime.genai_config import FILE, Decoder, Generation, genai_config
+from qcompile.backends.onnxruntime.genai_config import FILE, Decoder, genai_config
 from qcompile.backends.onnxruntime.last_positions import keep_last_positions
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
+from qcompile.generation import Generation
 
 MODEL_FILE = "model.onnx"
 """What onnxruntime-genai opens; of the logits it has those of the last position."""
 
 EVERY_POSITION_FILE = "every_position.onnx"
-"""The same model with logits of all positions, to evaluate it; it reads the same weights."""
+"""The same model with logits of all positions, to verify and evaluate it; it reads the same weights."""
 
 DATA_FILE = "model.onnx.data"
 _EXTERNAL_BYTES = 1024
@@ -52,23 +53,24 @@ def lower_generator(model: ir.Model, folder: Path, generation: Generation) -> Lo
     remove_head_transposes(prepared)
     in_place, kept = attend_in_place(prepared, generation.context_length)
     common.RemoveUnusedNodesPass()(prepared)
-    for value in [each for each in prepared.graph.inputs if not each.uses()]:
-        prepared.graph.inputs.remove(value)
     lowered, findings = lowering.lower(prepared)
-    decoder = _decoder(lowered, in_place=in_place)
     ir.save(lowered, folder / EVERY_POSITION_FILE, external_data=DATA_FILE, size_threshold_bytes=_EXTERNAL_BYTES)
-    last = _write_last_positions(folder)
+    model, last = _write_last_positions(folder)
+    decoder = _decoder(model, in_place=in_place)
     (folder / FILE).write_text(json.dumps(genai_config(decoder, generation), indent=2) + "\n", encoding="utf-8")
     files = (MODEL_FILE, EVERY_POSITION_FILE, DATA_FILE, FILE)
-    return Lowered(MODEL_FILE, files, (*kept, *findings, *last))
+    return Lowered(EVERY_POSITION_FILE, files, (*kept, *findings, *last))
 
 
-def _write_last_positions(folder: Path) -> tuple[Finding, ...]:
+def _write_last_positions(folder: Path) -> tuple[ir.Model, tuple[Finding, ...]]:
     model = ir.load(folder / EVERY_POSITION_FILE)
     logits, padding = _logits(model.graph), _padding(model.graph)
+    for value in [each for each in model.graph.inputs if not each.uses()]:
+        model.graph.inputs.remove(value)  # positions, which the rotary tables are read by in the operator itself
     done = keep_last_positions(model, logits, padding)
     ir.save(model, folder / MODEL_FILE)
-    return () if done else (Finding(str(logits.name), "kept", "logits of all positions are computed for each prompt"),)
+    kept = Finding(str(logits.name), "kept", "logits of all positions are computed for each prompt")
+    return model, () if done else (kept,)
 
 
 def _decoder(model: ir.Model, *, in_place: bool) -> Decoder:

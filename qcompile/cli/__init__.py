@@ -9,7 +9,7 @@ import typer
 import typer.main
 
 import qcompile
-from qcompile.cli import artifacts, compiling, diagnosis, inspecting
+from qcompile.cli import artifacts, chatting, compiling, diagnosis, inspecting
 from qcompile.cli.console import EXIT_CODES_HELP, closed_pipe_ends, report_bug, usage_failures
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for _name, _command in (
     ("compile", compiling.compile_model),
+    ("chat", chatting.chat),
     ("inspect", inspecting.inspect),
     ("verify", artifacts.verify),
     ("bench", artifacts.bench),

@@ -20,7 +20,8 @@ def compile_model(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name or YAML file.")] = "w8a8-dynamic",
     backend: Annotated[str, typer.Option("--backend", "-b", help="onnxruntime or openvino.")] = "onnxruntime",
     calibration: Annotated[
-        Path | None, typer.Option("--calibration", "-c", help="An .npz file of stacked samples, or a folder of .npz.")
+        Path | None,
+        typer.Option("--calibration", "-c", help="An .npz file of stacked samples, a folder of .npz, or a .txt."),
     ] = None,
     num_calibration_samples: Annotated[
         int | None, typer.Option(min=1, help="Most samples that are read; all when left out.")
@@ -34,6 +35,9 @@ def compile_model(
     targets: Annotated[
         list[str] | None, typer.Option(help="Quantize only this layer: a name, or re: and a pattern. Repeatable.")
     ] = None,
+    output_format: Annotated[
+        str, typer.Option(help="model, or genai: a folder for onnxruntime-genai or openvino_genai, and for chat.")
+    ] = "model",
     target: Annotated[str | None, typer.Option(help="Processor to compile for, such as avx2.")] = None,
     max_drop: Annotated[
         float | None,
@@ -59,10 +63,11 @@ def compile_model(
                 inputs.model_file(model),
                 inputs.recipe(recipe, settings or ()),
                 backend=backend,
-                calibration=inputs.calibration(calibration, num_calibration_samples, calibration_cache),
+                calibration=inputs.calibration(calibration, num_calibration_samples, calibration_cache, model),
                 ignore=tuple(ignore or ()),
                 targets=tuple(targets or ()),
                 output=output,
+                output_format=output_format,
                 target=target,
                 accuracy=None if max_drop is None else {"max_drop": max_drop},
                 verify=verify,

@@ -14,6 +14,8 @@ import numpy as np
 
 from qcompile.calibration_data import Calibration
 from qcompile.errors import CalibrationError, InputError, ModelError, RecipeError
+from qcompile.frontend.huggingface import is_folder
+from qcompile.frontend.texts import read_text, text_samples
 from qcompile.manifest import Port
 from qcompile.misspelt import mend
 from qcompile.plain_files import check_plain
@@ -62,24 +64,25 @@ def read_sample(file: Path) -> dict[str, np.ndarray]:
 
 
 def model_file(path: Path) -> Path:
-    """Return the path of an .onnx file; raises ModelError for what the command line cannot compile yet."""
-    if path.is_dir() and (path / "config.json").is_file():
-        mend = "Export it to ONNX first, or call qcompile.compile(AutoModel.from_pretrained(...)) in Python"
-        raise ModelError(str(path), "it is a Hugging Face folder, which the command line does not read yet", mend)
-    if path.is_dir():
-        raise ModelError(str(path), "it is a folder", "Give the path of an .onnx file")
+    """Return the path of a model; raises ModelError where there is none."""
+    if path.is_dir() and not is_folder(path):
+        mend = "Give the path of an .onnx or .gguf file, or of a folder with config.json and safetensors"
+        raise ModelError(str(path), "it is a folder without config.json", mend)
     if not path.exists():
         raise ModelError(str(path), "there is no such file", "Give the path of an .onnx file")
     return path
 
 
-def calibration(path: Path | None, count: int | None, cache: Path | None) -> Calibration | None:
-    """Return calibration data: an .npz file of stacked samples, or a folder of .npz files; None: there is none.
+def calibration(
+    path: Path | None, count: int | None, cache: Path | None, model: Path | None = None
+) -> Calibration | None:
+    """Return calibration data: an .npz file of stacked samples, a folder of them, or a .txt; None: there is none.
 
     Args:
         path: file or folder.
         count: most samples that are read.
         cache: folder where statistics are kept between runs.
+        model: whose tokenizer reads a text.
 
     Raises:
         CalibrationError: there is no such file, or nothing that the other options could be about.
@@ -91,6 +94,8 @@ def calibration(path: Path | None, count: int | None, cache: Path | None) -> Cal
         return None
     if not path.exists():
         raise CalibrationError(str(path), "there is no such file or folder", "Give an .npz file or a folder of them")
+    if path.suffix == ".txt" and model is not None:
+        return Calibration(text_samples(model, read_text(path), count=count), cache=cache)
     return Calibration(SampleFolder(path) if path.is_dir() else path, count, cache=cache)
 
 

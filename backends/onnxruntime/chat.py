@@ -1,0 +1,105 @@
+"""Conversations with a folder of onnxruntime-genai."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.chat import Answer, Message, Show
+from qcompile.errors import InputError, MissingDependencyError, ModelError
+from qcompile.session import check_threads
+
+_MEND = "Compile the model again with output_format='genai'"
+
+
+@dataclasses.dataclass
+class OnnxRuntimeChat:
+    """A model of onnxruntime-genai, and the conversation that its cache holds.
+
+    Attributes:
+        model: onnxruntime_genai.Model.
+        tokenizer: onnxruntime_genai.Tokenizer of the model.
+        context_length: most tokens of a conversation.
+        generator: of the conversation so far, or None before the first answer.
+        held: tokens in the cache of the generator.
+    """
+
+    model: Any
+    tokenizer: Any
+    context_length: int
+    generator: Any = None
+    held: list[int] = dataclasses.field(default_factory=list)
+
+    def answer(self, messages: Sequence[Message], *, max_new_tokens: int, show: Show) -> Answer:
+        """See `qcompile.chat.Chat`; the tokens are the most likely ones, or drawn as genai_config.json says."""
+        tokens = self._tokens(messages)
+        if len(tokens) >= self.context_length:
+            reason = f"it has {len(tokens)} tokens, and the model knows {self.context_length}"
+            raise InputError("conversation", reason, "Begin a new one, or say less")
+        started = time.perf_counter()
+        new = self._append(tokens)
+        stream, pieces, count = self.tokenizer.create_stream(), [], 0
+        first = started
+        while count < max_new_tokens and not self.generator.is_done():
+            self.generator.generate_next_token()
+            token = int(self.generator.get_next_tokens()[0])
+            count += 1
+            first = time.perf_counter() if count == 1 else first
+            if self.generator.is_done() and token in self.tokenizer.eos_token_ids:
+                break
+            pieces.append(stream.decode(token))
+            if not show(pieces[-1]):
+                break
+        self.held = [int(each) for each in self.generator.get_sequence(0)]
+        return Answer("".join(pieces), new, count, first - started, time.perf_counter() - first)
+
+    def _tokens(self, messages: Sequence[Message]) -> list[int]:
+        said = json.dumps([dataclasses.asdict(each) for each in messages])
+        try:
+            text = self.tokenizer.apply_chat_template(messages=said, add_generation_prompt=True)
+        except RuntimeError as error:
+            raise InputError("conversation", f"the template of the model refuses it: {error}", _MEND) from error
+        return [int(each) for each in self.tokenizer.encode(text)]
+
+    def _append(self, tokens: list[int]) -> int:
+        """Give the generator what its cache does not hold yet; return how many tokens that are."""
+        import onnxruntime_genai
+
+        pairs = zip(self.held, tokens, strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        same = min(same, len(tokens) - 1)
+        if self.generator is None or same == 0:
+            parameters = onnxruntime_genai.GeneratorParams(self.model)
+            parameters.set_search_options(max_length=self.context_length)
+            self.generator, same = onnxruntime_genai.Generator(self.model, parameters), 0
+        else:
+            self.generator.rewind_to(same)
+        self.generator.append_tokens(np.asarray(tokens[same:], np.int32))
+        return len(tokens) - same
+
+
+def open_chat(folder: Path, *, threads: int | None) -> OnnxRuntimeChat:
+    """Load a folder; raises MissingDependencyError, ModelError, and RecipeError for a wrong number of threads."""
+    check_threads(threads)
+    try:
+        import onnxruntime_genai
+    except ImportError as error:
+        reason = f"conversations on ONNX Runtime need onnxruntime-genai ({error})"
+        raise MissingDependencyError("onnxruntime-genai", reason, "pip install 'qcompile[genai]'") from error
+    try:
+        config = onnxruntime_genai.Config(str(folder))
+        # 0 is every core, as ONNX Runtime counts them; without a word onnxruntime-genai takes half of them.
+        options = {"intra_op_num_threads": threads or 0}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        model = onnxruntime_genai.Model(config)
+        said = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+        return OnnxRuntimeChat(model, onnxruntime_genai.Tokenizer(model), int(said["model"]["context_length"]))
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise ModelError(str(folder), f"onnxruntime-genai does not open it: {error}", _MEND) from error

@@ -1,0 +1,71 @@
+"""The command that talks: chat."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from qcompile.cli.console import Debug, Threads, failures
+
+if TYPE_CHECKING:
+    from qcompile.chat import Answer, Chat, Message
+
+
+def chat(
+    folder: Annotated[Path, typer.Argument(help="An artifact that was compiled with --output-format genai.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this, and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Talk to a language model. An empty line or the end of the input ends the conversation; Ctrl-C ends an answer."""
+    with failures(as_json=False, debug=debug):
+        from qcompile.artifact import load
+        from qcompile.chat import Message
+
+        talk = load(folder).open_chat(threads=threads)
+        said = [Message("system", system)] if system else []
+        if prompt is not None:
+            _say(talk, [*said, Message("user", prompt)], max_new_tokens)
+            return
+        while question := _question():
+            said.append(Message("user", question))
+            said.append(Message("assistant", _say(talk, said, max_new_tokens).text))
+
+
+def _question() -> str:
+    """Return the next line of the user, empty at the end; it asks on a terminal only."""
+    if sys.stdin.isatty():
+        Console(stderr=True).print("> ", end="", style="bold")
+    return sys.stdin.readline().strip()
+
+
+def _say(talk: Chat, messages: list[Message], max_new_tokens: int) -> Answer:
+    """Print an answer as it comes on the standard output, and its speed on the standard error."""
+    stopped = False
+
+    def show(piece: str) -> bool:
+        try:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            nonlocal stopped
+            stopped = True
+        return not stopped
+
+    answer = talk.answer(messages, max_new_tokens=max_new_tokens, show=show)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    Console(stderr=True).print(speed(answer), style="dim", highlight=False)
+    return answer
+
+
+def speed(answer: Answer) -> str:
+    """Return how fast an answer came, in one line."""
+    first = f"first token of {answer.prompt_tokens} after {answer.first_token_s:.2f} s"
+    return f"{first}, then {answer.tokens_per_s:.0f} tokens/s ({answer.new_tokens} tokens)"

@@ -1,0 +1,81 @@
+"""What belongs to a language model beside its graph: configuration and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import ModelError, UnsupportedError
+from qcompile.frontend.gguf import is_gguf_file, open_gguf
+from qcompile.frontend.huggingface import CONFIGURATION, is_folder
+from qcompile.generation import Generation
+from qcompile.plain_files import check_plain
+
+GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer.json"
+_NEEDED = (CONFIGURATION, TOKENIZER)
+_OTHERS = (
+    *(GENERATION, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+    *("chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt"),
+)
+"""Files of Hugging Face's tokenizers and of generation; nothing else of a folder goes into an artifact."""
+
+
+def write_assets(model: Any, folder: Path) -> tuple[str, ...]:
+    """Write configuration and tokenizer of a language model into an existing folder; return the names of the files.
+
+    Args:
+        model: path of a folder of Hugging Face or of a GGUF file.
+        folder: where to.
+
+    Raises:
+        UnsupportedError: the model is nothing that has a tokenizer.
+        ModelError: a file is missing, or cannot be read.
+    """
+    if is_gguf_file(model):
+        opened = open_gguf(model)
+        opened.save_tokenizer(folder)
+        opened.config.save_pretrained(folder)
+        return tuple(sorted(file.name for file in folder.iterdir() if file.name in (*_NEEDED, *_OTHERS)))
+    if not is_folder(model):
+        mend = "Give a Hugging Face folder or a GGUF file, or leave out output_format"
+        raise UnsupportedError("output_format 'genai'", "the model comes without a tokenizer", mend)
+    source = Path(os.fspath(model))
+    written = []
+    for name in (*_NEEDED, *_OTHERS):
+        if (source / name).exists():
+            _copy(source / name, folder / name)
+            written.append(name)
+        elif name in _NEEDED:
+            mend = "Save the tokenizer into it: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+            raise ModelError(str(source), f"there is no {name} in it", mend)
+    return tuple(written)
+
+
+def generation_of(folder: Path) -> Generation:
+    """Read how a model is used from the configuration that lies in a folder; raises ModelError where that fails."""
+    config = _read(folder / CONFIGURATION)
+    text = config.get("text_config")
+    path = folder / GENERATION
+    return Generation.of(text if isinstance(text, dict) else config, _read(path) if path.exists() else None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(said, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(str(path), f"it cannot be read: {error}", "Download the folder again") from error
+    return said
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        check_plain(source)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise ModelError(str(source), f"it cannot be read: {error}", "Give a folder with rights") from error
