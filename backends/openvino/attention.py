@@ -47,7 +47,7 @@ def decompose_attention(model: ov.Model) -> None:
                 masks[name] = factory.select(mask, np.float32(0), MASKED).output(0)
             scores = factory.add(scores, masks[name])
         result = factory.matmul(factory.softmax(scores, -1), value, False, False)
-        guarded = _guard(node) or node
+        guarded = find_guard(node) or node
         result.set_friendly_name(node.get_friendly_name())
         result.output(0).get_tensor().set_names(guarded.output(0).get_names())
         guarded.output(0).replace(result.output(0))
@@ -60,7 +60,7 @@ def _scale(query: ov.Output, others: list[ov.Output]) -> ov.Output | np.float32 
     return None if channels.is_dynamic else np.float32(channels.get_length() ** -0.5)
 
 
-def _guard(attention: ov.Node) -> ov.Node | None:
+def find_guard(attention: ov.Node) -> ov.Node | None:
     """Find the Select(IsNaN(attention), 0, attention) that the front end puts behind it, or None."""
     for port in readers(attention.output(0)):
         node = port.get_node()
