@@ -6,8 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 MODELS_INSTALLED := $(VENV)/.installed-models
 BENCH_INSTALLED := $(VENV)/.installed-bench
+# Peers whose requirements conflict, each in its own environment.
+PEERS := $(patsubst benchmarks/peers-%.txt,%,$(wildcard benchmarks/peers-*.txt))
+WITH_PEERS := language_model weight_only_loss solver_time
 
-.PHONY: demo test fuzz graphs check bench format types clean
+.PHONY: demo test fuzz graphs check bench peers format types clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -32,8 +35,16 @@ check: $(INSTALLED) types
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 # All benchmarks, or some: make bench ONLY="minilm vision"
-bench: $(BENCH_INSTALLED)
+bench: $(BENCH_INSTALLED) $(if $(filter $(WITH_PEERS),$(or $(ONLY),$(WITH_PEERS))),peers)
 	$(BIN)/python -m benchmarks.run $(ONLY)
+
+# All peers that need an environment of their own, or some: make peers PEERS="llama hqq"
+peers: $(PEERS:%=.venv-peers-%/.installed)
+
+.venv-peers-%/.installed: benchmarks/peers-%.txt
+	$(PYTHON) -m venv .venv-peers-$*
+	.venv-peers-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
+	touch $@
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -63,4 +74,4 @@ $(BENCH_INSTALLED): $(MODELS_INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .types build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers-* .types build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,135 @@
+"""SmolLM2-135M-Instruct: 990 tokens of prompt, 64 of answer, greedy, 2 threads: three peers and qcompile.
+
+Every model is loaded in its own process; the processes take turns, one answer each, and wait otherwise. Every round
+asks about another part of the prose, the same for all, so that no one can keep the cache of a prompt. The loss is each
+runtime's own, activations as it computes with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import decoder
+from benchmarks.peer_process import OWN, PeerProcess, Runner, run_module
+from benchmarks.results import Benchmark, Goal, Row
+
+THREADS, PROMPT, ANSWER, ROUNDS = 2, 990, 64, 5
+LOSS_WINDOWS, WINDOW = 16, 512
+WEIGHTS = 134_515_008  # the embedding, which is also the last linear, counted once
+PAUSE_SECONDS = 0.3  # in which the threads of the process before stop spinning
+MODEL_FILES = ("*.gguf", "*.onnx", "*.onnx.data", "openvino_model.*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One row of the table: a model on disk and what runs it."""
+
+    method: str
+    path: Path
+    runner: Runner
+
+
+def run(folder: Path) -> Benchmark:
+    """Build the peers' folders and ours, ask all of them in turns, then measure the loss of each."""
+    source = decoder.float_folder(folder / "float")
+    tokens = decoder.prose(source)
+    peers, our_models = _peers(source, folder), _ours()
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for number, candidate in enumerate([*peers, *our_models]):
+            log = folder / f"{number}.log"
+            process = PeerProcess(candidate.runner, candidate.path, THREADS, log)
+            processes[candidate.method] = stack.enter_context(process)
+        speeds = _speeds(processes, tokens)
+        passages = decoder.windows(tokens, WINDOW, LOSS_WINDOWS)
+        losses = {method: process.ask(do="loss", windows=passages)["nats"] for method, process in processes.items()}
+        versions = {method: process.versions for method, process in processes.items()}
+    rows = [_row(c, speeds[c.method], losses[c.method], versions[c.method]) for c in [*peers, *our_models]]
+    names = {candidate.method for candidate in peers}
+    title = f"SmolLM2-135M-Instruct, {PROMPT} tokens of prompt, {ANSWER} of answer, {THREADS} threads"
+    return Benchmark(title, rows, _goals(rows, names) if our_models else [])
+
+
+def _peers(source: Path, folder: Path) -> list[Candidate]:
+    """The peers as their documentation calls them; OpenVINO computes in bfloat16 by default where the CPU can."""
+    openvino_folder, onnxruntime_folder = folder / "optimum-intel", folder / "onnxruntime-genai"
+    build = ("build", str(source))
+    run_module("openvino", "optimum_openvino", *build, str(openvino_folder), log=folder / "optimum-intel.log")
+    run_module("genai", "genai_onnxruntime", *build, str(onnxruntime_folder), log=folder / "onnxruntime-genai.log")
+    return [
+        Candidate("llama.cpp Q4_1", decoder.gguf_file(), Runner("llama", "llamacpp")),
+        Candidate("optimum-intel int4 sym g64, default", openvino_folder, Runner("openvino", "optimum_openvino")),
+        Candidate("optimum-intel int4 sym g64, f32", openvino_folder, Runner("openvino", "optimum_openvino", ("f32",))),
+        Candidate("openvino-genai on the same, default", openvino_folder, Runner("openvino", "genai_openvino")),
+        Candidate("openvino-genai on the same, f32", openvino_folder, Runner("openvino", "genai_openvino", ("f32",))),
+        Candidate("onnxruntime-genai int4 level 4", onnxruntime_folder, Runner("genai", "genai_onnxruntime")),
+    ]
+
+
+def _ours() -> list[Candidate]:
+    """What qcompile wrote, each through its runtime's GenAI library and through the chat loop of qcompile itself.
+
+    HERE: compile the GGUF with `keep` and the float folder with `w4a16-gptq`, for each backend, and return
+    `ours(name, path)` of each; add a Runner(OWN, ...) of a module that serves the chat loop.
+    """
+    return []
+
+
+def ours(name: str, folder: Path) -> Candidate:
+    """A folder that qcompile wrote, run by this interpreter: its form says by which library."""
+    module = "genai_onnxruntime" if (folder / "genai_config.json").exists() else "genai_openvino"
+    return Candidate(f"qcompile {name}", folder, Runner(OWN, module))
+
+
+def _speeds(processes: Mapping[str, PeerProcess], tokens: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Median tokens per second and seconds until the first token, by method; the first round does not count."""
+    answers: dict[str, list[dict[str, float]]] = {method: [] for method in processes}
+    for number, prompt in enumerate(decoder.windows(tokens, PROMPT, ROUNDS + 1)):
+        for method, process in processes.items():
+            time.sleep(PAUSE_SECONDS)
+            answer = process.ask(do="answer", prompt=prompt, tokens=ANSWER)
+            if number > 0:
+                answers[method].append(answer)
+    return {
+        method: tuple(statistics.median(a[key] for a in found) for key in ("decode_tokens_per_s", "first_token_s"))
+        for method, found in answers.items()
+    }
+
+
+def _row(candidate: Candidate, speed: tuple[float, float], nats: float, versions: Mapping[str, str]) -> Row:
+    size = _bytes(candidate.path)
+    return {
+        "method": candidate.method,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "tokens/s": speed[0],
+        "first token, s": speed[1],
+        "MB": size / 1e6,
+        "bits per weight": 8 * size / WEIGHTS,
+        "loss, nats": nats,
+    }
+
+
+def _bytes(path: Path) -> int:
+    """Size of a model without its tokenizer; a GGUF holds its own, of 2 MB."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for pattern in MODEL_FILES for file in path.glob(pattern))
+
+
+def _goals(rows: Sequence[Row], peers: set[str]) -> list[Goal]:
+    """Decoding 1.15 times as fast as the best peer at equal or fewer bits; the first token 1.15 times as soon."""
+    theirs = [row for row in rows if row["method"] in peers]
+    mine = [row for row in rows if row["method"] not in peers]
+    fastest = max(float(row["tokens/s"]) for row in theirs)
+    most_bits = max(float(row["bits per weight"]) for row in theirs if float(row["tokens/s"]) == fastest)
+    small = [float(row["tokens/s"]) for row in mine if float(row["bits per weight"]) <= most_bits]
+    soonest = min(float(row["first token, s"]) for row in theirs) / min(float(row["first token, s"]) for row in mine)
+    return [
+        Goal("decode, times the best peer's at no more bits", max(small, default=0.0) / fastest, 1.15),
+        Goal("first token, times as soon as the best peer's", soonest, 1.15),
+    ]

@@ -1,0 +1,34 @@
+"""AutoRound: rounding and clipping learned by signed gradient descent, 40 iterations."""
+
+from __future__ import annotations
+
+import torch
+from auto_round import AutoRound
+from transformers import AutoTokenizer
+
+from benchmarks.peers_llm.weights import Task, linears, main
+
+ITERATIONS = 40
+
+
+def autoround(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """AutoRound's defaults but for bits, group size and the iterations; embedding and lm_head stay float."""
+    names = list(linears(model))
+    quantizer = AutoRound(
+        model,
+        tokenizer=AutoTokenizer.from_pretrained(task.source),  # asked for, and not read: the data is tokens
+        bits=task.bits,
+        group_size=task.group_size,
+        sym=True,
+        iters=ITERATIONS,
+        dataset=task.batches(),
+        nsamples=len(task.calibration),
+        seqlen=len(task.calibration[0]),
+        device_map="cpu",
+    )
+    quantized, _ = quantizer.quantize()
+    return {f"{name}.weight": quantized.get_submodule(name).weight for name in names}
+
+
+if __name__ == "__main__":
+    main({"autoround": autoround})
