@@ -40,7 +40,8 @@ class Levels:
         if not self.binary or not np.all((array == 0) | (array == 1)):
             self.binary = False
             return
-        here = {int(bool(level)) for level in (array.min(), array.max())}
+        # Nothing but the empty cache of a decoder is empty.
+        here = {int(bool(level)) for level in (array.min(), array.max())} if array.size else set()
         self.seen |= here
         for level in here if len(here) == 1 else ():
             self.constant_in.setdefault(level, index)

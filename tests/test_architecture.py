@@ -130,7 +130,11 @@ RUNTIMES = {
     "onnxruntime": ["qcompile.backends.onnxruntime*"],
     "openvino": ["qcompile.backends.openvino*"],
     "torch": ["qcompile.frontend*", "qcompile.models*", "qcompile.calibration_data"],
-    "transformers": ["qcompile.frontend.huggingface*", "qcompile.frontend.gguf*"],
+    "transformers": [
+        "qcompile.frontend.huggingface*",
+        "qcompile.backends.openvino.tokenizers",
+        "qcompile.frontend.gguf*",
+    ],
     "onnxruntime_genai": ["qcompile.backends.onnxruntime*"],
     "openvino_genai": ["qcompile.backends.openvino*"],
     "openvino_tokenizers": ["qcompile.backends.openvino*"],

@@ -21,6 +21,7 @@ from qcompile.backends.onnxruntime.norms import keep_residual_additions, residua
 from qcompile.backends.onnxruntime.saturation import drop_saturated_clips
 from qcompile.backends.onnxruntime.subgraph_inputs import requantize_for_subgraphs
 from qcompile.backends.onnxruntime.transposed_floats import keep_transposed_floats
+from qcompile.backends.onnxruntime.unread_caches import join_unread_caches
 from qcompile.contract import Finding
 from qcompile.rotary_caches import expand_caches
 from qcompile.unsigned_activations import quantize_activations_to_uint8
@@ -50,6 +51,7 @@ def legalize(model: ir.Model) -> ir.Model:
 def _accepted(model: ir.Model) -> ir.Model:
     model = model.clone()
     expand_caches(model)
+    join_unread_caches(model)
     model.ir_version = min(model.ir_version, IR_VERSION)
     return model
 

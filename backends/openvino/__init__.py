@@ -10,13 +10,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qcompile.backends import Capability, Lowered, Site, SlowInIntegers
+from qcompile.backends.openvino import generation as generation_files
 from qcompile.backends.openvino import lowering
+from qcompile.backends.openvino.chat import open_chat
 from qcompile.backends.openvino.conversion import converted
 from qcompile.backends.openvino.probes import open_probe
 from qcompile.backends.openvino.runtime import core, openvino, runtime_errors
 from qcompile.backends.openvino.session import DEVICE, OpenVinoSession, Precision, load, refused
+from qcompile.backends.openvino.tokenizers import write_tokenizers
+from qcompile.chat import Chat
+from qcompile.generation import Generation
 from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
-from qcompile.session import Probe
+from qcompile.session import Probe, Session
 
 _GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
 _DTYPES: tuple[Dtype, ...] = ("uint8", "int8")
@@ -85,13 +90,23 @@ class OpenVinoBackend:
         findings = lowering.lower(model, folder)
         return Lowered(lowering.MODEL_FILE, (lowering.MODEL_FILE, lowering.WEIGHTS_FILE), findings)
 
-    def open_artifact(
-        self, model_path: Path, *, threads: int | None = None, precision: Precision = "f32"
-    ) -> OpenVinoSession:
+    def lower_generator(self, model: ir.Model, folder: Path, generation: Generation) -> Lowered:  # noqa: ARG002
+        """Write openvino_model.xml, which keeps its cache in states, and .bin; openvino_genai reads the rest itself."""
+        findings = generation_files.lower_generator(model, folder)
+        files = (generation_files.MODEL_FILE, generation_files.WEIGHTS_FILE)
+        return Lowered(generation_files.MODEL_FILE, (*files, *write_tokenizers(folder)), findings)
+
+    def open_chat(self, folder: Path, *, threads: int | None = None) -> Chat:
+        """Load a folder of openvino_genai; raises MissingDependencyError, ModelError."""
+        return open_chat(folder, threads=threads)
+
+    def open_artifact(self, model_path: Path, *, threads: int | None = None, precision: Precision = "f32") -> Session:
         """Load a written model file; `precision` is that of its float operators.
 
         Raises ModelError when OpenVINO refuses the file, and MissingDependencyError without OpenVINO.
         """
+        if model_path.name == generation_files.MODEL_FILE:
+            return generation_files.open_generator(model_path, threads=threads, precision=precision)
         try:
             model = core().read_model(model_path)
         except runtime_errors() as error:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qcompile import block_weights
-from qcompile.backends.openvino.activations import GROUP_SIZES, quantize_at_run_time
+from qcompile.backends.openvino.activations import quantize_at_run_time
 from qcompile.backends.openvino.cached_attention import attend_to_states
 from qcompile.backends.openvino.caches import Cache, find_caches, keep_caches, measure_caches_whole
 from qcompile.backends.openvino.compression import compress_weights
 from qcompile.backends.openvino.conversion import converted
-from qcompile.backends.openvino.decompression import storage
 from qcompile.backends.openvino.lowering import save
 from qcompile.backends.openvino.runtime import core, runtime_errors
-from qcompile.backends.openvino.session import GROUP_SIZE, Precision, load, refused
+from qcompile.backends.openvino.session import GROUP_SIZE, OpenVinoSession, Precision, load, refused
 from qcompile.backends.openvino.stateful_session import StatefulSession
 from qcompile.backends.openvino.vectors import keep_vectors_in_float
 from qcompile.backends.openvino.zero_points import fold_zero_points
 from qcompile.contract import Finding
 from qcompile.unused_nodes import RemoveUnusedNodes
+
+if TYPE_CHECKING:
+    import openvino as ov
 
 MODEL_FILE = "openvino_model.xml"
 WEIGHTS_FILE = "openvino_model.bin"
@@ -36,8 +38,7 @@ def lower_generator(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
 
     Inputs: those of the model without its cache, and beam_idx int32 [batch]; outputs: those without the cache. `model`
     is not changed. The files carry the group size in which the activations of linears with weights in blocks are
-    rounded at run time: that of the recipe, else that of the weights, whose kernels are made for it (64 instead of
-    OpenVINO's own 32: a third more tokens a second, measured on SmolLM2, 2026.4).
+    rounded at run time; 0 where the recipe rounds none.
 
     Returns what stayed float, and why. Raises UnsupportedError for a model without a cache.
     """
@@ -49,7 +50,6 @@ def lower_generator(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     measure_caches_whole(model, caches)
     vectors = keep_vectors_in_float(model)
     group_size, findings = quantize_at_run_time(model)
-    group_size = group_size or _group_size(model)
     fold_zero_points(model)
     RemoveUnusedNodes()(model)
     with converted(model) as result:
@@ -79,17 +79,19 @@ def open_generator(
     """
     try:
         model = core().read_model(path)
-        said = json.loads(model.get_rt_info(_CACHES).astype(str))
     except runtime_errors() as error:
         raise refused(f"model {path.name}", error) from error
-    model.set_rt_info(cache_precision, ["runtime_options", "KV_CACHE_PRECISION"])
+    keep_cache_precise(model, cache_precision)
     session = load(model, f"model {path.name}", threads=threads, precision=precision)
+    return with_caches(session, model)
+
+
+def keep_cache_precise(model: ov.Model, cache_precision: str = "f32") -> None:
+    """Let a model keep keys and values in this type when it is loaded: "f32", or "u8", as OpenVINO does by itself."""
+    model.set_rt_info(cache_precision, ["runtime_options", "KV_CACHE_PRECISION"])
+
+
+def with_caches(session: OpenVinoSession, model: ov.Model) -> StatefulSession:
+    """Return a session of a model that `lower_generator` wrote, so that it takes its cache from the feed."""
+    said = json.loads(model.get_rt_info(_CACHES).astype(str))
     return StatefulSession(session, tuple(Cache(past, present) for past, present in said))
-
-
-def _group_size(model: ir.Model) -> int:
-    """Return the largest group of activations that divides those of every weight in blocks; 0: they stay float."""
-    found = (block_weights.of_node(node) for node in model.graph)
-    stored = [storage(weight) for weight in found if weight is not None]
-    sizes = [each.group_size for each in stored if each is not None]
-    return next((size for size in GROUP_SIZES if sizes and all(each % size == 0 for each in sizes)), 0)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from qcompile.backends.openvino.generation import MODEL_FILE, keep_cache_precise, with_caches
 from qcompile.backends.openvino.readback import quantizes_at_run_time
 from qcompile.backends.openvino.runtime import core
 from qcompile.backends.openvino.session import GROUP_SIZE, load
@@ -28,11 +29,14 @@ def open_probe(model_path: Path, values: Sequence[Sequence[str]]) -> Probe:
     inner = tuple(name for name in wanted if name not in outputs)
     if inner:
         model.add_outputs(list(inner))
+    if model_path.name == MODEL_FILE:
+        keep_cache_precise(model)
     session = load(model, f"model {model_path.name}")
+    shown = dataclasses.replace(session, output_names=(*session.output_names[:count], *inner))
     group_size = int(session.compiled.get_property(GROUP_SIZE))
     return Probe(
         "openvino",
-        dataclasses.replace(session, output_names=(*session.output_names[:count], *inner)),
+        with_caches(shown, model) if model_path.name == MODEL_FILE else shown,
         tuple(name for name in wanted if name in inner or name in session.output_names[:count]),
         lambda channels: _channels_per_scale(channels, group_size),
     )
