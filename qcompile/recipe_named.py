@@ -43,6 +43,9 @@ def _weights_only(solver: str, **settings: Any) -> list[Any]:
     return [{"quantize_weights": {"solver": solver, **settings}}, "quantize_embeddings"]
 
 
+_AWQ = ["search_scales", "fold_scales", *_weights_only("rtn", n_grid=20)]
+
+
 NAMED: dict[str, tuple[str, list[Any]]] = {
     "float": ("nothing is quantized; the model is brought to canonical form", []),
     "w8a8-static": ("INT8, scales of activations from calibration: the fastest", _ours(_STATIC)),
@@ -52,6 +55,7 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
     "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),
     "w4a16-rtn": ("weights of 4 bits in groups, rounded to nearest; no data", _weights_only("rtn", n_grid=0)),
     "w4a16-hqq": ("weights of 4 bits in groups, half-quadratic: closer than to nearest; no data", _weights_only("hqq")),
+    "w4a16-awq": ("weights of 4 bits in groups, scales of channels by calibration folded upstream", _AWQ),
     "w4a16-gptq": ("weights of 4 bits in groups, by what calibration sees: the closest", _weights_only("gptq")),
     "w4a8": (
         "as w4a16-gptq, activations of 8 bits at run time: several times as fast for one token",
