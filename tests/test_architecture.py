@@ -63,7 +63,7 @@ ROOMS = {
     "artifact": ["qcompile.artifact*", "qcompile.manifest*"],
     "verify": ["qcompile.verify*", "qcompile.first_difference", "qcompile.random_outputs"],
     "reference": ["qcompile.reference_*"],
-    "calibration": ["qcompile.calibration*", "qcompile.smoothing_problem"],
+    "calibration": ["qcompile.calibration*", "qcompile.smoothing_problem", "qcompile.weight_only"],
     "graph": [
         "qcompile.graph*",
         "qcompile.attention_parts",
@@ -86,7 +86,6 @@ ROOMS = {
         "qcompile.unsigned_activations",
         "qcompile.untouched",
         "qcompile.unused_nodes",
-        "qcompile.weight_only",
         "qcompile.weight_rounding",
     ],
     "foundation": [
