@@ -1,4 +1,4 @@
-"""NF4: 4-bit numbers whose values are quantiles of the normal distribution, and scales that are quantized themselves."""
+"""NF4: 4 bits whose values are quantiles of the normal distribution, and scales that are quantized themselves."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def double_quantized(scale: Array) -> DoubleQuantized:
     blocks = -(-flat.size // SCALES_IN_BLOCK)
     padded = np.zeros(blocks * SCALES_IN_BLOCK, np.float32)
     padded[: flat.size] = left
-    largest = np.abs(padded.reshape(blocks, -1)).max(axis=1, initial=0.0)
+    largest = np.abs(padded.reshape(blocks, SCALES_IN_BLOCK)).max(axis=1, initial=0.0)
     inverse = np.float32(1) / np.where(largest > 0, largest, np.float32(1))
     indices = nearest(left * np.repeat(inverse, SCALES_IN_BLOCK)[: flat.size], dynamic_levels())
     return DoubleQuantized(indices, largest, np.float32(offset))
