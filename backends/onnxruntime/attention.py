@@ -153,6 +153,9 @@ def _read_flat_output(model: ir.Model, node: ir.Node, reshapes: list[ir.Node], f
         if output.shape is not None and result.shape == output.shape and not result.is_graph_output():
             result.replace_all_uses_with(output)
             model.graph.remove(reshape, safe=True)
+            # It has the shape and the numbers of that value now; those who compare values go by names.
+            name, result.name = result.name, None
+            output.name = name
         else:
             reshape.replace_input_with(0, output)
     model.graph.remove(transpose, safe=True)
