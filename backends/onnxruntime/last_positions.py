@@ -37,9 +37,8 @@ def keep_last_positions(model: ir.Model, logits: ir.Value, padding: ir.Value) ->
     moved = _by_position(model.graph, logits, sequence)
     read = {value for node in moved for value in node.inputs if value is not None and value.producer() not in moved}
     # In graph order: the first is there before the others, and so is the index that is made behind it.
-    borders = [
-        output for node in model.graph for output in node.outputs if output in read and _is_sequence(output, sequence)
-    ]
+    values = (*model.graph.inputs, *(output for node in model.graph for output in node.outputs))
+    borders = [value for value in values if value in read and _is_sequence(value, sequence)]
     if not borders:  # the logits come from what mixes positions
         return False
     names = Names(model.graph)
@@ -121,6 +120,8 @@ def _last_index(model: ir.Model, value: ir.Value, padding: ir.Value, names: Name
     for node in tape.nodes:
         node.name = node.outputs[0].name = names.new(f"{value.name}.{node.op_type.lower()}")
     producer = value.producer()
-    assert producer is not None
-    model.graph.insert_after(producer, tape.nodes)
+    if producer is None:
+        model.graph.insert_before(next(iter(model.graph)), tape.nodes)
+    else:
+        model.graph.insert_after(producer, tape.nodes)
     return index
