@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from auto_round import AutoRound
 from transformers import AutoTokenizer
 
-from benchmarks.peers_llm.weights import Task, linears, main
+from benchmarks.peers_llm.weights import Task, Tensors, linears, main
 
 ITERATIONS = 40
 
 
-def autoround(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def autoround(task: Task, model: torch.nn.Module) -> Callable[[], Tensors]:
     """AutoRound's defaults but for bits, group size and the iterations; embedding and lm_head stay float."""
     names = list(linears(model))
     quantizer = AutoRound(
@@ -28,7 +30,7 @@ def autoround(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         enable_torch_compile=False,  # compiling takes longer than it saves on this model
     )
     quantized, _ = quantizer.quantize()
-    return {f"{name}.weight": quantized.get_submodule(name).weight for name in names}
+    return lambda: {f"{name}.weight": quantized.get_submodule(name).weight for name in names}
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from hqq.core.quantize import Quantizer
 
-from benchmarks.peers_llm.weights import Task, linears, main
+from benchmarks.peers_llm.weights import Task, Tensors, linears, main
 
 
-def hqq(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def hqq(task: Task, model: torch.nn.Module) -> Callable[[], Tensors]:
     """Quantizer.quantize with its defaults along the inputs (axis 1), in float32, and back."""
     found = {}
     for name, linear in linears(model).items():
-        quantized, meta = Quantizer.quantize(
+        found[name] = Quantizer.quantize(
             linear.weight.data,
             nbits=task.bits,
             group_size=task.group_size,
@@ -20,8 +22,7 @@ def hqq(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
             compute_dtype=torch.float32,
             device="cpu",
         )
-        found[f"{name}.weight"] = Quantizer.dequantize(quantized, meta)
-    return found
+    return lambda: {f"{name}.weight": Quantizer.dequantize(*quantized) for name, quantized in found.items()}
 
 
 if __name__ == "__main__":

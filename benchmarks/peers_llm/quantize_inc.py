@@ -1,16 +1,17 @@
-"""neural-compressor: GPTQ with and without act_order, and TEQ; its prepare, calibrate, convert."""
+"""neural-compressor: GPTQ with and without act_order; its prepare, calibrate, convert."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
-from neural_compressor.torch.quantization import GPTQConfig, TEQConfig, convert, prepare
+from neural_compressor.torch.quantization import GPTQConfig, convert, prepare
 
-from benchmarks.peers_llm.weights import Task, linears, main
+from benchmarks.peers_llm.weights import Task, Tensors, linears, main
 
 
-def gptq(task: Task, model: torch.nn.Module, *, act_order: bool) -> dict[str, torch.Tensor]:
+def gptq(task: Task, model: torch.nn.Module, *, act_order: bool) -> Callable[[], Tensors]:
     """GPTQConfig's defaults but for bits, group size and act_order."""
     names = list(linears(model))
     scheme = GPTQConfig(bits=task.bits, group_size=task.group_size, use_sym=True, act_order=act_order)
@@ -18,18 +19,7 @@ def gptq(task: Task, model: torch.nn.Module, *, act_order: bool) -> dict[str, to
     for batch in task.batches():
         prepared(batch)
     converted = convert(prepared)
-    return {f"{name}.weight": converted.get_submodule(name).recover() for name in names}
-
-
-def teq(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """TEQConfig's defaults, trained on the calibration; scales that no norm takes stay in front of the linear."""
-    names = list(linears(model))
-    scheme = TEQConfig(bits=task.bits, group_size=task.group_size, use_sym=True)
-    prepared = prepare(model, scheme, example_inputs=task.batches()[0])
-    for batch in task.batches():
-        prepared(batch)
-    converted = convert(prepared)
-    return {f"{name}.weight": converted.get_submodule(name).recover() for name in names}
+    return lambda: {f"{name}.weight": converted.get_submodule(name).recover() for name in names}
 
 
 if __name__ == "__main__":
@@ -37,6 +27,5 @@ if __name__ == "__main__":
         {
             "gptq": functools.partial(gptq, act_order=False),
             "gptq-act-order": functools.partial(gptq, act_order=True),
-            "teq": teq,
         }
     )

