@@ -12,7 +12,7 @@ from benchmarks.peers_llm.weights import Task, Tensors, linears, main
 
 # On 2 cores it takes one worker by default, and then refuses its own pool of two that loads models.
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
 
 def gptq(task: Task, model: torch.nn.Module) -> Callable[[], Tensors]:
