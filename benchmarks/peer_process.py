@@ -35,10 +35,10 @@ def interpreter(environment: str) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """This process's variables without what would tell the peers how many threads to use, or where packages lie."""
+    """Variables of this process without those about threads and packages; with this repository's modules."""
     left_out = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV")
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
-    return {**kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run_module(environment: str, module: str, *arguments: str, log: Path, given: str = "") -> str:
@@ -58,7 +58,7 @@ def run_module(environment: str, module: str, *arguments: str, log: Path, given:
     with log.open("w", encoding="utf-8") as said:
         done = subprocess.run(
             command,
-            cwd=ROOT,
+            cwd=log.parent,  # where some write logs of their own
             env=_environment(),
             input=given,
             stdout=subprocess.PIPE,
@@ -106,7 +106,7 @@ class PeerProcess:
         with log.open("w", encoding="utf-8") as said:
             self.process = subprocess.Popen(
                 [*command, *runner.arguments],
-                cwd=ROOT,
+                cwd=log.parent,
                 env=_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
