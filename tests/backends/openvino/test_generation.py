@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,12 +12,14 @@ import pytest
 import torch
 
 import qcompile
+from qcompile import backends
 from qcompile.backends.openvino.caches import BEAMS
 from qcompile.backends.openvino.generation import MODEL_FILE, lower_generator, open_generator
 from qcompile.backends.openvino.runtime import core
 from qcompile.backends.openvino.stateful_session import StatefulSession
 from qcompile.errors import InputError, UnsupportedError
 from qcompile.models.random_decoders import random_decoder
+from qcompile.passes.quantize_weights import QuantizeWeights
 
 TOLERANCE = 1e-4
 """Of the largest logit: what `exact` promises, see DESIGN.md."""
@@ -44,6 +48,11 @@ def fed(ids: np.ndarray, mask: np.ndarray, past: int) -> dict[str, np.ndarray]:
 
 def close(logits: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> None:
     assert np.abs(logits - wanted)[mask == 1].max() <= TOLERANCE * np.abs(wanted).max()
+
+
+def runtime_nodes(session: StatefulSession) -> list[Any]:
+    nodes: list[Any] = session.inner.compiled.get_runtime_model().get_ordered_ops()
+    return nodes
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +105,28 @@ def test_cache_goes_in_and_comes_out(llama: tuple[torch.nn.Module, StatefulSessi
     close(answer["logits"], expected(reference, ids, mask)[:, 6:], mask[:, 6:])
 
 
+@pytest.mark.usefixtures("llama")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_joined_weights_in_blocks_compute_what_the_portable_graph_does(folder: Path, bits: int, tmp_path: Path) -> None:
+    portable = qcompile.trace(folder)
+    QuantizeWeights(bits=bits, group_size=16)(portable)
+    assert sum(node.op_type == "MatMul" for node in portable.graph) == 15
+    lower_generator(portable, tmp_path)
+    session = open_generator(tmp_path / MODEL_FILE, threads=1)
+    kernels = [node.get_rt_info()["layerType"].astype(str) for node in runtime_nodes(session)]
+    assert (kernels.count("FullyConnected"), kernels.count("RoPE")) == (9, 2)
+    ids = np.random.default_rng(5).integers(3, 200, (2, 9))
+    mask = np.ones_like(ids)
+    mask[0, :3] = 0
+    past = {cache.past: np.zeros((2, 2, 0, 16), np.float32) for cache in session.caches}
+    for start, end in itertools.pairwise((0, 7, 8, 9)):
+        feed = {**fed(ids[:, :end], mask[:, :end], start), **past}
+        wanted = backends.get("onnxruntime").open_session(portable).run(feed)
+        found = session.run(feed)
+        close(found["logits"], wanted["logits"], mask[:, start:end])
+        past = {cache.past: found[cache.present] for cache in session.caches}
+
+
 def test_feed_without_a_cache_is_refused(llama: tuple[torch.nn.Module, StatefulSession]) -> None:
     ids = np.ones((1, 3), np.int64)
     with pytest.raises(InputError, match=r"past_key_values\.0\.key"):
@@ -103,8 +134,7 @@ def test_feed_without_a_cache_is_refused(llama: tuple[torch.nn.Module, StatefulS
 
 
 def test_plugin_runs_attention_and_states_as_one_operator(llama: tuple[torch.nn.Module, StatefulSession]) -> None:
-    nodes = llama[1].inner.compiled.get_runtime_model().get_ordered_ops()
-    types = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
+    types = [node.get_rt_info()["layerType"].astype(str) for node in runtime_nodes(llama[1])]
     assert types.count("ScaledDotProductAttention") == 2
     assert types.count("MemoryInput") == types.count("MemoryOutput") == 4
     assert types.count("RoPE") > 0
