@@ -29,6 +29,7 @@ def evaluate(
     observed: Mapping[str, np.ndarray] | None = None,
     *,
     channels_per_scale: ChannelsPerScale = whole_token,
+    nudge: float = 0.0,
 ) -> dict[str, np.ndarray]:
     """Evaluate a portable model, and go on from observed values in the place of its own.
 
@@ -40,6 +41,7 @@ def evaluate(
         feed: input name -> array.
         observed: value name -> what a runtime computed for it. Its readers get that array.
         channels_per_scale: how the tokens of QuantizeDequantizePerToken are quantized.
+        nudge: see `operators`.
 
     Returns:
         Output name, and name of each observed value -> what the reference computes from the inputs and from the
@@ -50,7 +52,7 @@ def evaluate(
     """
     observed = observed or {}
     skeleton, initializers = _without_initializers(model)
-    evaluator = ReferenceEvaluator(ir.to_proto(skeleton), new_ops=operators(channels_per_scale))
+    evaluator = ReferenceEvaluator(ir.to_proto(skeleton), new_ops=operators(channels_per_scale, nudge))
     wanted = {str(value.name) for value in model.graph.outputs}
     results: dict[str, Any] = {"": None, **initializers, **evaluator.rt_inits_, **feed}
     computed = {name: results[name] for name in wanted & set(results)}

@@ -33,8 +33,13 @@ def whole_token(channels: int) -> int:
     return channels
 
 
-def operators(channels_per_scale: ChannelsPerScale) -> list[type[OpRun]]:
-    """Return the operators that take the place of onnx's, with this way of quantizing tokens."""
+def operators(channels_per_scale: ChannelsPerScale, nudge: float = 0.0) -> list[type[OpRun]]:
+    """Return the operators that take the place of onnx's, with this way of quantizing tokens.
+
+    Args:
+        channels_per_scale: see `ChannelsPerScale`.
+        nudge: part of itself by which a number is moved before it is rounded, to see what answers to ties change.
+    """
 
     class QuantizeDequantizePerToken(OpRun):
         """Symmetric int8 in -127..127, one scale for each group of channels of a token."""
@@ -42,7 +47,7 @@ def operators(channels_per_scale: ChannelsPerScale) -> list[type[OpRun]]:
         op_domain = "qcompile"
 
         def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
-            return (quantize_dequantize_tokens(x, channels_per_scale(x.shape[-1])),)
+            return (quantize_dequantize_tokens(x, channels_per_scale(x.shape[-1]), nudge),)
 
     class QuantizeDequantizePerBlock(OpRun):
         """The same, where the graph says how many channels share a scale; a runtime may take smaller groups."""
@@ -51,15 +56,15 @@ def operators(channels_per_scale: ChannelsPerScale) -> list[type[OpRun]]:
 
         def _run(self, x: np.ndarray, block_size: int | None = None) -> tuple[np.ndarray]:
             size = channels_per_scale(x.shape[-1])
-            return (quantize_dequantize_tokens(x, min(size, block_size or size)),)
+            return (quantize_dequantize_tokens(x, min(size, block_size or size), nudge),)
 
     return [*_OPERATORS, QuantizeDequantizePerToken, QuantizeDequantizePerBlock]
 
 
-def quantize_dequantize_tokens(x: np.ndarray, channels: int) -> np.ndarray:
+def quantize_dequantize_tokens(x: np.ndarray, channels: int, nudge: float = 0.0) -> np.ndarray:
     """Return float32 [..., width] as int8, by one scale max|x| / 127 for each group of channels; 0: as it is.
 
-    Channels behind the last whole group are a smaller one.
+    Channels behind the last whole group are a smaller one. `nudge` is that of `operators`.
     """
     if channels == 0 or x.size == 0:
         return x
@@ -67,7 +72,7 @@ def quantize_dequantize_tokens(x: np.ndarray, channels: int) -> np.ndarray:
     sizes = np.diff(starts, append=x.shape[-1])
     scale = np.repeat(np.maximum.reduceat(np.abs(x), starts, axis=-1) / np.float32(127), sizes, axis=-1)
     scale[scale == 0] = 1
-    return np.asarray(np.clip(np.rint(x / scale), -127, 127) * scale, x.dtype)
+    return np.asarray(np.clip(np.rint(x / scale * np.float32(1 + nudge)), -127, 127) * scale, x.dtype)
 
 
 class BatchNormalization(OpRun):
