@@ -14,6 +14,8 @@ from qcompile.backends.onnxruntime.attention import remove_head_transposes
 from qcompile.backends.onnxruntime.cached_attention import attend_in_place
 from qcompile.backends.onnxruntime.genai_config import FILE, Decoder, genai_config
 from qcompile.backends.onnxruntime.last_positions import keep_last_positions
+from qcompile.backends.onnxruntime.packed_heads import pack_heads
+from qcompile.backends.onnxruntime.prompts import multiply_prompts_in_integers
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
 from qcompile.generation import Generation
@@ -31,7 +33,7 @@ _CACHED = ("Attention", "GroupQueryAttention")
 _NO_DECODER = "Give a causal language model whose layers keep keys and values, as the Hugging Face door traces it"
 
 
-def lower_generator(model: ir.Model, folder: Path, generation: Generation) -> Lowered:
+def lower_generator(model: ir.Model, folder: Path, generation: Generation, *, prompt: int | None = None) -> Lowered:
     """Write a language model, twice over the same weights, and genai_config.json into an existing folder.
 
     Tokenizer files are not written. onnxruntime-genai takes no more threads than half of what the processor has, unless
@@ -43,6 +45,8 @@ def lower_generator(model: ir.Model, folder: Path, generation: Generation) -> Lo
             cache [batch, heads, past, size]; outputs logits and the cache with the new tokens.
         folder: where to.
         generation: what the graph does not say.
+        prompt: tokens from which on they are multiplied in 8 bits by weights in blocks; see
+            `multiply_prompts_in_integers`. None: never.
 
     Raises:
         UnsupportedError: the graph is none of a causal language model with its cache.
@@ -54,23 +58,26 @@ def lower_generator(model: ir.Model, folder: Path, generation: Generation) -> Lo
     in_place, kept = attend_in_place(prepared, generation.context_length)
     common.RemoveUnusedNodesPass()(prepared)
     lowered, findings = lowering.lower(prepared)
+    pack_heads(lowered)
+    decoder = _decoder(lowered, in_place=in_place)
+    if prompt is not None:
+        logits = _logits(lowered.graph)
+        multiply_prompts_in_integers(lowered, _ids(lowered.graph, logits), logits, prompt)
     ir.save(lowered, folder / EVERY_POSITION_FILE, external_data=DATA_FILE, size_threshold_bytes=_EXTERNAL_BYTES)
-    model, last = _write_last_positions(folder)
-    decoder = _decoder(model, in_place=in_place)
+    last = _write_last_positions(folder)
     (folder / FILE).write_text(json.dumps(genai_config(decoder, generation), indent=2) + "\n", encoding="utf-8")
     files = (MODEL_FILE, EVERY_POSITION_FILE, DATA_FILE, FILE)
     return Lowered(EVERY_POSITION_FILE, files, (*kept, *findings, *last))
 
 
-def _write_last_positions(folder: Path) -> tuple[ir.Model, tuple[Finding, ...]]:
+def _write_last_positions(folder: Path) -> tuple[Finding, ...]:
     model = ir.load(folder / EVERY_POSITION_FILE)
     logits, padding = _logits(model.graph), _padding(model.graph)
     for value in [each for each in model.graph.inputs if not each.uses()]:
         model.graph.inputs.remove(value)  # positions, which the rotary tables are read by in the operator itself
     done = keep_last_positions(model, logits, padding)
     ir.save(model, folder / MODEL_FILE)
-    kept = Finding(str(logits.name), "kept", "logits of all positions are computed for each prompt")
-    return model, () if done else (kept,)
+    return () if done else (Finding(str(logits.name), "kept", "logits of all positions are computed for each prompt"),)
 
 
 def _decoder(model: ir.Model, *, in_place: bool) -> Decoder:
@@ -86,7 +93,7 @@ def _decoder(model: ir.Model, *, in_place: bool) -> Decoder:
     heads = nodes[0].attributes
     return Decoder(
         MODEL_FILE,
-        tuple(str(value.name) for value in model.graph.inputs if value not in cache),
+        tuple(str(value.name) for value in model.graph.inputs if value not in cache and value.uses()),
         tuple((str(keys.name), str(values.name)) for keys, values in past),
         tuple((str(node.outputs[1].name), str(node.outputs[2].name)) for node in nodes),
         first.shape,
@@ -118,6 +125,15 @@ def _logits(part: ir.Graph) -> ir.Value:
     if len(found) != 1:
         raise _unsupported("not one of its outputs is logits [batch, sequence, vocabulary]")
     return found[0]
+
+
+def _ids(part: ir.Graph, logits: ir.Value) -> ir.Value:
+    """Return an input [batch, sequence], as long as the logits."""
+    assert logits.shape is not None
+    for value in part.inputs:
+        if value.shape is not None and len(value.shape) == 2 and value.shape[1] == logits.shape[1]:
+            return value
+    raise _unsupported("no input has as many tokens as the logits, [batch, sequence]")
 
 
 def _padding(part: ir.Graph) -> ir.Value:

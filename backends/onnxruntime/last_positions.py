@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
@@ -34,7 +36,7 @@ def keep_last_positions(model: ir.Model, logits: ir.Value, padding: ir.Value) ->
     if producer is None or logits.shape is None or len(logits.shape) != 3 or isinstance(logits.shape[1], int):
         return False
     sequence = logits.shape[1]
-    moved = _by_position(model.graph, logits, sequence)
+    moved = by_position(model, logits, sequence)
     read = {value for node in moved for value in node.inputs if value is not None and value.producer() not in moved}
     # In graph order: the first is there before the others, and so is the index that is made behind it.
     values = (*model.graph.inputs, *(output for node in model.graph for output in node.outputs))
@@ -59,25 +61,32 @@ def keep_last_positions(model: ir.Model, logits: ir.Value, padding: ir.Value) ->
     return True
 
 
-def _by_position(part: ir.Graph, logits: ir.Value, sequence: ir.SymbolicDim) -> dict[ir.Node, None]:
-    """Return the nodes that treat positions one by one, and whose results such nodes and the logits alone read."""
+def by_position(model: ir.Model, logits: ir.Value, sequence: ir.SymbolicDim) -> dict[ir.Node, None]:
+    """Return the nodes that treat positions one by one, and whose results such nodes and the logits alone read.
+
+    Args:
+        model: with the graph.
+        logits: output of the graph, [batch, sequence, vocabulary].
+        sequence: its dim.
+    """
     moved: dict[ir.Node, None] = {}
-    for node in reversed(part):
+    computed = graph.computed_constants(model)
+    for node in reversed(model.graph):
         wanted = [output for output in node.outputs if output.uses() or output.is_graph_output()]
         alone = all(
             output is logits or (not output.is_graph_output() and all(use.node in moved for use in output.uses()))
             for output in wanted
         )
-        if wanted and alone and _treats_positions_alike(node, sequence):
+        if wanted and alone and _treats_positions_alike(node, sequence, computed):
             moved[node] = None
     return moved
 
 
-def _treats_positions_alike(node: ir.Node, sequence: ir.SymbolicDim) -> bool:
+def _treats_positions_alike(node: ir.Node, sequence: ir.SymbolicDim, computed: Collection[ir.Value]) -> bool:
     if not all(_is_sequence(output, sequence) for output in node.outputs):
         return False
     first, *others = (value for value in node.inputs if value is not None)
-    constants = all(graph.constant(value) is not None for value in others)
+    constants = all(value in computed or graph.constant(value) is not None for value in others)
     if node.op_type in _PRODUCTS:
         return node.domain in ("", CONTRIB) and _is_sequence(first, sequence) and constants
     if node.domain != "":

@@ -5,8 +5,9 @@ import dataclasses
 import onnx_ir as ir
 import pytest
 
-from qcompile.backends.onnxruntime.genai_config import Decoder, Generation, genai_config
+from qcompile.backends.onnxruntime.genai_config import Decoder, genai_config
 from qcompile.errors import ModelError
+from qcompile.generation import Generation
 
 CONFIG = {"max_position_embeddings": 64, "eos_token_id": 2, "bos_token_id": 1, "hidden_size": 32, "top_k": 9}
 DECODER = Decoder(
@@ -23,7 +24,7 @@ DECODER = Decoder(
 
 
 def test_what_the_graph_and_the_configurations_say() -> None:
-    generation = Generation.of(CONFIG, {"eos_token_id": [2, 7], "temperature": 0.6, "top_k": None}, threads=3)
+    generation = Generation.of(CONFIG, {"eos_token_id": [2, 7], "temperature": 0.6, "top_k": None})
     assert genai_config(DECODER, generation) == {
         "model": {
             "type": "decoder",
@@ -34,7 +35,7 @@ def test_what_the_graph_and_the_configurations_say() -> None:
             "vocab_size": 100,
             "decoder": {
                 "filename": "model.onnx",
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], "intra_op_num_threads": 3},
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "head_size": 16,
                 "hidden_size": 64,
                 "num_attention_heads": 4,
@@ -62,7 +63,6 @@ def test_what_nobody_says_is_left_out() -> None:
     written = genai_config(DECODER, generation)["model"]
     assert "bos_token_id" not in written
     assert written["pad_token_id"] == 0
-    assert "intra_op_num_threads" not in written["decoder"]["session_options"]
 
 
 def test_a_shorter_context() -> None:

@@ -15,14 +15,14 @@ import torch
 import qcompile
 from qcompile import backends
 from qcompile.backends import Lowered
-from qcompile.backends.onnxruntime.genai_config import Generation
 from qcompile.backends.onnxruntime.generation import lower_generator
 from qcompile.decoder_inputs import complete
 from qcompile.errors import UnsupportedError
+from qcompile.generation import Generation
 from qcompile.models.random_decoders import random_decoder
 from tests.backends.portable import parse
 
-GENERATION = Generation(context_length=40, end=(2,), begin=1, threads=1)
+GENERATION = Generation(context_length=40, end=(2,), begin=1)
 IDS = np.random.default_rng(0).integers(3, 256, (2, 12))
 
 
@@ -31,7 +31,7 @@ class Written:
     folder: Path
     lowered: Lowered
     module: torch.nn.Module
-    inputs: ir.Graph
+    model: ir.Model
 
 
 # Grouped heads; norms of queries and keys; windows, whose Attention stays.
@@ -41,7 +41,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     module = random_decoder(request.param)[0].model
     module.save_pretrained(source)
     model = qcompile.trace(source)
-    return Written(folder, lower_generator(model, folder, GENERATION), module, model.graph)
+    return Written(folder, lower_generator(model, folder, GENERATION), module, model)
 
 
 def logits(written: Written, file: str) -> np.ndarray:
@@ -51,7 +51,7 @@ def logits(written: Written, file: str) -> np.ndarray:
     past: dict[str, np.ndarray] = {}
     found = []
     for start, end in ((0, 7), *((at, at + 1) for at in range(7, 12))):
-        feed = complete(written.inputs.inputs, {"input_ids": IDS[:, start:end], **past})
+        feed = complete(written.model.graph.inputs, {"input_ids": IDS[:, start:end], **past})
         results = session.run({name: array for name, array in feed.items() if name in taken})
         found.append(results.pop("logits"))
         past = {name.replace("present", "past_key_values"): array for name, array in results.items()}
@@ -126,6 +126,35 @@ def test_shared_buffers_where_the_cache_is_written_in_place(written: Written) ->
     operators = {node.op_type for node in ir.load(written.folder / "model.onnx").graph}
     assert config["search"]["past_present_share_buffer"] == (not stays) == ("GroupQueryAttention" in operators)
     assert bool(stays) == ("Attention" in operators) == (written.module.config.model_type == "gemma3_text")
+
+
+def test_prompts_in_integers(written: Written, tmp_path: Path) -> None:
+    """From 7 tokens on; less than that is computed as without. Attention that stays is inside of the layers too."""
+    quantized = qcompile.rewrite(written.model, "w4a16-rtn", verify=False)
+    files = {}
+    for name, fewest in (("never", None), ("always", 7)):
+        folder = tmp_path / name
+        folder.mkdir()
+        lower_generator(quantized, folder, GENERATION, prompt=fewest)
+        files[name] = dataclasses.replace(written, folder=folder)
+    exact, rounded = (logits(files[name], "model.onnx") for name in ("never", "always"))
+    error = np.abs(exact - rounded).max() / np.abs(exact).max()
+    assert 0 < error < 0.05
+    short = {"input_ids": IDS[:, :6]}
+    results = [
+        backends.get("onnxruntime")
+        .open_artifact(each.folder / "every_position.onnx")
+        .run(complete(written.model.graph.inputs, short))
+        for each in files.values()
+    ]
+    for name, array in results[0].items():
+        np.testing.assert_array_equal(array, results[1][name])
+    model = onnxruntime_genai.Model(str(tmp_path / "always"))
+    settings = onnxruntime_genai.GeneratorParams(model)
+    settings.set_search_options(max_length=16, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, settings)
+    generator.append_tokens(IDS[0, :7].astype(np.int32))
+    np.testing.assert_allclose(generator.get_logits().ravel(), rounded[0, 0], atol=2e-6 * np.abs(rounded).max())
 
 
 def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:

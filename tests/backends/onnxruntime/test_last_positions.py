@@ -71,7 +71,18 @@ def test_what_is_read_elsewhere_is_computed_for_all() -> None:
     ids=["weight that is computed", "operator that nobody looked at"],
 )
 def test_what_may_mix_positions_stays(change: tuple[str, str]) -> None:
-    last(TEXT.replace(*change).replace("x2 = Neg", "w_d = Identity (w_down)\n x2 = Neg"), 2)
+    text = "least = ReduceMin <keepdims = 0> (x)\n w_d = Add (w_down, least)\n x2 = Neg"
+    after = last(TEXT.replace(*change).replace("x2 = Neg", text), 2)
+    (h,) = (value for node in after.graph for value in node.outputs if value.name == "h")
+    assert str(h.shape) == "[B,S,8]"
+
+
+def test_weights_that_are_computed_when_the_model_is_loaded() -> None:
+    after = last(
+        TEXT.replace("MatMul (n, w_up)", "MatMul (n, w_u)").replace("x2 = Neg", "w_u = Abs (w_up)\n x2 = Neg"), 2
+    )
+    (h,) = (value for node in after.graph for value in node.outputs if value.name == "h")
+    assert str(h.shape) == "[B,1,8]"
 
 
 def test_an_input_of_the_graph_is_selected_from() -> None:
