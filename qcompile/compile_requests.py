@@ -16,8 +16,7 @@ import onnx_ir as ir
 from qcompile.calibration_data import Calibration, stored
 from qcompile.calibration_sample import counted, is_array, transform_to
 from qcompile.errors import CalibrationError, RecipeError, UnsupportedError
-from qcompile.frontend.gguf import is_gguf_file
-from qcompile.frontend.huggingface import is_folder
+from qcompile.frontend.assets import check_assets
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import patterns_of
 from qcompile.session import Feed
@@ -41,13 +40,12 @@ def check_arguments(progress: Any, **switches: Any) -> None:
 
 
 def check_format(output_format: Any, model: Any) -> None:
-    """Raise UnsupportedError for a format that there is not, or that is for models of another kind."""
+    """Raise UnsupportedError for a format that there is not, or that the model has nothing for; see `check_assets`."""
     if output_format not in _FORMATS:
         mend = f"Use one of {', '.join(_FORMATS)}"
         raise UnsupportedError(f"output_format {output_format!r}", "there is no such format", mend)
-    if output_format == "genai" and not (is_folder(model) or is_gguf_file(model)):
-        mend = "Give a Hugging Face folder or a GGUF file, or leave out output_format"
-        raise UnsupportedError("output_format 'genai'", "the model comes without a tokenizer", mend)
+    if output_format == "genai":
+        check_assets(model)
 
 
 def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets: str | Sequence[str]) -> Recipe:

@@ -67,9 +67,7 @@ ROOMS = {
     "graph": [
         "qcompile.graph*",
         "qcompile.attention_parts",
-        "qcompile.chat",
         "qcompile.decoder_inputs",
-        "qcompile.generation",
         "qcompile.block_*",
         "qcompile.channel_*",
         "qcompile.rewriting",
@@ -90,9 +88,11 @@ ROOMS = {
     ],
     "foundation": [
         "qcompile.accuracy_budget",
+        "qcompile.chat",
         "qcompile.contract",
         "qcompile.disk_room",
         "qcompile.errors",
+        "qcompile.generation",
         "qcompile.memory",
         "qcompile.misspelt",
         "qcompile.plain_files",

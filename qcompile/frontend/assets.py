@@ -24,6 +24,20 @@ _OTHERS = (
 """Files of Hugging Face's tokenizers and of generation; nothing else of a folder goes into an artifact."""
 
 
+def check_assets(model: Any) -> None:
+    """Raise UnsupportedError where a model can have no tokenizer, and ModelError where its folder has none."""
+    if is_gguf_file(model):
+        return
+    if not is_folder(model):
+        mend = "Give a Hugging Face folder or a GGUF file, or leave out output_format"
+        raise UnsupportedError("tokenizer", "the model comes without one", mend)
+    source = Path(os.fspath(model))
+    for name in _NEEDED:
+        if not (source / name).exists():
+            mend = "Save the tokenizer into it: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+            raise ModelError(str(source), f"there is no {name} in it", mend)
+
+
 def write_assets(model: Any, folder: Path) -> tuple[str, ...]:
     """Write configuration and tokenizer of a language model into an existing folder; return the names of the files.
 
@@ -32,26 +46,18 @@ def write_assets(model: Any, folder: Path) -> tuple[str, ...]:
         folder: where to.
 
     Raises:
-        UnsupportedError: the model is nothing that has a tokenizer.
-        ModelError: a file is missing, or cannot be read.
+        UnsupportedError, ModelError: as `check_assets`; ModelError also where a file cannot be read.
     """
+    check_assets(model)
     if is_gguf_file(model):
         opened = open_gguf(model)
         opened.save_tokenizer(folder)
         opened.config.save_pretrained(folder)
         return tuple(sorted(file.name for file in folder.iterdir() if file.name in (*_NEEDED, *_OTHERS)))
-    if not is_folder(model):
-        mend = "Give a Hugging Face folder or a GGUF file, or leave out output_format"
-        raise UnsupportedError("output_format 'genai'", "the model comes without a tokenizer", mend)
     source = Path(os.fspath(model))
-    written = []
-    for name in (*_NEEDED, *_OTHERS):
-        if (source / name).exists():
-            _copy(source / name, folder / name)
-            written.append(name)
-        elif name in _NEEDED:
-            mend = "Save the tokenizer into it: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-            raise ModelError(str(source), f"there is no {name} in it", mend)
+    written = [name for name in (*_NEEDED, *_OTHERS) if (source / name).exists()]
+    for name in written:
+        _copy(source / name, folder / name)
     return tuple(written)
 
 
