@@ -9,7 +9,7 @@ import typer
 import typer.main
 
 import qcompile
-from qcompile.cli import artifacts, chatting, compiling, diagnosis, inspecting
+from qcompile.cli import artifacts, chatting, compiling, diagnosis, evaluating, inspecting
 from qcompile.cli.console import EXIT_CODES_HELP, closed_pipe_ends, report_bug, usage_failures
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ for _name, _command in (
     ("inspect", inspecting.inspect),
     ("verify", artifacts.verify),
     ("bench", artifacts.bench),
+    ("evaluate", evaluating.evaluate),
     ("report", artifacts.report),
     ("sign", artifacts.sign),
     ("bom", artifacts.bom),
