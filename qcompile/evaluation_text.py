@@ -65,7 +65,7 @@ def open_tokenizer(path: Path) -> TextTokenizer:
         raise ModelError(str(file), f"it is no tokenizer: {first_line(error)}", "Give the model's own") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    said = _settings(file.parent / _SETTINGS)
+    said = read_settings(file.parent / _SETTINGS)
     begins, ends = (_token(tokenizer, said.get(name)) for name in ("bos_token", "eos_token"))
     return TextTokenizer(tokenizer, begins, ends)
 
@@ -87,16 +87,17 @@ def read_ids(file: Path, tokenizer: TextTokenizer) -> np.ndarray:
     return np.asarray(ids, dtype=np.int64)
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return what a JSON file beside a model says; nothing where there is none; raises ModelError for a damaged one."""
     if not file.exists():
         return {}
     try:
         check_plain(file)
         said = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(str(file), f"it cannot be read: {first_line(error)}", "Save the tokenizer again") from error
+        raise ModelError(str(file), f"it cannot be read: {first_line(error)}", "Save the model again") from error
     if not isinstance(said, dict):
-        raise ModelError(str(file), "it holds no object", "Save the tokenizer again")
+        raise ModelError(str(file), "it holds no object", "Save the model again")
     return said
 
 
