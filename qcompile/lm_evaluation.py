@@ -1,8 +1,8 @@
 """Artifacts as models of lm-evaluation-harness: `--model qcompile --model_args pretrained=FOLDER`.
 
 Importing this module registers the model, and `python -m qcompile.lm_evaluation` is the harness's command line with it:
-version 0.4.13 has no other way to find it. Harnesses that read the entry points `lm_eval.models` (its pull request 4013)
-find it there. Needs the extra `evaluate`; nothing in qcompile imports this module.
+version 0.4.13 has no other way to find it. Harnesses that read the entry points `lm_eval.models`, as its pull request
+4013 has it, find it there. Needs the extra `evaluate`; nothing in qcompile imports this module.
 """
 
 from __future__ import annotations

@@ -134,8 +134,32 @@ def test_generation_ends_at_stop_strings_and_the_most_tokens(folder: Path) -> No
     assert until == whole[: whole.index(stop)]
     assert whole.startswith(short)
     assert 0 < len(short) < len(whole)
-    for read in (begin * 5, ""):  # more than the model reads, and nothing
-        assert model.generate_until(requests((read, {"max_gen_toks": 3})), disable_tqdm=True) != [""]
+    assert model.generate_until(requests(("", {"max_gen_toks": 3})), disable_tqdm=True) != [""]
+
+
+def test_a_context_that_is_too_long_is_cut_at_its_beginning(folder: Path) -> None:
+    from qcompile.lm_evaluation import QCompileLM
+
+    model = QCompileLM(**arguments(folder, max_length=20))
+    context = held_out_texts(1)[0]
+    short = model.text.decode(model.tok_encode(context)[-15:])
+    assert model.tok_encode(short) == model.tok_encode(context)[-15:]
+    whole, cut = model.generate_until(requests((context, {"max_gen_toks": 5}), (short, {"max_gen_toks": 5})), True)
+    assert whole == cut
+
+
+def test_a_continuation_is_greedy_where_all_of_it_is(folder: Path) -> None:
+    from qcompile.lm_evaluation import QCompileLM
+
+    model = QCompileLM(**arguments(folder))
+    context = model.tok_encode("The value of")
+    likely: list[int] = []
+    for _ in range(3):
+        likely.append(int(model.model.logits(np.array([context + likely]))[0, -1].argmax()))
+    other = [*likely[:2], (likely[2] + 1) % 256]
+    found = model._loglikelihood_tokens([(None, context, likely), (None, context, other)], disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [True, False]
+    assert found[0][0] > found[1][0]
 
 
 def test_generation_ends_where_the_model_ends_the_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
