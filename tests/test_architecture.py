@@ -141,7 +141,7 @@ RUNTIMES = {
     "openvino_tokenizers": ["qcompile.backends.openvino*"],
     "accelerate": ["qcompile.frontend.huggingface*"],
     "gguf": ["qcompile.frontend.gguf*", "qcompile.artifact_gguf*"],
-    "tokenizers": ["qcompile.frontend.gguf*", "qcompile.evaluation_text"],
+    "tokenizers": ["qcompile.frontend*", "qcompile.evaluation_text"],
     "lm_eval": ["qcompile.lm_evaluation"],
     "nncf": [],
     "jinja2": ["qcompile.report*"],
