@@ -22,8 +22,6 @@ from qcompile.solvers.grouped import Evidence, Grouped
 from qcompile.solvers.rtn import rtn
 from qcompile.weight_only import NEEDS_MOMENTS, SOLVERS, Solver
 
-HEAD = GroupScheme(8, 64)
-
 Done = dict[ir.Value, tuple[ir.Value, Finding]]
 """Float weight -> what is read in its place, and what was said of it."""
 
@@ -65,7 +63,7 @@ class QuantizeWeights(Pass):
     desc_act: bool = True
     static_groups: bool = True
     sweeps: int = 1
-    head: GroupScheme | None = HEAD
+    head: GroupScheme | None = weight_only.HEAD
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Linear"})
     calibrator: Calibrator | None = dataclasses.field(default=None, repr=False, compare=False)

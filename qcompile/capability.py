@@ -11,6 +11,7 @@ from qcompile.contract import Pass
 from qcompile.errors import CalibrationError, UnsupportedError
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.quantize_attention import QuantizeAttention
+from qcompile.passes.quantize_codebooks import QuantizeCodebooks
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
 from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.recipe import Recipe, named_recipes, short
@@ -167,7 +168,7 @@ def _wanted(built: Pass) -> list[Capability]:
         return [Capability(operator, built.weights, built.activations) for operator in operators]
     if isinstance(built, QuantizeAttention):
         return [Capability("Attention", None, built.activations)]
-    if isinstance(built, QuantizeWeights):
+    if isinstance(built, (QuantizeCodebooks, QuantizeWeights)):
         return [Capability("Linear", built.scheme, None)]
     if isinstance(built, QuantizeEmbeddings):
         return [Capability("Embedding", _EMBEDDING_ROWS, None)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile import layers
 from qcompile.calibration_statistics import ChannelStatistics
 from qcompile.graph import Linear, constant, constant_array, is_standard, sole_reader
+from qcompile.scheme import GroupScheme
 from qcompile.solvers import broken_numbers
 from qcompile.solvers.gptq_groups import gptq_groups
 from qcompile.solvers.grouped import NOTHING_SEEN, Evidence, Grouped
@@ -29,6 +31,9 @@ SOLVERS: dict[Solver, tuple[Callable[..., Grouped], tuple[str, ...]]] = {
 
 NEEDS_MOMENTS: frozenset[Solver] = frozenset({"gptq"})
 """Solvers that are nothing without second moments."""
+
+HEAD = GroupScheme(8, 64)
+"""Scheme of a linear that writes a vocabulary."""
 
 _COLUMNS = 4096
 """Outputs that are computed at a time: a vocabulary has many."""
@@ -78,15 +83,25 @@ def evidence(statistics: ChannelStatistics | None) -> Evidence:
     return Evidence(statistics.gram, np.square(statistics.rows, dtype=np.float32).mean(axis=0))
 
 
-def output_sqnr(weight: np.ndarray, found: Grouped, group_size: int, rows: np.ndarray) -> float | None:
+class InGroups(Protocol):
+    """A weight with a scale for each group of inputs."""
+
+    def columns(self, columns: slice) -> Self:
+        """Return that of some outputs."""
+        ...
+
+    def weight(self, group_size: int) -> npt.NDArray[Any]:
+        """Return the weight that it stands for, float32 [inputs, outputs]."""
+        ...
+
+
+def output_sqnr(weight: np.ndarray, found: InGroups, group_size: int, rows: np.ndarray) -> float | None:
     """Return the signal-to-noise ratio of rows @ weight in dB, some outputs at a time; None without rows."""
     if not len(rows):
         return None
     power = noise = 0.0
     for start in range(0, weight.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)
-        zero = None if found.zero_point is None else found.zero_point[:, columns]
-        part = Grouped(found.integers[:, columns], found.scale[:, columns], zero)
-        sums = powers(rows @ weight[:, columns], rows @ part.weight(group_size))
+        sums = powers(rows @ weight[:, columns], rows @ found.columns(columns).weight(group_size))
         power, noise = power + sums[0], noise + sums[1]
     return decibels(power, noise)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompile import graph
 from qcompile.backends.openvino.runtime import opset
-from qcompile.block_functions import CODEBOOK
+from qcompile.block_functions import CODEBOOK, SCALE
 from qcompile.qdq import DOMAIN
 
 if TYPE_CHECKING:
@@ -33,17 +33,53 @@ _SMALLEST = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Scales:
+    """Scales of blocks of a weight, [blocks, outputs]: float32 numbers, or indices of 8 bits.
+
+    Attributes:
+        numbers: float32, or indices into `levels`.
+        levels: float32 [256]; None where the numbers are the scales themselves.
+        scale: float32, of each `together` indices in the order of memory, counted output by output.
+        offset: is added to each.
+        together: how many indices share a scale.
+    """
+
+    numbers: np.ndarray
+    levels: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    offset: np.ndarray | None = None
+    together: int = 0
+
+    def computed(self, shape: list[int]) -> ov.Node:
+        """Return them in this shape, output by output, as OpenVINO computes them when it loads the model."""
+        factory = opset()
+        turned = np.ascontiguousarray(self.numbers.T)
+        if self.levels is None or self.scale is None:
+            return factory.constant(turned.reshape(shape))
+        missing = -turned.size % self.together
+        indices = np.pad(turned.reshape(-1), (0, missing)).reshape(-1, self.together)
+        places = factory.convert(factory.constant(indices), "i32")
+        levels = factory.gather(factory.constant(self.levels), places, factory.constant(np.array(0)))
+        scaled = factory.multiply(levels, factory.constant(self.scale.reshape(-1, 1)))
+        flat = factory.reshape(factory.add(scaled, factory.constant(self.offset)), factory.constant([-1]), False)
+        if missing:
+            ends = (factory.constant(np.array([number])) for number in (0, turned.size, 1))
+            flat = factory.slice(flat, *ends)
+        return factory.reshape(flat, factory.constant(np.array(shape)), False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class NormalFloats:
     """LEVELS[indices] * scale.
 
     Attributes:
         integers: indices, [inputs, outputs].
-        scale: float32 [blocks, outputs].
+        scale: [blocks, outputs].
         block_size: inputs that share a scale; divides `inputs`.
     """
 
     integers: ir.TensorProtocol
-    scale: np.ndarray
+    scale: Scales
     block_size: int
 
     @property
@@ -62,7 +98,7 @@ class NormalFloats:
         shape = [self.outputs, groups, self.block_size] if groups > 1 else [self.outputs, self.inputs]
         indices = constant(self.integers.numpy().astype(np.uint8).T.reshape(shape), "nf4")
         indices.set_friendly_name(str(self.integers.name))
-        scales = factory.constant(np.ascontiguousarray(self.scale.T).reshape([*shape[:-1], 1]))
+        scales = self.scale.computed([*shape[:-1], 1])
         value = factory.multiply(factory.convert(indices, "f32"), scales)
         if groups > 1:
             value = factory.reshape(value, factory.constant(np.array([self.outputs, self.inputs])), False)
@@ -77,13 +113,28 @@ def of_node(node: ir.Node) -> NormalFloats | None:
     """
     if (node.domain, node.op_type) != (DOMAIN, CODEBOOK) or node.attributes.get_int("axis", 0) != 0:
         return None
-    indices, levels, scale = graph.constant(node.inputs[0]), *map(graph.constant_array, node.inputs[1:3])
+    indices, levels, scale = graph.constant(node.inputs[0]), graph.constant_array(node.inputs[1]), _scales(node)
     if indices is None or levels is None or scale is None or not np.array_equal(levels, LEVELS):
         return None
-    if len(indices.shape) != 2 or scale.dtype != np.float32:
+    if len(indices.shape) != 2:
         return None
     inputs, size = int(indices.shape.numpy()[0]), node.attributes.get_int("block_size", 0)
     if size >= inputs:
         return NormalFloats(indices, scale, inputs) if inputs % 2 == 0 else None
     filled = inputs % size == 0 and size & -size == size and size >= _SMALLEST
     return NormalFloats(indices, scale, size) if filled else None
+
+
+def _scales(node: ir.Node) -> Scales | None:
+    """Return the scales of a DequantizeCodebook: constants, or what DequantizeScale makes of constants; else None."""
+    value = node.inputs[2]
+    numbers = graph.constant_array(value)
+    if numbers is not None:
+        return Scales(numbers) if numbers.dtype == np.float32 else None
+    maker = None if value is None else value.producer()
+    if maker is None or (maker.domain, maker.op_type) != (DOMAIN, SCALE):
+        return None
+    indices, levels, scale, offset = map(graph.constant_array, maker.inputs)
+    if indices is None or levels is None or scale is None or offset is None:
+        return None
+    return Scales(indices, levels, scale, offset, maker.attributes.get_int("block_size", 0))

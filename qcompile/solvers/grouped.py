@@ -66,6 +66,11 @@ class Grouped:
     zero_point: Array | None = None
     remark: str = ""
 
+    def columns(self, columns: slice) -> Grouped:
+        """Return that of some outputs."""
+        zero_point = None if self.zero_point is None else self.zero_point[:, columns]
+        return Grouped(self.integers[:, columns], self.scale[:, columns], zero_point, self.remark)
+
     def weight(self, group_size: int) -> Array:
         """Return the weight that it stands for, float32 [inputs, outputs]; `group_size` is that of its scheme."""
         inputs, outputs = self.integers.shape

@@ -26,6 +26,9 @@ NF4 = np.array(
 SCALES_IN_BLOCK = 256
 """Scales that share a scale of their own under double quantization, section 3 of the paper."""
 
+_STEPS = 65536
+"""Numbers of [-1, 1] for which bitsandbytes has looked up the nearest level."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Codebook:
@@ -38,6 +41,10 @@ class Codebook:
 
     indices: Array
     scale: Array
+
+    def columns(self, columns: slice) -> Codebook:
+        """Return that of some outputs."""
+        return Codebook(self.indices[:, columns], self.scale[:, columns])
 
     def weight(self, group_size: int) -> Array:
         """Return the weight that it stands for, float32 [inputs, outputs]."""
@@ -92,6 +99,10 @@ def nf4(weight: Array, group_size: int = 64) -> Codebook:
 def double_quantized(scale: Array) -> DoubleQuantized:
     """Return scales in 8 bits, in blocks of 256, less their mean: QLoRA, section 3, with the map of bitsandbytes.
 
+    The indices are those of bitsandbytes on a CPU, which rounds to 65536 steps before it looks for the nearest level
+    (`quantize_cpu_impl` of its cpu_ops.cpp), and gives a block of zeros the index 0. The mean is that of the paper,
+    rounded once: torch's, which bitsandbytes takes, may be one last bit off, by its order of summation.
+
     Args:
         scale: float32, any shape; blocks are made in the order of memory.
     """
@@ -103,8 +114,18 @@ def double_quantized(scale: Array) -> DoubleQuantized:
     padded[: flat.size] = left
     largest = np.abs(padded.reshape(blocks, SCALES_IN_BLOCK)).max(axis=1, initial=0.0)
     inverse = np.float32(1) / np.where(largest > 0, largest, np.float32(1))
-    indices = nearest(left * np.repeat(inverse, SCALES_IN_BLOCK)[: flat.size], dynamic_levels())
+    indices = _by_table(left * np.repeat(inverse, SCALES_IN_BLOCK)[: flat.size])
+    indices[np.repeat(largest == 0, SCALES_IN_BLOCK)[: flat.size]] = 0
     return DoubleQuantized(indices, largest, np.float32(offset))
+
+
+def _by_table(x: Array) -> Array:
+    """Return the index of the level nearest to each number in [-1, 1], rounded to the nearest of 65536 steps first."""
+    last = np.float32(_STEPS - 1)
+    steps = np.float32(-1) + np.arange(_STEPS, dtype=np.float32) * np.float32(2) / last
+    places = np.floor((np.clip(x, -1, 1) + np.float32(1)) * np.float32(0.5) * last + np.float32(0.5))
+    result: Array = nearest(steps, dynamic_levels())[places.astype(np.int64)]
+    return result
 
 
 def nearest(x: Array, levels: Array) -> Array:

@@ -14,6 +14,8 @@ pytest.importorskip("openvino")
 from qcompile import backends
 from qcompile.backends.openvino.normal_floats import LEVELS
 from qcompile.block_functions import CODEBOOK, call
+from qcompile.passes.quantize_codebooks import QuantizeCodebooks
+from qcompile.reference_evaluator import evaluate
 from tests.backends.openvino.test_decompression import weight_types
 from tests.backends.portable import parse
 
@@ -50,6 +52,20 @@ def test_the_weight_is_kept_to_the_bit(backend: str, inputs: int, group: int, ki
     if backend == "openvino":
         assert weight_types(tmp_path / lowered.model_file) == [("FullyConnected", kind)]
     assert (tmp_path / "model.onnx").exists() == (backend == "onnxruntime")
+
+
+@pytest.mark.parametrize("group", [64, 32])
+def test_scales_of_8_bits_stay_so_in_the_file_and_the_weight_stays_in_4_bits(group: int, tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).normal(size=(128, 300)).astype(np.float32)
+    model = parse("(float[N,128] x) => (float[N,300] y) { y = MatMul (x, w) }", w=weight)
+    QuantizeCodebooks(group, double_quantization=True, head=None)(model)
+    engine, identity = backends.get("openvino"), np.eye(128, dtype=np.float32)
+    lowered = engine.lower(model, tmp_path, target=None)
+    found = engine.open_artifact(tmp_path / lowered.model_file).run({"x": identity})["y"]
+    np.testing.assert_array_equal(found, evaluate(model, {"x": identity})["y"])
+    assert weight_types(tmp_path / lowered.model_file) == [("FullyConnected", "nf4")]
+    scales = 300 * 128 // group
+    assert (tmp_path / "model.bin").stat().st_size < 128 * 300 // 2 + 1.1 * scales + 2048  # 1 KiB of it are levels
 
 
 def test_other_levels_are_computed_in_float(tmp_path: Path) -> None:
