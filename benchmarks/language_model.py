@@ -20,6 +20,8 @@ import qcompile
 from benchmarks import decoder
 from benchmarks.peer_process import OWN, PeerProcess, Runner, run_module
 from benchmarks.results import Benchmark, Goal, Row
+from qcompile.evaluation import open_decoder
+from qcompile.evaluation_scores import negative_log_likelihood
 
 THREADS, PROMPT, ANSWER, ROUNDS = 2, 990, 64, 5
 LOSS_WINDOWS, WINDOW = 16, 512
@@ -50,8 +52,10 @@ def run(folder: Path) -> Benchmark:
             processes[candidate.method] = stack.enter_context(process)
         speeds = _speeds(processes, tokens)
         passages = decoder.windows(tokens, WINDOW, LOSS_WINDOWS)
-        losses = {method: process.ask(do="loss", windows=passages)["nats"] for method, process in processes.items()}
+        asked = {each.method: processes[each.method] for each in peers}
+        losses = {method: process.ask(do="loss", windows=passages)["nats"] for method, process in asked.items()}
         versions = {method: process.versions for method, process in processes.items()}
+    losses |= {candidate.method: _own_loss(candidate.path, passages) for candidate in our_models}
     rows = [_row(c, speeds[c.method], losses[c.method], versions[c.method]) for c in [*peers, *our_models]]
     names = {candidate.method for candidate in peers}
     title = f"SmolLM2-135M-Instruct, {PROMPT} tokens of prompt, {ANSWER} of answer, {THREADS} threads"
@@ -96,6 +100,16 @@ def _ours(source: Path, tokens: Sequence[int], folder: Path) -> list[Candidate]:
             )
         found.append(ours(f"w4a8, {backend}", output))
     return found
+
+
+def _own_loss(folder: Path, passages: Sequence[Sequence[int]]) -> float:
+    """As `decoder.loss`, of an artifact; the file that its runtime's library opens has no logits of all positions."""
+    model = open_decoder(qcompile.load(folder))
+    losses = []
+    for passage in passages:
+        ids = np.array(passage)
+        losses.append(float(np.mean(negative_log_likelihood(model.logits(ids)[:-1], ids[1:]))))
+    return statistics.mean(losses)
 
 
 def ours(name: str, folder: Path) -> Candidate:
