@@ -31,16 +31,18 @@ Done = dict[ir.Value, tuple[ir.Value, float | None]]
 class QuantizeCodebooks(Pass):
     """MatMul(x, W) -> MatMul(x, DequantizeCodebook(indices of 4 bits, the 16 levels of NF4, a scale for each group)).
 
-    Needs no data. Does not fire on layers that are ignored, and on weights that are empty or hold `broken_numbers`.
+    Works without data. Does not fire on layers that are ignored, and on weights that are empty or hold what
+    `broken_numbers` refuses.
 
     Attributes:
         group_size: inputs that share a scale, of each output; the last group may be smaller. -1: all of them.
         double_quantization: scales are in 8 bits, less their mean, in blocks of 256; see `double_quantized`.
+        bias_correction: as in `QuantizeWeights`.
         head: scheme of a linear that scores a vocabulary, see `weight_only.writes_vocabulary`, which is rounded to
             nearest; None: as the others.
         ignore: layers that stay float, by name; bound by `compile`.
         operators: "Linear" where the backend has such weights; bound by `compile`.
-        calibrator: source of the rows on which the loss of each layer is measured; bound by `compile`.
+        calibrator: source of the rows on which each layer is measured, and its bias corrected; bound by `compile`.
 
     Raises:
         RecipeError: group_size is out of range.
@@ -48,6 +50,7 @@ class QuantizeCodebooks(Pass):
 
     group_size: int = 64
     double_quantization: bool = False
+    bias_correction: weight_only.BiasCorrection = "linears"
     head: GroupScheme | None = weight_only.HEAD
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Linear"})
@@ -118,4 +121,6 @@ class QuantizeCodebooks(Pass):
                 scales = double_quantized(np.ascontiguousarray(found.scale.T))
                 found = dataclasses.replace(found, scale=scales.values().reshape(found.scale.T.shape).T)
             value = write_codebook(model, linear.weight, found, size, linear.matmul, scales)
+        if self.bias_correction == "linears":
+            weight_only.correct_outputs(linear, weight, found, size, rows)
         return value, weight_only.output_sqnr(weight, found, size, rows)

@@ -20,7 +20,7 @@ from qcompile.layers import Layer
 from qcompile.scheme import GroupScheme
 from qcompile.solvers.grouped import Evidence, Grouped
 from qcompile.solvers.rtn import rtn
-from qcompile.weight_only import NEEDS_MOMENTS, SOLVERS, Solver
+from qcompile.weight_only import NEEDS_MOMENTS, SOLVERS, BiasCorrection, Solver
 
 Done = dict[ir.Value, tuple[ir.Value, Finding]]
 """Float weight -> what is read in its place, and what was said of it."""
@@ -44,6 +44,9 @@ class QuantizeWeights(Pass):
         desc_act: of gptq.
         static_groups: of gptq.
         sweeps: of gptq.
+        bias_correction: "linears": what rounding adds to outputs on average is taken off the bias where a linear has
+            one; of tied weights, that of the first. "none": MiniLM loses more (1 - cosine on held-out text: rtn .047
+            for .033 in 4 bits, .161 for .128 in 3; gptq .0103 for .0102, .0344 for .0342).
         head: scheme of a linear that scores a vocabulary, see `weight_only.writes_vocabulary`, which is rounded to
             nearest; None: as the others.
         ignore: layers that stay float, by name; bound by `compile`.
@@ -63,6 +66,7 @@ class QuantizeWeights(Pass):
     desc_act: bool = True
     static_groups: bool = True
     sweeps: int = 1
+    bias_correction: BiasCorrection = "linears"
     head: GroupScheme | None = weight_only.HEAD
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Linear"})
@@ -124,6 +128,8 @@ class QuantizeWeights(Pass):
             rows = np.zeros((0, len(weight)), np.float32) if multiplied is None else multiplied.rows
             sqnr = weight_only.output_sqnr(weight, found, scheme.group_size, rows)
             value = qdq.dequantized_groups(linear.weight, found, scheme, linear.matmul)
+            if self.bias_correction == "linears":
+                weight_only.correct_outputs(linear, weight, found, scheme.group_size, rows)
             done[linear.weight] = value, layers.finding(linear, "quantized", found.remark, sqnr)
         value, finding = done[linear.weight]
         qdq.replace_input(linear.matmul, linear.weight, value)

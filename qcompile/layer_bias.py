@@ -1,4 +1,4 @@
-"""The bias of a quantized convolution: an integer with the scale of the products that it is added to."""
+"""The biases of quantized layers: of a convolution an integer with the scale of the products that it is added to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import qdq
-from qcompile.graph import Convolution, constant, constant_array
+from qcompile.graph import Convolution, Linear, constant, constant_array
 from qcompile.initializers import new_initializer
 from qcompile.layers import Layer
 from qcompile.weight_rounding import Parts
@@ -15,6 +15,17 @@ from qcompile.weight_rounding import Parts
 def has_constant_bias(layer: Layer) -> bool:
     """True where the layer has no bias, or one that nobody can override."""
     return layer.bias is None or constant(layer.bias) is not None
+
+
+def correct_bias(layer: Linear, shift: np.ndarray) -> None:
+    """Take a shift [outputs] off the bias of a linear that has one; what else reads the bias reads it as it was."""
+    source = constant_array(layer.bias)
+    if layer.add is None or layer.bias is None or source is None or not shift.any():
+        return
+    graph = layer.add.graph
+    assert isinstance(graph, ir.Graph)
+    new = new_initializer(graph, f"{layer.bias.name}.corrected", (source - shift).astype(np.float32))
+    qdq.replace_input(layer.add, layer.bias, new)
 
 
 def write_bias(layer: Convolution, input_scale: np.ndarray, weight_scale: np.ndarray, shift: np.ndarray) -> None:

@@ -12,8 +12,10 @@ import onnx_ir as ir
 from qcompile import layers
 from qcompile.calibration_statistics import ChannelStatistics
 from qcompile.graph import Linear, constant, constant_array, is_standard, sole_reader
+from qcompile.layer_bias import correct_bias
 from qcompile.scheme import GroupScheme
 from qcompile.solvers import broken_numbers
+from qcompile.solvers.bias_correction import output_shift
 from qcompile.solvers.gptq_groups import gptq_groups
 from qcompile.solvers.grouped import NOTHING_SEEN, Evidence, Grouped
 from qcompile.solvers.hqq import hqq
@@ -21,6 +23,8 @@ from qcompile.solvers.rtn import rtn
 from qcompile.solvers.sqnr import decibels, powers
 
 Solver = Literal["rtn", "hqq", "gptq"]
+
+BiasCorrection = Literal["none", "linears"]
 
 SOLVERS: dict[Solver, tuple[Callable[..., Grouped], tuple[str, ...]]] = {
     "rtn": (rtn, ("n_grid",)),
@@ -105,3 +109,17 @@ def output_sqnr(weight: np.ndarray, found: InGroups, group_size: int, rows: np.n
         sums = powers(rows @ weight[:, columns], rows @ found.columns(columns).weight(group_size))
         power, noise = power + sums[0], noise + sums[1]
     return decibels(power, noise)
+
+
+def correct_outputs(linear: Linear, weight: np.ndarray, found: InGroups, group_size: int, rows: np.ndarray) -> None:
+    """Take what rounding adds to the outputs on average off the bias, where the linear has one: see `output_shift`.
+
+    Args:
+        linear: the layer.
+        weight: its float weight.
+        found: what it is rounded to.
+        group_size: inputs that share a scale.
+        rows: of what it multiplies; without any nothing is done.
+    """
+    if linear.bias is not None and len(rows):
+        correct_bias(linear, output_shift(rows @ weight, rows @ found.weight(group_size)))

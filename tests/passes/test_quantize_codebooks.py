@@ -9,8 +9,10 @@ import onnx_ir as ir
 import pytest
 
 import qcompile
-from qcompile.backends import BACKENDS
+from qcompile.backends import BACKENDS, get
+from qcompile.calibration import Calibrator
 from qcompile.errors import RecipeError, UnsupportedError
+from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.passes.quantize_codebooks import QuantizeCodebooks
 from qcompile.solvers.nf4 import NF4, double_quantized, nf4
 from tests.passes.quantizable import calibrator, linear, operators, parse, run
@@ -81,6 +83,17 @@ def test_the_loss_of_each_layer_is_measured_on_calibration_data(double_quantizat
     noise = run(before, x) - run(after, x)
     expected = 10 * np.log10(np.square(run(before, x)).sum() / np.square(noise).sum())
     assert finding.sqnr_db == pytest.approx(expected, abs=0.01)
+
+
+def test_what_rounding_adds_on_average_is_taken_off_the_bias():
+    rows = (np.random.default_rng(0).normal(size=(8, 50, 40)) + 2).astype(np.float32)
+    data = Calibrator([{"x": each} for each in rows], ObserveChannels, get("onnxruntime").open_session)
+    rows, errors = rows.reshape(-1, 40), []
+    for how in ("none", "linears"):
+        after = model("p = MatMul(x, w) y = Add(p, b)", w=WEIGHT, b=np.ones(24, np.float32))
+        QuantizeCodebooks(16, bias_correction=how, calibrator=data)(after)
+        errors.append(np.square(run(after, rows) - (rows @ WEIGHT + 1)).sum())
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_a_linear_that_writes_a_vocabulary_has_its_own_scheme():

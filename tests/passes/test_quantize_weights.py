@@ -208,3 +208,35 @@ def test_a_vocabulary_is_rounded_to_nearest_whatever_the_solver():
     np.testing.assert_array_equal(
         dequantizer(after).inputs[0].const_value.numpy(), rtn(wide, GroupScheme(8, 64)).integers
     )
+
+
+def shifted_layers() -> tuple[ir.Model, Calibrator, np.ndarray]:
+    """A linear with a bias whose inputs are not around 0, so that what rounding adds is not either."""
+    rows = (np.random.default_rng(0).normal(size=(8, 50, 40)) + 2).astype(np.float32)
+    samples = [{"x": each} for each in rows]
+    text = "p = MatMul(x, w) y = Add(p, b)"
+    made = model(text, w=WEIGHT, b=np.arange(24, dtype=np.float32))
+    return made, Calibrator(samples, ObserveChannels, get("onnxruntime").open_session), rows.reshape(-1, 40)
+
+
+@pytest.mark.parametrize("solver", ["rtn", "hqq"])
+def test_what_rounding_adds_on_average_is_taken_off_the_bias(solver):
+    errors = []
+    for how in ("none", "linears"):
+        after, data, rows = shifted_layers()
+        QuantizeWeights(3, 16, solver=solver, bias_correction=how, calibrator=data)(after)
+        error = run(after, rows) - (rows @ WEIGHT + np.arange(24))
+        errors.append(np.square(error).sum())
+        assert operators(after) == ["DequantizeLinear", "MatMul", "Add"]
+    assert np.abs(error.mean(axis=0)).max() < 0.1
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_a_bias_that_others_read_is_corrected_for_its_linear_alone():
+    _, data, _ = shifted_layers()
+    bias = np.arange(24, dtype=np.float32)
+    after = model("p = MatMul(x, w) q = Add(p, b) y = Mul(q, b)", w=WEIGHT, b=bias)
+    QuantizeWeights(3, 16, bias_correction="linears", calibrator=data)(after)
+    add, multiply = after.graph[-2], after.graph[-1]
+    assert np.abs(add.inputs[1].const_value.numpy() - bias).max() > 0.1
+    np.testing.assert_array_equal(multiply.inputs[1].const_value.numpy(), bias)
