@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
+from qcompile import tied_tables
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.graph import Names, constant, layer_name, readers
 from qcompile.initializers import new_initializer, remove_unused
 from qcompile.layers import embeddings, left_out
 from qcompile.scheme import Scheme
 from qcompile.solvers import broken_numbers
-from qcompile.solvers.affine import dequantize, quantize_weight
+from qcompile.solvers.affine import quantize_weight
 from qcompile.solvers.sqnr import sqnr_db
+from qcompile.tied_tables import RowBlocks
 
 _SCHEME = Scheme("int8", "per_channel")
 
@@ -23,8 +26,9 @@ _SCHEME = Scheme("int8", "per_channel")
 class QuantizeEmbeddings(Pass):
     """Gather(W, ids) -> Cast(Gather(int8 W, ids)) * Gather(scale, ids), one symmetric scale for each row of the table.
 
-    The rows are dequantized after they were gathered, so that the table is never expanded. Does not fire on tables
-    that anything but a Gather along axis 0 reads, that are not float32 [rows, channels], that hold what
+    The rows are dequantized after they were gathered, so that the table is never expanded. Where a linear multiplies by
+    the same table, transposed and rounded to 8 bits in blocks before, both read one copy with its scales. Does not fire
+    on tables that anything but a Gather along axis 0 reads, that are not float32 [rows, channels], that hold what
     `broken_numbers.of_weight` refuses, and on those with fewer than `min_elements`, which are not worth three nodes.
 
     Attributes:
@@ -48,11 +52,11 @@ class QuantizeEmbeddings(Pass):
     def call(self, model: ir.Model) -> Result:
         """Quantize each table once, however many Gathers read it."""
         tables = embeddings(model).items()
-        findings = [self._quantize(table, nodes) for table, nodes in tables if table.dtype == ir.DataType.FLOAT]
+        findings = [self._quantize(model, table, nodes) for table, nodes in tables if table.dtype == ir.DataType.FLOAT]
         modified = any(finding.action == "quantized" for finding in findings)
         return Result(model, modified=modified, findings=tuple(findings))
 
-    def _quantize(self, table: ir.Value, nodes: list[ir.Node]) -> Finding:
+    def _quantize(self, model: ir.Model, table: ir.Value, nodes: list[ir.Node]) -> Finding:
         tensor = constant(table)
         assert tensor is not None
         shape, value = tuple(tensor.shape.numpy()), str(nodes[0].outputs[0].name)
@@ -68,30 +72,38 @@ class QuantizeEmbeddings(Pass):
         broken = broken_numbers.of_weight(weight)
         if broken:
             return dataclasses.replace(told, action="kept", reason=f"its table {broken}")
-        quantized, scale, zero_point = quantize_weight(weight, _SCHEME, 0)
         graph = nodes[0].graph
         assert isinstance(graph, ir.Graph)
-        integers = new_initializer(graph, f"{table.name}.quantized", quantized)
-        scales = new_initializer(graph, f"{table.name}.scale", scale[:, None])
+        linear = tied_tables.rounded_in_linear(model, weight)
+        name = str(table.name)
+        stored = _rounded(graph, name, weight) if linear is None else tied_tables.one_copy(linear, name)
         for node in nodes:
-            _replace(graph, node, integers, scales)
+            _replace(graph, node, stored)
         remove_unused([table])
-        return dataclasses.replace(told, sqnr_db=sqnr_db(weight, dequantize(quantized, scale, zero_point, axis=0)))
+        return dataclasses.replace(told, sqnr_db=sqnr_db(weight, stored.values()))
 
 
-def _replace(graph: ir.Graph, node: ir.Node, integers: ir.Value, scales: ir.Value) -> None:
-    """Write the three nodes in place of the Gather; the last takes over its output."""
+def _rounded(graph: ir.Graph, name: str, weight: np.ndarray) -> RowBlocks:
+    quantized, scale, _ = quantize_weight(weight, _SCHEME, 0)
+    integers = new_initializer(graph, f"{name}.quantized", quantized)
+    return RowBlocks(integers, new_initializer(graph, f"{name}.scale", scale[:, None]))
+
+
+def _replace(graph: ir.Graph, node: ir.Node, stored: RowBlocks) -> None:
+    """Write three or four nodes in place of the Gather; the last takes over its output."""
     output, name, names = node.outputs[0], str(node.outputs[0].name), Names(graph)
-    rows = ir.node("Gather", [integers, node.inputs[1]], {"axis": 0}, name=str(node.name))
+    rows = ir.node("Gather", [stored.integers, node.inputs[1]], {"axis": 0}, name=str(node.name))
     rows.metadata_props.update(node.metadata_props)
     cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=names.new(f"{name}.cast"))
-    scale = ir.node("Gather", [scales, node.inputs[1]], {"axis": 0}, name=names.new(f"{name}.gather_scale"))
-    product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=names.new(f"{name}.dequantize"))
-    for made, part, dtype in ((rows, "quantized", ir.DataType.INT8), (cast, "cast", ir.DataType.FLOAT)):
-        made.outputs[0].name, made.outputs[0].shape = names.new(f"{name}.{part}"), output.shape
-        made.outputs[0].type = ir.TensorType(dtype)
-    scale.outputs[0].name = names.new(f"{name}.scale")
-    scale.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    ir.convenience.replace_nodes_and_values(
-        graph, node, [node], [rows, cast, scale, product], [output], [product.outputs[0]]
-    )
+    scales = [ir.node("Gather", [stored.scale, node.inputs[1]], {"axis": 0}, name=names.new(f"{name}.gather_scale"))]
+    if stored.block_of is not None:
+        inputs, spread = [scales[0].outputs[0], stored.block_of], names.new(f"{name}.spread_scale")
+        scales.append(ir.node("Gather", inputs, {"axis": -1}, name=spread))
+    product = ir.node("Mul", [cast.outputs[0], scales[-1].outputs[0]], name=names.new(f"{name}.dequantize"))
+    for new, part, dtype in ((rows, "quantized", ir.DataType.INT8), (cast, "cast", ir.DataType.FLOAT)):
+        new.outputs[0].name, new.outputs[0].shape = names.new(f"{name}.{part}"), output.shape
+        new.outputs[0].type = ir.TensorType(dtype)
+    for scale in scales:
+        scale.outputs[0].name, scale.outputs[0].type = names.new(f"{name}.scale"), ir.TensorType(ir.DataType.FLOAT)
+    made = [rows, cast, *scales, product]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [output], [product.outputs[0]])

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
+from qcompile.initializers import lazy_tensor
 
 _SIGNED = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
 _UNSIGNED = {ir.DataType.UINT4: 4, ir.DataType.UINT8: 8}
@@ -92,7 +93,7 @@ def of_node(node: ir.Node | None) -> BlockWeight | None:
     """
     if node is None or not graph.is_standard(node, "DequantizeLinear"):
         return None
-    integers, scale, zero_point = (*map(graph.constant, node.inputs), None)[:3]
+    integers, scale, zero_point = (*map(constant, node.inputs), None)[:3]
     if (
         integers is None
         or scale is None
@@ -109,6 +110,25 @@ def of_node(node: ir.Node | None) -> BlockWeight | None:
     if not size and axis in (1, -1) and scale.shape.numpy() == (outputs,):
         return BlockWeight(node, integers, scale, zero_point, inputs)
     return None
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the data of a constant matrix or vector, also of one that a Transpose turns; None for other values."""
+    turned = transposed(value)
+    tensor = graph.constant(turned)
+    if turned is None or tensor is None:
+        return graph.constant(value)
+    assert value is not None
+    return lazy_tensor(tensor, str(value.name), tuple(reversed(tensor.shape.numpy())), np.transpose)
+
+
+def transposed(value: ir.Value | None) -> ir.Value | None:
+    """Return what a Transpose makes the value of, its axes in reverse order; None where none does."""
+    node = None if value is None else value.producer()
+    if node is None or not graph.is_standard(node, "Transpose"):
+        return None
+    perm = tuple(node.attributes.get_ints("perm", ()))
+    return node.inputs[0] if perm == tuple(reversed(range(len(perm)))) else None
 
 
 def of_value(value: ir.Value | None) -> BlockWeight | None:

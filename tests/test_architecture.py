@@ -82,6 +82,7 @@ ROOMS = {
         "qcompile.qdq",
         "qcompile.restoring",
         "qcompile.saturation",
+        "qcompile.tied_tables",
         "qcompile.unlisted",
         "qcompile.unsigned_activations",
         "qcompile.untouched",

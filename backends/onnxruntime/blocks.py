@@ -12,6 +12,7 @@ from qcompile import graph
 from qcompile.backends import Site
 from qcompile.backends.onnxruntime import dequantize
 from qcompile.backends.onnxruntime.block_products import Storage, activation, storage, write_operands, write_product
+from qcompile.backends.onnxruntime.tied_tables import share_with_embedding
 from qcompile.contract import Finding
 from qcompile.initializers import shared_initializer
 
@@ -61,6 +62,7 @@ def multiply_in_blocks(model: ir.Model) -> None:
                 continue
             if stored not in operands:
                 operands[stored] = write_operands(model, weight, stored, names)
+                share_with_embedding(model, weight, stored, operands[stored], names)
             write_product(model, weight, stored, operands[stored], product)
         if not weight.node.outputs[0].uses() and not weight.node.outputs[0].is_graph_output():
             model.graph.remove(weight.node, safe=True)
@@ -122,14 +124,14 @@ def _in_blocks(model: ir.Model) -> Iterator[ir.Node]:
         if not graph.is_standard(node, "DequantizeLinear"):
             continue
         weight = node.outputs[0]
-        known = all(graph.constant(value) is not None for value in node.inputs if value is not None)
+        known = all(weights.constant(value) is not None for value in node.inputs if value is not None)
         if known and _is_supported(node) and any(_multiplies_by(reader, weight) for reader in graph.readers(weight)):
             yield node
 
 
 def _write_float(model: ir.Model, node: ir.Node, names: graph.Names) -> None:
     quantized, scale, zero_point = (*node.inputs, None)[:3]
-    tensor = graph.constant(quantized)
+    tensor = weights.constant(quantized)
     assert tensor is not None
     shape, block = tensor.shape.numpy(), node.attributes.get_int("block_size", 0)
     axis = node.attributes.get_int("axis", 1) % len(shape)
@@ -174,7 +176,7 @@ def _multiplies_by(node: ir.Node, weight: ir.Value) -> bool:
 
 
 def _is_supported(node: ir.Node) -> bool:
-    quantized, scale = (graph.constant(value) for value in node.inputs[:2])
+    quantized, scale = (weights.constant(value) for value in node.inputs[:2])
     assert quantized is not None
     assert scale is not None
     if quantized.dtype not in _TYPES or scale.dtype != ir.DataType.FLOAT or node.outputs[0].is_graph_output():

@@ -1,0 +1,86 @@
+"""One copy of a table for an embedding and a head: found by what it holds, and read by both."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompile.backends import get
+from qcompile.block_weights import of_value
+from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
+from qcompile.passes.quantize_weights import QuantizeWeights
+from qcompile.reference_evaluator import evaluate
+from qcompile.scheme import GroupScheme
+from qcompile.tied_tables import rounded_in_linear
+from tests.passes.quantizable import operators, parse
+from tests.tied_models import IDS, ROWS, TEXT, rounded, table, tied
+
+
+def integers(model: ir.Model) -> list[tuple[int, ...]]:
+    """Shapes of the weights that are integers."""
+    values = [value for value in model.graph.initializers.values() if value.shape is not None and len(value.shape) == 2]
+    return [tuple(value.shape.numpy()) for value in values if value.dtype != ir.DataType.FLOAT]
+
+
+@pytest.mark.parametrize("channels", [128, 72, 40])
+def test_both_read_one_copy(channels):
+    model = tied(channels)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert integers(model) == [(ROWS, channels)]
+    floats = [value for value in model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT]
+    assert [tuple(value.shape.numpy()) for value in floats] == [(ROWS, -(-channels // 64))]
+    kinds = [
+        "Gather",
+        "Cast",
+        "Gather",
+        "Gather",
+        "Mul",
+        "Tanh",
+        "Transpose",
+        "Transpose",
+        "DequantizeLinear",
+        "MatMul",
+    ]
+    assert sorted(operators(model)) == sorted(kinds)
+    weight = rounded(channels)
+    expected = np.tanh(weight[IDS]) @ weight.T
+    for found in (evaluate(model, {"ids": IDS})["y"], get("onnxruntime").open_session(model).run({"ids": IDS})["y"]):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert not QuantizeEmbeddings(min_elements=1)(model).modified
+
+
+def test_the_weight_is_read_through_the_transpose():
+    model = tied()
+    (product,) = [node for node in model.graph if node.op_type == "MatMul"]
+    weight = of_value(product.inputs[1])
+    assert (weight.inputs, weight.outputs, weight.block_size) == (128, ROWS, 64)
+    np.testing.assert_array_equal(
+        weight.integers.numpy() * np.repeat(weight.scales(64), 64, axis=0), rounded().T.astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("head", [GroupScheme(8, -1), GroupScheme(8, 64, sym=False), GroupScheme(4, 64)])
+def test_other_schemes_of_the_head_keep_their_own_copy(head):
+    model = tied(head=head)
+    assert set(integers(model)) >= {(128, ROWS), (ROWS, 128)}
+    assert "Transpose" not in operators(model)
+
+
+def test_another_table_of_the_same_shape_has_its_own_copy():
+    other = np.ascontiguousarray(table().T)
+    other[5, 7] += 0.5
+    model = parse(TEXT, table=table(), head=other)
+    QuantizeWeights()(model)
+    assert rounded_in_linear(model, table()) is None
+    assert rounded_in_linear(model, np.ascontiguousarray(other.T)) is not None
+    assert rounded_in_linear(model, table()[:7]) is None
+
+
+def test_an_embedding_that_is_ignored_stays_float():
+    model = parse(TEXT, table=table(), head=np.ascontiguousarray(table().T))
+    QuantizeWeights()(model)
+    name = QuantizeEmbeddings(min_elements=10**9)(model).findings[0].layer
+    assert not QuantizeEmbeddings(1, frozenset({name}))(model).modified
+    assert integers(model)[0] == (128, ROWS)
