@@ -14,6 +14,7 @@ from onnxscript import optimizer
 from qcompile.contract import Pass, Result
 from qcompile.errors import ModelError
 from qcompile.graph import all_nodes, constant_array, is_standard
+from qcompile.stored_blocks import StoredTensor
 
 _NAMES = """
 Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Clip
@@ -70,7 +71,11 @@ class FoldConstants(Pass):
     def _folds(self, node: ir.Node, version: int) -> bool | None:
         """Tell onnxscript not to fold a node; None leaves it the other conditions."""
         if node.domain in ("", "ai.onnx") and node.op_type == "Transpose":
-            return None  # no larger than its input, and folded for large ones too
+            # No larger than its input, and folded for large ones too. What came quantized is left to fold_weight_views,
+            # whose result still knows of the file.
+            return (
+                False if any(isinstance(value and value.const_value, StoredTensor) for value in node.inputs) else None
+            )
         if node.domain not in ("", "ai.onnx") or node.op_type not in _BOUNDED:
             return False
         sizes = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]

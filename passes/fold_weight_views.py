@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qcompile.contract import Finding, Pass, Result
 from qcompile.graph import all_nodes, constant, constant_array, is_standard, layer_name
 from qcompile.initializers import lazy_tensor, register_initializer
+from qcompile.stored_blocks import StoredTensor
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -115,7 +116,9 @@ def _reshaped(shape: tuple[int, ...], numbers: list[int], *, keeps_zero: bool) -
 
 
 def _lazy(node: ir.Node, tensor: ir.TensorProtocol, view: _View) -> ir.LazyTensor:
-    """Lazy tensor named as the output of the node."""
+    """Lazy tensor named as the output of the node; the transpose of what came quantized still knows how."""
     name = node.outputs[0].name
     assert name is not None
+    if isinstance(tensor, StoredTensor) and view.perm == (1, 0):
+        return tensor.turned(name)
     return lazy_tensor(tensor, name, view.shape, view.apply, view.dtype)

@@ -10,6 +10,7 @@ from qcompile.backends import Backend, Capability, Operator
 from qcompile.contract import Pass
 from qcompile.errors import CalibrationError, UnsupportedError
 from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.keep_weights import KeepWeights
 from qcompile.passes.quantize_attention import QuantizeAttention
 from qcompile.passes.quantize_codebooks import QuantizeCodebooks
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
@@ -170,6 +171,8 @@ def _wanted(built: Pass) -> list[Capability]:
         return [Capability("Attention", None, built.activations)]
     if isinstance(built, (QuantizeCodebooks, QuantizeWeights)):
         return [Capability("Linear", built.scheme, None)]
+    if isinstance(built, KeepWeights):
+        return [Capability("Linear", GroupScheme(), None), Capability("Embedding", _EMBEDDING_ROWS, None)]
     if isinstance(built, QuantizeEmbeddings):
         return [Capability("Embedding", _EMBEDDING_ROWS, None)]
     return []

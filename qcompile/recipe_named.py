@@ -66,5 +66,9 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
         "as w4a16-gptq, activations of 8 bits at run time: several times as fast for one token",
         [*_weights_only("gptq"), "round_activations"],
     ),
+    "keep": (
+        "weights bit for bit as a GGUF file has them; activations of 8 bits at run time, as llama.cpp does",
+        ["keep_weights", "round_activations"],
+    ),
 }
 """Name -> one sentence, and the steps."""

@@ -83,6 +83,7 @@ ROOMS = {
         "qcompile.restoring",
         "qcompile.saturation",
         "qcompile.tied_tables",
+        "qcompile.stored_blocks",
         "qcompile.unlisted",
         "qcompile.unsigned_activations",
         "qcompile.untouched",

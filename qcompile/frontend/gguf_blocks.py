@@ -12,29 +12,9 @@ from types import MappingProxyType
 import gguf
 import numpy as np
 
+from qcompile.stored_blocks import Blocks
+
 _Q = gguf.GGMLQuantizationType
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """A matrix whose element is integers * scale + minimum in float32, rounded after each of the two operations.
-
-    Attributes:
-        integers: int8 or uint8 [rows, columns].
-        scale: float32 [rows, columns / group_size].
-        minimum: float32, as the scale; None: nothing is added. It is seldom a multiple of the scale, so that an
-            integer zero point cannot stand for it.
-    """
-
-    integers: np.ndarray
-    scale: np.ndarray
-    minimum: np.ndarray | None
-
-    def dequantize(self) -> np.ndarray:
-        """Return the matrix, float32 [rows, columns]."""
-        group = self.integers.shape[1] // self.scale.shape[1]
-        weight: np.ndarray = self.integers.astype(np.float32) * np.repeat(self.scale, group, axis=1)
-        return weight if self.minimum is None else weight + np.repeat(self.minimum, group, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +24,11 @@ class BlockForm:
     Attributes:
         bits: that the integers need.
         group_size: weights that share a scale.
-        signed: whether the integers are int8; they are then symmetric, without a minimum.
         unpack: from blocks uint8 [blocks, bytes] to integers [blocks, weights], scale and minimum [blocks, groups].
     """
 
     bits: int
     group_size: int
-    signed: bool
     unpack: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
 
 
@@ -146,16 +124,16 @@ def _q6_k(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
 
 FORMS: Mapping[gguf.GGMLQuantizationType, BlockForm] = MappingProxyType(
     {
-        _Q.Q4_0: BlockForm(4, 32, True, _q4_0),
-        _Q.Q4_1: BlockForm(4, 32, False, _q4_1),
-        _Q.Q5_0: BlockForm(5, 32, True, _q5_0),
-        _Q.Q5_1: BlockForm(5, 32, False, _q5_1),
-        _Q.Q8_0: BlockForm(8, 32, True, _q8_0),
-        _Q.Q2_K: BlockForm(2, 16, False, _q2_k),
-        _Q.Q3_K: BlockForm(3, 16, True, _q3_k),
-        _Q.Q4_K: BlockForm(4, 32, False, _q4_k),
-        _Q.Q5_K: BlockForm(5, 32, False, _q5_k),
-        _Q.Q6_K: BlockForm(6, 16, True, _q6_k),
+        _Q.Q4_0: BlockForm(4, 32, _q4_0),
+        _Q.Q4_1: BlockForm(4, 32, _q4_1),
+        _Q.Q5_0: BlockForm(5, 32, _q5_0),
+        _Q.Q5_1: BlockForm(5, 32, _q5_1),
+        _Q.Q8_0: BlockForm(8, 32, _q8_0),
+        _Q.Q2_K: BlockForm(2, 16, _q2_k),
+        _Q.Q3_K: BlockForm(3, 16, _q3_k),
+        _Q.Q4_K: BlockForm(4, 32, _q4_k),
+        _Q.Q5_K: BlockForm(5, 32, _q5_k),
+        _Q.Q6_K: BlockForm(6, 16, _q6_k),
     }
 )
 """The types that integers with a scale, and a minimum where they are unsigned, represent exactly."""

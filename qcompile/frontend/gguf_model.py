@@ -10,35 +10,16 @@ from typing import Any
 
 import gguf
 import numpy as np
-import onnx_ir as ir
 
 from qcompile.errors import ModelError, UnsupportedError
-from qcompile.frontend.gguf_blocks import FORMS, Blocks, unpack
+from qcompile.frontend.gguf_blocks import FORMS, unpack
 from qcompile.frontend.gguf_header import Header, TensorPlace
 from qcompile.frontend.gguf_names import Names
 from qcompile.frontend.gguf_tokenizer import save_tokenizer
+from qcompile.stored_blocks import Blocks, Stored, StoredTensor
 
 _AGAIN = "Convert the model again"
 _OTHERWISE = "Use a recipe that starts from the dequantized weights, such as w4a16-rtn"
-
-
-@dataclasses.dataclass(frozen=True)
-class KeptWeight:
-    """A matrix as the file has it: integers * scale + minimum in float32, all lazy.
-
-    Attributes:
-        integers: int4, uint4, int8 or uint8 [in, out], the transpose of the parameter.
-        scale: float32 [in / group_size, out].
-        minimum: float32, as the scale, where the integers are unsigned; None: nothing is added.
-        bits: that the integers need, 2 to 8.
-        group_size: rows of `integers` that share a scale.
-    """
-
-    integers: ir.LazyTensor
-    scale: ir.LazyTensor
-    minimum: ir.LazyTensor | None
-    bits: int
-    group_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +42,15 @@ class GGUFModel:
     sources: Mapping[str, tuple[str, ...]]
     data: np.ndarray
 
-    def weights(self) -> dict[str, ir.LazyTensor]:
+    def weights(self) -> dict[str, StoredTensor]:
         """Return each parameter as `state_dict` of transformers has it: float32, dequantized each time it is read.
+
+        A matrix knows how the file has it, see `stored`.
 
         Parameters that are the same (a tied output layer) have the same tensor. Reading one raises ModelError where it
         is of another shape than the configuration says.
         """
-        found: dict[tuple[str, ...], ir.LazyTensor] = {}
+        found: dict[tuple[str, ...], StoredTensor] = {}
         return {name: found.setdefault(self._sources(name), self._weight(name)) for name in self.names.shapes}
 
     def blocks(self, parameter: str) -> Blocks:
@@ -79,34 +62,14 @@ class GGUFModel:
         place, order = self._kept_place(parameter)
         return unpack(self._rows(place)[order], place.kind)
 
-    def kept(self, parameter: str) -> KeptWeight:
-        """Return a matrix as the file has it, lazy and in the form of a linear; errors as of `blocks`."""
-        place, _ = self._kept_place(parameter)
-        form, (out, width) = FORMS[place.kind], place.shape
-
-        def part(which: str, rows: int, dtype: ir.DataType) -> ir.LazyTensor:
-            def read() -> ir.TensorProtocol:
-                array = np.ascontiguousarray(getattr(self.blocks(parameter), which).T)
-                return ir.tensor(array if dtype == ir.DataType.FLOAT else array.astype(dtype.numpy()), dtype)
-
-            return ir.LazyTensor(read, dtype, ir.Shape((rows, out)), name=f"{parameter}.{which}")
-
-        groups = width // form.group_size
-        return KeptWeight(
-            part("integers", width, _integers(form.bits, form.signed)),
-            part("scale", groups, ir.DataType.FLOAT),
-            None if form.signed else part("minimum", groups, ir.DataType.FLOAT),
-            form.bits,
-            form.group_size,
-        )
-
-    def why_not_kept(self, parameter: str) -> str | None:
-        """Return why `kept` raises an error for a parameter; None where it does not."""
+    def stored(self, parameter: str) -> Stored | str:
+        """Return how the file has a matrix, with the errors of `blocks`; or why integers with a scale are not it."""
         try:
-            self._kept_place(parameter)
+            place, _ = self._kept_place(parameter)
         except UnsupportedError as error:
             return error.reason
-        return None
+        form = FORMS[place.kind]
+        return Stored(place.kind.name, form.bits, form.group_size, lambda: self.blocks(parameter))
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the files of the tokenizer into a folder that exists; errors as of `gguf_tokenizer.save_tokenizer`."""
@@ -130,17 +93,17 @@ class GGUFModel:
     def _sources(self, parameter: str) -> tuple[str, ...]:
         return self.sources.get(parameter) or self.sources[self.names.shared[parameter]]
 
-    def _weight(self, parameter: str) -> ir.LazyTensor:
+    def _weight(self, parameter: str) -> StoredTensor:
         shape, tensors = self.names.shapes[parameter], self._sources(parameter)
 
-        def read() -> ir.TensorProtocol:
+        def read() -> np.ndarray:
             array = np.ascontiguousarray(self.names.assemble(parameter, tensors, self._values), dtype=np.float32)
             if array.shape != shape:
                 reason = f"has {parameter} as {list(array.shape)}, and its metadata say {list(shape)}"
                 raise ModelError(str(self.path), reason, _AGAIN)
-            return ir.tensor(array)
+            return array
 
-        return ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(shape), name=parameter)
+        return StoredTensor(read, shape, parameter, self.stored(parameter))
 
     def _values(self, tensor: str) -> np.ndarray:
         place = self.header.tensors[tensor]
@@ -185,9 +148,3 @@ def _check_types(header: Header, data: np.ndarray, subject: str) -> None:
         except NotImplementedError as error:
             reason = f"holds tensors of the type {kind.name}, which the gguf package does not dequantize"
             raise UnsupportedError(subject, reason, "Convert the model to Q8_0 or F16") from error
-
-
-def _integers(bits: int, signed: bool) -> ir.DataType:
-    if bits <= 4:
-        return ir.DataType.INT4 if signed else ir.DataType.UINT4
-    return ir.DataType.INT8 if signed else ir.DataType.UINT8

@@ -1,0 +1,84 @@
+"""Keeps weights that came quantized as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompile import layers, qdq
+from qcompile.block_writing import BlockWriter
+from qcompile.contract import Finding, Keeps, Pass, Result
+from qcompile.graph import Linear, constant, layer_name, readers
+from qcompile.initializers import remove_unused
+from qcompile.scheme import GroupScheme
+from qcompile.stored_blocks import Stored, around_zero, stored_as
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepWeights(Pass):
+    """MatMul(x, W) -> MatMul(x, DequantizeLinear(integers and scales of the file)) + MatMul(block sums of x, minimum)
+
+    The weights are bit for bit those of the file: nothing is rounded again. The minimum is there where the file has one
+    for each block; those that read one x share its sums. Tables of embeddings are gathered as integers, then scaled.
+    Does not fire on weights that did not come quantized, or in a type with a codebook, on layers that are ignored, on
+    tables that anything but a Gather along axis 0 reads, and on inputs of unknown rank.
+
+    Attributes:
+        ignore: layers that stay float, by name; bound by `compile`.
+        operators: "Linear" and "Embedding" where the backend has such weights; bound by `compile`.
+    """
+
+    ignore: frozenset[str] = frozenset()
+    operators: frozenset[str] = frozenset({"Linear", "Embedding"})
+
+    keeps: ClassVar[Keeps] = "exact"
+    looks_for: ClassVar[str] = "weights that the file of the model stores in blocks of integers, as GGUF's Q4_0 or Q8_0"
+    otherwise: ClassVar[str] = "Use w4a16-rtn, which quantizes what did not come quantized, or give such a GGUF file"
+
+    def call(self, model: ir.Model) -> Result:
+        """Keep every linear and table that can be; one finding for each."""
+        found, tables, writer = layers.float_linears(model), layers.embeddings(model), BlockWriter(model.graph)
+        findings = [self._table(table, nodes, writer) for table, nodes in tables.items()]
+        findings += [self._linear(linear, writer) for linear in found]
+        remove_unused({linear.weight for linear in found} | tables.keys())
+        kept = any(finding.action == "quantized" for finding in findings)
+        return Result(model, modified=kept, findings=tuple(findings))
+
+    def _linear(self, linear: Linear, writer: BlockWriter) -> Finding:
+        told = layers.finding(linear, "quantized")
+        left_out = layers.left_out(told, self.ignore, self.operators)
+        stored = stored_as(constant(linear.weight), transposed=True)
+        if linear.x.shape is None:
+            stored = "the rank of its input is not known"
+        if left_out is not None or isinstance(stored, str):
+            return left_out or dataclasses.replace(told, action="kept", reason=str(stored))
+        kept, minimum = around_zero(stored.read(), stored.bits)
+        scheme = GroupScheme(stored.bits, stored.group_size)
+        qdq.replace_input(
+            linear.matmul, linear.weight, qdq.dequantized_groups(linear.weight, kept, scheme, linear.matmul)
+        )
+        if minimum is not None:
+            writer.add_minimum(linear.matmul, minimum)
+        return dataclasses.replace(told, reason=_as_it_came(stored))
+
+    def _table(self, table: ir.Value, nodes: list[ir.Node], writer: BlockWriter) -> Finding:
+        tensor, value = constant(table), str(nodes[0].outputs[0].name)
+        assert tensor is not None
+        shape = tuple(tensor.shape.numpy())
+        told = Finding(layer_name(nodes[0]), "quantized", operator="Embedding", value=value, shape=shape)
+        left_out = layers.left_out(told, self.ignore, self.operators)
+        stored = stored_as(tensor, transposed=False)
+        if set(readers(table)) != set(nodes) or any(node.attributes.get_int("axis", 0) != 0 for node in nodes):
+            stored = "something else reads its table"
+        if any(node.inputs[1] is None or node.inputs[1].shape is None for node in nodes):
+            stored = "the rank of its ids is not known"
+        if left_out is not None or isinstance(stored, str):
+            return left_out or dataclasses.replace(told, action="kept", reason=str(stored))
+        writer.gather(table, stored.read(), nodes)
+        return dataclasses.replace(told, reason=_as_it_came(stored))
+
+
+def _as_it_came(stored: Stored) -> str:
+    return f"as the file has it: {stored.kind}, {stored.bits} bits in groups of {stored.group_size}"
