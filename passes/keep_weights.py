@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -10,10 +12,12 @@ import onnx_ir as ir
 from qcompile import layers, qdq
 from qcompile.block_writing import BlockWriter
 from qcompile.contract import Finding, Keeps, Pass, Result
+from qcompile.errors import NothingMatchedError
 from qcompile.graph import Linear, constant, layer_name, readers
 from qcompile.initializers import remove_unused
 from qcompile.scheme import GroupScheme
 from qcompile.stored_blocks import Stored, around_zero, stored_as
+from qcompile.untouched import quantized_already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +38,20 @@ class KeepWeights(Pass):
     operators: frozenset[str] = frozenset({"Linear", "Embedding"})
 
     keeps: ClassVar[Keeps] = "exact"
-    looks_for: ClassVar[str] = "weights that the file of the model stores in blocks of integers, as GGUF's Q4_0 or Q8_0"
-    otherwise: ClassVar[str] = "Use w4a16-rtn, which quantizes what did not come quantized, or give such a GGUF file"
+    looks_for: ClassVar[str] = "weights that are stored in blocks of integers, as GGUF's Q4_0 or Q8_0"
 
     def call(self, model: ir.Model) -> Result:
-        """Keep every linear and table that can be; one finding for each."""
+        """Keep every linear and table that can be; one finding for each.
+
+        Raises:
+            NothingMatchedError: there are weights, none came quantized, and nothing in the model is.
+        """
         found, tables, writer = layers.float_linears(model), layers.embeddings(model), BlockWriter(model.graph)
+        sources = [stored_as(constant(table), transposed=False) for table in tables]
+        sources += [stored_as(constant(linear.weight), transposed=True) for linear in found]
+        reasons = [each for each in sources if isinstance(each, str)]
+        if sources and len(reasons) == len(sources) and not quantized_already(model):
+            raise _none_came_quantized(reasons)
         findings = [self._table(table, nodes, writer) for table, nodes in tables.items()]
         findings += [self._linear(linear, writer) for linear in found]
         remove_unused({linear.weight for linear in found} | tables.keys())
@@ -82,3 +94,11 @@ class KeepWeights(Pass):
 
 def _as_it_came(stored: Stored) -> str:
     return f"as the file has it: {stored.kind}, {stored.bits} bits in groups of {stored.group_size}"
+
+
+def _none_came_quantized(reasons: Sequence[str]) -> NothingMatchedError:
+    counted = "; ".join(f"of {count}: {reason}" for reason, count in Counter(reasons).most_common(2))
+    mend = "Use w4a16-rtn, which quantizes any weights, or give a GGUF file with blocks of integers"
+    return NothingMatchedError(
+        "pass keep_weights", f"it looks for {KeepWeights.looks_for}, and found none ({counted})", mend
+    )

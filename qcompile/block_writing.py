@@ -33,6 +33,7 @@ class BlockWriter:
         old, x = matmul.outputs[0], matmul.inputs[0]
         assert x is not None
         name, after = str(old.name), list(old.uses())
+        matmul.name = matmul.name or name  # the layer is still called so
         weight = self._constant(f"{name}.minimum", minimum)
         product = ir.node("MatMul", [self._block_sums(x, len(minimum), matmul), weight])
         total = ir.node("Add", [old, product.outputs[0]])

@@ -54,12 +54,10 @@ class Pass(ir.passes.InPlacePass):
     Attributes:
         keeps: "exact" when float semantics are kept, checked to 1e-4 of each output's range; "lossy" otherwise.
         looks_for: the pattern in words, for the error raised when a pass that was asked for matches nothing.
-        otherwise: what the user may do then; empty: what the model suggests.
     """
 
     keeps: ClassVar[Keeps] = "exact"
     looks_for: ClassVar[str] = ""
-    otherwise: ClassVar[str] = ""
 
     @property
     def may_match_nothing(self) -> bool:

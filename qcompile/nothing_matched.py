@@ -39,8 +39,6 @@ def nothing_matched(model: ir.Model, name: str, item: ir.passes.PassBase) -> Not
     found = ", ".join(f"{count} {name}" for name, count in operators) or "no nodes"
     sought = item.looks_for if isinstance(item, Pass) else "its pattern"
     reason = f"it matched nothing: it looks for {sought} and found {found}"
-    if isinstance(item, Pass) and item.otherwise:
-        return NothingMatchedError(f"pass {name.partition('(')[0]}", reason, item.otherwise)
     subject, overridable = f"pass {name.partition('(')[0]}", _weights_among_inputs(model)
     if overridable:
         are = "1 weight is also an input" if overridable == 1 else f"{overridable} weights are also inputs"

@@ -63,7 +63,7 @@ def build_report(
     """
     entries = [(name, finding) for name, findings in log.findings.items() for finding in findings]
     quantizing = [f for name, f in entries if f.operator and f.action in _LAYER_ACTIONS]
-    lossless = log.before_loss or model
+    lossless = log.before_quantized or log.before_loss or model
     quantizing += unlisted(lossless, {finding.value for finding in quantizing})
     schemes = " + ".join(f"{_words(item.activations)} × {_words(item.weights)}" for item in quantizers(recipe))
     scales = [finding for name, finding in entries if name == "FoldScales"]

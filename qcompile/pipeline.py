@@ -64,6 +64,8 @@ class Log:
         outputs: outputs of the model on the samples, as it is now; empty when nothing is verified.
         accumulated: of each layer, signal-to-noise ratio of its output in dB behind all lossy passes.
         before_loss: the model in front of the first lossy pass; None where there is none.
+        before_quantized: the model in front of the first pass that quantized a layer, an exact one where it kept
+            weights as they came; None where none has.
         gains: by how many dB the outputs are nearer to float where one layer alone is left in float, of the worst.
         budget: how the search for a budget of accuracy ended.
         forms: in which the backend writes what it can write in several.
@@ -78,6 +80,7 @@ class Log:
     outputs: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
     accumulated: dict[str, float] = dataclasses.field(default_factory=dict)
     before_loss: ir.Model | None = None
+    before_quantized: ir.Model | None = None
     gains: dict[str, float] = dataclasses.field(default_factory=dict)
     budget: BudgetReport | None = None
     forms: list[FormReport] = dataclasses.field(default_factory=list)
@@ -138,6 +141,8 @@ class Pipeline:
                 exact = layer_outputs(model, names, self.samples[0], self.masks, self.open_session)
             before = model.clone()
             modified = [item for item in group if self._apply(model, item, log, required)]
+            if log.before_quantized is None and log.quantized():
+                log.before_quantized = before
             if modified and self.samples:
                 self._verify(model, before, modified, log)
         if log.missed is not None and not log.quantized():

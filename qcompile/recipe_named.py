@@ -67,7 +67,7 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
         [*_weights_only("gptq"), "round_activations"],
     ),
     "keep": (
-        "weights bit for bit as a GGUF file has them; activations of 8 bits at run time, as llama.cpp does",
+        "weights bit for bit as a GGUF file has them; activations of 8 bits at run time",
         ["keep_weights", "round_activations"],
     ),
 }

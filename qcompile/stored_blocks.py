@@ -101,7 +101,8 @@ def around_zero(blocks: Blocks, bits: int) -> tuple[Grouped, np.ndarray | None]:
     """Return the same matrix with signed integers, [columns, rows] as a linear reads it, and what is added to it.
 
     q * d + m = (q - c) * d + (m + c * d), c in the middle of the integers: what activations lose when they are rounded
-    is multiplied by smaller integers. Where m + c * d would have to be rounded, the zero point is -c, and m stays.
+    is multiplied by smaller integers. Where m + c * d would have to be rounded, the zero point is -c, and m stays. All
+    bits of the elements are the same, but for the sign of a zero.
 
     Args:
         blocks: of a file; the integers are unsigned where there is a minimum.

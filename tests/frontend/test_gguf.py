@@ -19,6 +19,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from qcompile.errors import ModelError, UnsupportedError
 from qcompile.frontend.gguf import is_gguf_file, open_gguf
 from qcompile.frontend.gguf_model import GGUFModel
+from qcompile.stored_blocks import Stored
 from tests.frontend.gguf_files import KIND, Decoder, in_transformers, write_decoder
 
 WIDE = {"hidden": 256, "feed_forward": 512, "layers": 1}
@@ -74,7 +75,7 @@ def test_a_tied_output_layer_is_the_same_tensor(tmp_path: Path) -> None:
 def test_blocks_are_the_weights_bit_for_bit(every_kind: GGUFModel) -> None:
     kinds = set()
     for name, tensor in every_kind.weights().items():
-        if every_kind.why_not_kept(name) is None:
+        if isinstance(tensor.stored, Stored):
             kinds.add(every_kind.header.tensors[every_kind.sources[name][0]].kind)
             weight = every_kind.blocks(name).dequantize()
             assert np.array_equal(weight.view(np.uint32), tensor.numpy().view(np.uint32)), name
@@ -89,42 +90,21 @@ def test_rows_of_query_and_key_are_in_the_order_of_transformers(every_kind: GGUF
         assert np.array_equal(every_kind.blocks(name).dequantize(), in_transformers(stored, heads))
 
 
-def test_a_kept_weight_has_the_form_of_a_linear(every_kind: GGUFModel) -> None:
+def test_a_weight_knows_how_the_file_has_it(every_kind: GGUFModel) -> None:
     name = f"model.layers.0.{UP}"
-    kept, blocks = every_kind.kept(name), every_kind.blocks(name)
-    assert (kept.bits, kept.group_size, kept.minimum) == (3, 16, None)
-    assert kept.integers.dtype == ir.DataType.INT4
-    assert kept.integers.shape.numpy() == (256, 512)
-    assert kept.scale.shape.numpy() == (16, 512)
-    assert np.array_equal(kept.integers.numpy().astype(np.int8), blocks.integers.T)
-    weight = kept.integers.numpy().astype(np.float32) * np.repeat(kept.scale.numpy(), 16, axis=0)
-    assert np.array_equal(weight.T, every_kind.weights()[name].numpy())
-
-
-@pytest.mark.parametrize(
-    ("part", "dtype", "minimum"),
-    [
-        ("self_attn.q_proj", ir.DataType.INT4, False),
-        ("self_attn.k_proj", ir.DataType.UINT8, True),
-        ("self_attn.v_proj", ir.DataType.UINT4, True),
-        ("self_attn.o_proj", ir.DataType.INT8, False),
-        ("mlp.down_proj", ir.DataType.UINT4, True),
-    ],
-)
-def test_the_smallest_type_holds_the_integers(
-    every_kind: GGUFModel, part: str, dtype: ir.DataType, minimum: bool
-) -> None:
-    kept = every_kind.kept(f"model.layers.0.{part}.weight")
-    assert kept.integers.dtype == dtype
-    assert kept.integers.numpy().dtype == dtype.numpy()
-    assert (None if kept.minimum is None else kept.minimum.shape) == (kept.scale.shape if minimum else None)
+    stored = every_kind.weights()[name].stored
+    assert isinstance(stored, Stored)
+    assert (stored.kind, stored.bits, stored.group_size) == ("Q3_K", 3, 16)
+    blocks = stored.read()
+    assert np.array_equal(blocks.dequantize(), every_kind.blocks(name).dequantize())
+    assert blocks.scale.shape == (512, 16)
 
 
 def test_floats_and_codebooks_are_not_kept(tmp_path: Path) -> None:
     model = open_gguf(write_decoder(tmp_path / "floats.gguf", Decoder()))
     with pytest.raises(UnsupportedError, match="has it as F32, none of Q4_0, Q4_1"):
-        model.kept(Q)
-    assert "F32" in str(model.why_not_kept(Q))
+        model.blocks(Q)
+    assert "F32" in str(model.weights()[Q].stored)
 
 
 def test_the_configuration_is_of_the_file(every_kind: GGUFModel) -> None:
@@ -183,7 +163,7 @@ def test_numbers_that_the_package_does_not_dequantize(tmp_path: Path) -> None:
     content, kind = file.read_bytes(), KIND.IQ4_NL.value.to_bytes(4, "little")
     at = content.index(b"blk.0.attn_v.weight") + len("blk.0.attn_v.weight") + 20
     file.write_bytes(content[:at] + kind + content[at + 4 :])
-    assert "none of Q4_0" in str(open_gguf(file).why_not_kept("model.layers.0.self_attn.v_proj.weight"))
+    assert "none of Q4_0" in str(open_gguf(file).stored("model.layers.0.self_attn.v_proj.weight"))
     file.write_bytes(content[:at] + KIND.I32.value.to_bytes(4, "little") + content[at + 4 :])
     with pytest.raises((UnsupportedError, ModelError)):
         open_gguf(file)
@@ -224,7 +204,7 @@ def test_a_real_file_is_kept_bit_for_bit() -> None:
     assert found.origin is not None
     model = open_gguf(Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
     weights = model.weights()
-    kept = [name for name in weights if model.why_not_kept(name) is None]
+    kept = [name for name in weights if isinstance(model.stored(name), Stored)]
     assert len(kept) == 30 * 7 + 2
     for name in kept[:16]:
         assert np.array_equal(model.blocks(name).dequantize(), weights[name].numpy()), name
