@@ -10,14 +10,11 @@ import onnx_ir as ir
 from qcompile.graph import Names
 from qcompile.initializers import register_initializer
 from qcompile.stored_blocks import Blocks
+from qcompile.tied_tables import RowBlocks
 
 
 class BlockWriter:
-    """Writes into the main graph of a model; what linears that read one value have in common is written once.
-
-    Args:
-        graph: nothing else gives new names in it meanwhile.
-    """
+    """Writes into the main graph of a model; what linears that read one value have in common is written once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph, self._names = graph, Names(graph)
@@ -30,6 +27,7 @@ class BlockWriter:
         W then stands for the weight without the minimum, float32 [blocks, outputs], of each of its blocks. The rank and
         the channels of x are known.
         """
+        self._names = Names(self._graph)
         old, x = matmul.outputs[0], matmul.inputs[0]
         assert x is not None
         name, after = str(old.name), list(old.uses())
@@ -50,42 +48,43 @@ class BlockWriter:
             if output is old:
                 self._graph.outputs[index] = total.outputs[0]
 
-    def gather(self, table: ir.Value, blocks: Blocks, nodes: Sequence[ir.Node]) -> None:
-        """Gather(W, ids) -> Reshape(Cast(Gather(int8 W in blocks, ids)) * Gather(scale, ids) + Gather(minimum, ids)).
+    def rows(self, name: str, blocks: Blocks) -> RowBlocks:
+        """Store a table [rows, columns] of this name; integers of fewer bits in 8: runtimes gather no smaller ones."""
+        self._names = Names(self._graph)
+        integers = self._constant(f"{name}.quantized", blocks.integers)
+        size = blocks.integers.shape[1] // blocks.scale.shape[1]
+        places = self._constant(f"{name}.blocks", np.arange(blocks.integers.shape[1]) // size)
+        return RowBlocks(integers, self._constant(f"{name}.scale", blocks.scale), places)
+
+    def gather(self, stored: RowBlocks, minimum: np.ndarray | None, nodes: Sequence[ir.Node]) -> None:
+        """Gather(W, ids) -> Cast(Gather(int8 W, ids)) * scales of its blocks, gathered too, + their minimums.
 
         The rows are dequantized after they were gathered, so that the table is never expanded. The last of the nodes
-        takes over the output. Integers of fewer bits are stored in 8, as runtimes gather no smaller ones.
+        takes over the output.
 
         Args:
-            table: [rows, columns].
-            blocks: what it is.
-            nodes: Gathers that read it, along axis 0, whose ids have a known rank.
+            stored: the table, with blocks.
+            minimum: what is added to each block, float32 [rows, blocks]; None: nothing.
+            nodes: Gathers that read it, along axis 0.
         """
-        count, (rows, columns) = blocks.scale.shape[1], blocks.integers.shape
-        integers = self._constant(f"{table.name}.quantized", blocks.integers.reshape(rows, count, -1))
-        scale = self._constant(f"{table.name}.scale", blocks.scale[:, :, None])
-        minimum = blocks.minimum
-        shift = None if minimum is None else self._constant(f"{table.name}.minimum", minimum[:, :, None])
+        self._names = Names(self._graph)
+        shift = None if minimum is None else self._constant(f"{stored.integers.name}.minimum", minimum)
         for node in nodes:
-            self._gather(node, integers, scale, shift, columns)
-
-    def _gather(self, node: ir.Node, integers: ir.Value, scale: ir.Value, shift: ir.Value | None, columns: int) -> None:
-        ids, old = node.inputs[1], node.outputs[0]
-        assert ids is not None
-        assert ids.shape is not None
-        name = str(old.name)
-
-        def gathered(source: ir.Value, part: str) -> ir.Value:
-            return self._node("Gather", [source, ids], node, f"{name}.{part}", source.dtype, axis=0)
-
-        rows = gathered(integers, "quantized")
-        value = self._node("Cast", [rows], node, f"{name}.cast", to=ir.DataType.FLOAT)
-        value = self._node("Mul", [value, gathered(scale, "scale")], node, f"{name}.scaled")
-        if shift is not None:
-            value = self._node("Add", [value, gathered(shift, "minimum")], node, f"{name}.shifted")
-        joined = ir.node("Reshape", [value, self._numbers([0] * len(ids.shape) + [columns])], name=node.name)
-        joined.metadata_props.update(node.metadata_props)
-        ir.convenience.replace_nodes_and_values(self._graph, node, [node], [joined], [old], [joined.outputs[0]])
+            ids, old, blocks = node.inputs[1], node.outputs[0], stored.block_of
+            assert ids is not None
+            assert blocks is not None
+            name, operands = str(old.name), []
+            rows = self._node("Gather", [stored.integers, ids], node, f"{name}.rows", stored.integers.dtype, axis=0)
+            value = self._node("Cast", [rows], node, f"{name}.cast", to=ir.DataType.FLOAT)
+            for part in (stored.scale, shift):
+                if part is not None:
+                    of_blocks = self._node("Gather", [part, ids], node, f"{name}.of_blocks", axis=0)
+                    operands.append(self._node("Gather", [of_blocks, blocks], node, f"{name}.of_channels", axis=-1))
+            if shift is not None:
+                value = self._node("Mul", [value, operands[0]], node, f"{name}.scaled")
+            last = ir.node("Mul" if shift is None else "Add", [value, operands[-1]], name=node.name)
+            last.metadata_props.update(node.metadata_props)
+            ir.convenience.replace_nodes_and_values(self._graph, node, [node], [last], [old], [last.outputs[0]])
 
     def _block_sums(self, x: ir.Value, blocks: int, before: ir.Node) -> ir.Value:
         """Return the sum of each block of channels: x [.., channels] -> [.., blocks]."""
