@@ -57,6 +57,7 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
     "w4a16-hqq": ("weights of 4 bits in groups, half-quadratic: closer than to nearest; no data", _weights_only("hqq")),
     "w4a16-awq": ("weights of 4 bits in groups, scales of channels by calibration folded upstream", _AWQ),
     "w4a16-gptq": ("weights of 4 bits in groups, by what calibration sees: the closest", _weights_only("gptq")),
+    "w4a16-inc": ("weights of 4 bits in groups, tuned by AutoRound (extra inc)", _weights_only("inc")),
     "nf4": ("weights in the 16 levels of NF4; no data", ["quantize_codebooks", "quantize_embeddings"]),
     "nf4-dq": (
         "as nf4, its scales in 8 bits: 0.4 bits less for each weight",

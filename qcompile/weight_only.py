@@ -19,10 +19,11 @@ from qcompile.solvers.bias_correction import output_shift
 from qcompile.solvers.gptq_groups import gptq_groups
 from qcompile.solvers.grouped import NOTHING_SEEN, Evidence, Grouped
 from qcompile.solvers.hqq import hqq
+from qcompile.solvers.inc import auto_round
 from qcompile.solvers.rtn import rtn
 from qcompile.solvers.sqnr import decibels, powers
 
-Solver = Literal["rtn", "hqq", "gptq"]
+Solver = Literal["rtn", "hqq", "gptq", "inc"]
 
 BiasCorrection = Literal["none", "linears"]
 
@@ -30,10 +31,11 @@ SOLVERS: dict[Solver, tuple[Callable[..., Grouped], tuple[str, ...]]] = {
     "rtn": (rtn, ("n_grid",)),
     "hqq": (hqq, ()),
     "gptq": (gptq_groups, ("damp_percent", "desc_act", "static_groups", "n_grid", "sweeps")),
+    "inc": (auto_round, ("iters",)),
 }
 """Name -> the solver, and which settings of the pass it takes."""
 
-NEEDS_MOMENTS: frozenset[Solver] = frozenset({"gptq"})
+NEEDS_MOMENTS: frozenset[Solver] = frozenset({"gptq", "inc"})
 """Solvers that are nothing without second moments."""
 
 HEAD = GroupScheme(8, 64)

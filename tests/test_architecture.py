@@ -132,7 +132,8 @@ ARROWS = {
 RUNTIMES = {
     "onnxruntime": ["qcompile.backends.onnxruntime*"],
     "openvino": ["qcompile.backends.openvino*"],
-    "torch": ["qcompile.frontend*", "qcompile.models*", "qcompile.calibration_data"],
+    "torch": ["qcompile.frontend*", "qcompile.models*", "qcompile.calibration_data", "qcompile.solvers.inc"],
+    "auto_round": ["qcompile.solvers.inc"],
     "transformers": [
         "qcompile.frontend.huggingface*",
         "qcompile.backends.openvino.tokenizers",

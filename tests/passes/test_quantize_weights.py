@@ -197,7 +197,20 @@ def test_later_layers_are_fitted_to_what_the_quantized_ones_before_them_write(mo
 
 def test_without_calibration_gptq_becomes_hqq():
     assert QuantizeWeights(solver="gptq").without_calibration() == QuantizeWeights(solver="hqq")
+    assert QuantizeWeights(solver="inc").without_calibration() == QuantizeWeights(solver="hqq")
     assert QuantizeWeights(solver="rtn").without_calibration() == QuantizeWeights(solver="rtn")
+
+
+def test_inc_keeps_the_outputs_better_than_the_nearest():
+    pytest.importorskip("auto_round", reason="needs the extra inc")
+    data, rows = correlated()
+
+    def error(solver: str) -> float:
+        after = model()
+        QuantizeWeights(3, 16, solver=solver, n_grid=0, iters=100, calibrator=data)(after)
+        return float(np.square(run(after, rows) - rows @ WEIGHT).sum())
+
+    assert error("inc") < error("rtn")
 
 
 def test_a_vocabulary_is_rounded_to_nearest_whatever_the_solver():
