@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +11,6 @@ import onnx_ir as ir
 from qcompile import layers, qdq, weight_only
 from qcompile.block_codebooks import write_codebook
 from qcompile.calibration import Calibrator
-from qcompile.calibration_layers import LayerStatistics, layer_statistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import RecipeError
 from qcompile.graph import Linear
@@ -78,7 +76,7 @@ class QuantizeCodebooks(Pass):
         heads = {linear.matmul for linear in chosen if self.head and weight_only.writes_vocabulary(linear, model)}
         findings = [finding for finding in reasons.values() if finding is not None]
         done: Done = {}
-        for part in self._calibrated(model, chosen):
+        for part in weight_only.calibrated(self.calibrator, model, chosen):
             for linear in part.layers:
                 assert isinstance(linear, Linear)
                 statistics = part.of(linear.x)
@@ -97,11 +95,6 @@ class QuantizeCodebooks(Pass):
         left_out = layers.left_out(layers.finding(linear, "kept"), self.ignore, self.operators)
         reason = weight_only.refusal(linear) if left_out is None else ""
         return layers.finding(linear, "kept", reason) if reason else left_out
-
-    def _calibrated(self, model: ir.Model, chosen: list[Linear]) -> Iterator[LayerStatistics]:
-        if self.calibrator is None or not chosen:
-            return iter([LayerStatistics(tuple(chosen))])
-        return layer_statistics(self.calibrator, model, chosen, [], grams=False)
 
     def _quantize(
         self, model: ir.Model, linear: Layer, head: GroupScheme | None, rows: np.ndarray

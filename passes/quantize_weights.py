@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile import layers, qdq, weight_only
+from qcompile.bit_allocation import Schemes, allocate_bits
 from qcompile.calibration import Calibrator
-from qcompile.calibration_layers import LayerStatistics, layer_statistics
+from qcompile.calibration_layers import LayerStatistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import RecipeError
 from qcompile.graph import Linear
@@ -34,7 +34,7 @@ class QuantizeWeights(Pass):
     not fire on layers that are ignored, and on weights that are empty or hold `broken_numbers`.
 
     Attributes:
-        bits: of each integer, 1 to 8.
+        bits: of each integer, 1 to 8; "auto": one of `widths` for each weight, by what that does to its output.
         group_size: inputs that share a scale, of each output; the last group may be smaller. -1: all of them.
         sym: symmetric, with scales that may be negative; or with zero points.
         solver: how the integers and scales are found.
@@ -48,6 +48,8 @@ class QuantizeWeights(Pass):
         bias_correction: "linears": what rounding adds to outputs on average is taken off the bias where a linear has
             one; of tied weights, that of the first. "none": MiniLM loses more (1 - cosine on held-out text: rtn .047
             for .033 in 4 bits, .161 for .128 in 3; gptq .0103 for .0102, .0344 for .0342).
+        effective_bits: of bits "auto", the most for each number of all weights together, with scales and zero points.
+        widths: what bits "auto" chooses from: 3 are stored in 4 by every runtime.
         head: scheme of a linear that scores a vocabulary, see `weight_only.writes_vocabulary`, which is rounded to
             nearest; None: as the others.
         ignore: layers that stay float, by name; bound by `compile`.
@@ -58,7 +60,7 @@ class QuantizeWeights(Pass):
         RecipeError: bits or group_size is out of range.
     """
 
-    bits: int = 4
+    bits: int | Literal["auto"] = 4
     group_size: int = 64
     sym: bool = True
     solver: Solver = "rtn"
@@ -69,6 +71,8 @@ class QuantizeWeights(Pass):
     sweeps: int = 1
     iters: int = 200
     bias_correction: BiasCorrection = "linears"
+    effective_bits: float = 4.25
+    widths: tuple[int, ...] = (2, 4, 8)
     head: GroupScheme | None = weight_only.HEAD
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Linear"})
@@ -79,14 +83,15 @@ class QuantizeWeights(Pass):
 
     def __post_init__(self) -> None:
         try:
-            _ = self.scheme
+            _ = self.schemes
         except ValueError as error:
             raise RecipeError("quantize_weights", str(error), "Give 1 to 8 bits, and a positive group_size") from error
 
     @property
-    def scheme(self) -> GroupScheme:
-        """How the weights are stored, but for that of a vocabulary."""
-        return GroupScheme(self.bits, self.group_size, self.sym)
+    def schemes(self) -> tuple[GroupScheme, ...]:
+        """How the weights are stored, but for that of a vocabulary: all as the only one, or each as one of several."""
+        widths = (self.widths or (0,)) if self.bits == "auto" else (self.bits,)
+        return tuple(GroupScheme(bits, self.group_size, self.sym) for bits in widths)
 
     def without_calibration(self) -> Pass | None:
         """Solve without data: what cannot becomes hqq."""
@@ -101,9 +106,15 @@ class QuantizeWeights(Pass):
         findings = [finding for finding in reasons.values() if finding is not None]
         done: Done = {}
         others = [linear for linear in chosen if linear.matmul not in heads]
+        auto: Schemes = {}
+        if self.bits == "auto" and others:
+            parts = weight_only.calibrated(self.calibrator, model, others)
+            auto, told = allocate_bits(model, parts, self.schemes, self.effective_bits, self.calibrator)
+            findings.append(told)
         for head, group in ((None, others), (self.head, [linear for linear in chosen if linear.matmul in heads])):
-            for part in self._calibrated(model, group, grams=head is None and self.solver in NEEDS_MOMENTS):
-                findings += [self._quantize(linear, head, part, done) for linear in part.layers]
+            grams = head is None and self.solver in NEEDS_MOMENTS
+            for part in weight_only.calibrated(self.calibrator, model, group, grams=grams):
+                findings += [self._quantize(linear, head, auto, part, done) for linear in part.layers]
                 del part  # with hundreds of rows of every value
         remove_unused(done)
         return Result(model, modified=bool(done), findings=tuple(findings))
@@ -113,30 +124,28 @@ class QuantizeWeights(Pass):
         reason = weight_only.refusal(linear) if left_out is None else ""
         return layers.finding(linear, "kept", reason) if reason else left_out
 
-    def _calibrated(self, model: ir.Model, chosen: list[Linear], *, grams: bool) -> Iterator[LayerStatistics]:
-        """Yield the statistics of some linears at a time, of the model as those before have made it."""
-        if self.calibrator is None or not chosen:
-            return iter([LayerStatistics(tuple(chosen))])
-        return layer_statistics(self.calibrator, model, chosen, [], grams=grams)
-
-    def _quantize(self, linear: Layer, head: GroupScheme | None, seen: LayerStatistics, done: Done) -> Finding:
-        """Quantize one linear, which has a scheme of its own or none; those with tied weights read one result."""
+    def _quantize(
+        self, linear: Layer, head: GroupScheme | None, auto: Schemes, seen: LayerStatistics, done: Done
+    ) -> Finding:
+        """Quantize one linear with the scheme of a head, or that for its weight; those with tied weights read one."""
         assert isinstance(linear, Linear)
         if linear.weight not in done:
-            tensor, multiplied, scheme = linear.weight.const_value, seen.of(linear.x), head or self.scheme
+            scheme = head or auto.get(linear.weight, self.schemes[0])
+            tensor, multiplied = linear.weight.const_value, seen.of(linear.x)
             assert tensor is not None
             weight, known = tensor.numpy(), weight_only.evidence(multiplied)
-            found = rtn(weight, scheme, known) if head else self._solve(weight, known)
+            found = rtn(weight, scheme, known) if head else self._solve(weight, scheme, known)
             rows = np.zeros((0, len(weight)), np.float32) if multiplied is None else multiplied.rows
             sqnr = weight_only.output_sqnr(weight, found, scheme.group_size, rows)
             value = qdq.dequantized_groups(linear.weight, found, scheme, linear.matmul)
             if self.bias_correction == "linears":
                 weight_only.correct_outputs(linear, weight, found, scheme.group_size, rows)
-            done[linear.weight] = value, layers.finding(linear, "quantized", found.remark, sqnr)
+            remark = f"{scheme.bits} bits{found.remark and '; '}{found.remark}" if auto else found.remark
+            done[linear.weight] = value, layers.finding(linear, "quantized", remark, sqnr)
         value, finding = done[linear.weight]
         qdq.replace_input(linear.matmul, linear.weight, value)
         return layers.finding(linear, "quantized", finding.reason, finding.sqnr_db)
 
-    def _solve(self, weight: np.ndarray, seen: Evidence) -> Grouped:
+    def _solve(self, weight: np.ndarray, scheme: GroupScheme, seen: Evidence) -> Grouped:
         solve, settings = SOLVERS[self.solver]
-        return solve(weight, self.scheme, seen, **{name: getattr(self, name) for name in settings})
+        return solve(weight, scheme, seen, **{name: getattr(self, name) for name in settings})

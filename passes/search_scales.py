@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +30,7 @@ class SearchScales(Pass):
     that stay float, that score a vocabulary, and those without a scale that makes the error of their output smaller.
 
     Attributes:
-        bits: of the weights, as in `QuantizeWeights`.
+        bits: of the weights, as in `QuantizeWeights`; "auto": 4.
         group_size: the same.
         sym: the same.
         n_grid: how many scales are tried.
@@ -42,7 +42,7 @@ class SearchScales(Pass):
         RecipeError: bits or group_size is out of range.
     """
 
-    bits: int = 4
+    bits: int | Literal["auto"] = 4
     group_size: int = 64
     sym: bool = True
     n_grid: int = 20
@@ -61,7 +61,7 @@ class SearchScales(Pass):
     @property
     def scheme(self) -> GroupScheme:
         """How the weights will be stored."""
-        return GroupScheme(self.bits, self.group_size, self.sym)
+        return GroupScheme(4 if self.bits == "auto" else self.bits, self.group_size, self.sym)
 
     @property
     def may_match_nothing(self) -> bool:

@@ -169,8 +169,10 @@ def _wanted(built: Pass) -> list[Capability]:
         return [Capability(operator, built.weights, built.activations) for operator in operators]
     if isinstance(built, QuantizeAttention):
         return [Capability("Attention", None, built.activations)]
-    if isinstance(built, (QuantizeCodebooks, QuantizeWeights)):
+    if isinstance(built, QuantizeCodebooks):
         return [Capability("Linear", built.scheme, None)]
+    if isinstance(built, QuantizeWeights):
+        return [Capability("Linear", built.schemes[0], None)]
     if isinstance(built, KeepWeights):
         return [Capability("Linear", GroupScheme(), None), Capability("Embedding", _EMBEDDING_ROWS, None)]
     if isinstance(built, QuantizeEmbeddings):

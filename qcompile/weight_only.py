@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile import layers
+from qcompile.calibration import Calibrator
+from qcompile.calibration_layers import LayerStatistics, layer_statistics
 from qcompile.calibration_statistics import ChannelStatistics
 from qcompile.graph import Linear, constant, constant_array, is_standard, sole_reader
 from qcompile.layer_bias import correct_bias
@@ -82,6 +84,15 @@ def refusal(linear: Linear) -> str:
     return f"its weight {broken}" if broken else ""
 
 
+def calibrated(
+    calibrator: Calibrator | None, model: ir.Model, chosen: list[Linear], *, grams: bool = False
+) -> Iterator[LayerStatistics]:
+    """Yield the statistics of some linears at a time, of the model as those before have made it; without data, none."""
+    if calibrator is None or not chosen:
+        return iter([LayerStatistics(tuple(chosen))])
+    return layer_statistics(calibrator, model, chosen, [], grams=grams)
+
+
 def evidence(statistics: ChannelStatistics | None) -> Evidence:
     """Return what a solver is told of the input of a linear: its second moments, else what sampled rows say of them."""
     if statistics is None or not len(statistics.rows):
@@ -102,15 +113,18 @@ class InGroups(Protocol):
 
 
 def output_sqnr(weight: np.ndarray, found: InGroups, group_size: int, rows: np.ndarray) -> float | None:
-    """Return the signal-to-noise ratio of rows @ weight in dB, some outputs at a time; None without rows."""
-    if not len(rows):
-        return None
+    """Return the signal-to-noise ratio of rows @ weight in dB; None without rows."""
+    return decibels(*output_powers(weight, found, group_size, rows)) if len(rows) else None
+
+
+def output_powers(weight: np.ndarray, found: InGroups, group_size: int, rows: np.ndarray) -> tuple[float, float]:
+    """Return the power of rows @ weight and that of its error, some outputs at a time."""
     power = noise = 0.0
     for start in range(0, weight.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)
         sums = powers(rows @ weight[:, columns], rows @ found.columns(columns).weight(group_size))
         power, noise = power + sums[0], noise + sums[1]
-    return decibels(power, noise)
+    return power, noise
 
 
 def correct_outputs(linear: Linear, weight: np.ndarray, found: InGroups, group_size: int, rows: np.ndarray) -> None:

@@ -65,7 +65,12 @@ ROOMS = {
     "artifact": ["qcompile.artifact*", "qcompile.manifest*"],
     "verify": ["qcompile.verify*", "qcompile.first_difference", "qcompile.random_outputs"],
     "reference": ["qcompile.reference_*"],
-    "calibration": ["qcompile.calibration*", "qcompile.smoothing_problem", "qcompile.weight_only"],
+    "calibration": [
+        "qcompile.calibration*",
+        "qcompile.smoothing_problem",
+        "qcompile.weight_only",
+        "qcompile.bit_allocation",
+    ],
     "graph": [
         "qcompile.graph*",
         "qcompile.attention_parts",

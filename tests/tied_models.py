@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
-from qcompile.passes.quantize_weights import HEAD, QuantizeWeights
+from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.scheme import GroupScheme
+from qcompile.weight_only import HEAD
 from tests.passes.quantizable import parse
 
 ROWS = 300
