@@ -14,6 +14,7 @@ from qcompile.block_weights import of_node
 from qcompile.reference_evaluator import evaluate
 from tests.backends.block_cases import GROUPS, SCHEMES, SIZES, block_case, check_weights, run
 from tests.backends.onnxruntime.rewrites import optimized
+from tests.backends.sizes import size_over_paper
 
 FEW = {48: 16, -1: 128}
 """Group -> block in which MatMulNBits computes it, where that is another one, or any."""
@@ -125,3 +126,10 @@ def test_storage(bits: int, group: int, rounded: int | None, expected: Storage |
     weight = of_node(block_case(bits, True, group, 1024).model.graph[0])
     assert weight is not None
     assert storage(weight, rounded) == expected
+
+
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize(("bits", "stored"), [(2, 4), (3, 4), (4, 4)])
+def test_the_file_is_as_large_as_bits_and_scales_on_paper(bits: int, stored: int, sym: bool, tmp_path: Path) -> None:
+    """With float activations its kernel has 4 bits only; zero points take as many."""
+    assert 0.97 < size_over_paper(BACKEND, bits, sym, stored, tmp_path) < 1.03

@@ -18,6 +18,7 @@ from qcompile.backends.openvino.runtime import opset
 from qcompile.block_weights import of_node
 from qcompile.reference_evaluator import evaluate
 from tests.backends.block_cases import GROUPS, SCHEMES, SIZES, BlockCase, block_case, check_weights
+from tests.backends.sizes import size_over_paper
 
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
@@ -163,3 +164,10 @@ def test_four_bits_with_one_scale_for_each_output_still_end_the_process(tmp_path
     )
     assert (run.returncode, run.stdout) != (0, "compiled\\n"), "OpenVINO has mended it"
     check_weights(BACKEND, block_case(4, True, -1, 64), tmp_path)
+
+
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize(("bits", "stored"), [(2, 2), (3, 4), (4, 4), (8, 8)])
+def test_the_file_is_as_large_as_bits_and_scales_on_paper(bits: int, stored: int, sym: bool, tmp_path: Path) -> None:
+    """It has no 3 bits; zero points take as many as the integers."""
+    assert 0.97 < size_over_paper(BACKEND, bits, sym, stored, tmp_path) < 1.03
