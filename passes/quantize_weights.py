@@ -34,7 +34,7 @@ class QuantizeWeights(Pass):
     not fire on layers that are ignored, and on weights that are empty or hold `broken_numbers`.
 
     Attributes:
-        bits: of each integer, 1 to 8; "auto": one of `widths` for each weight, by what that does to its output.
+        bits: of each integer, 1 to 8; "auto": one of `widths` for each weight, see `allocate_bits`.
         group_size: inputs that share a scale, of each output; the last group may be smaller. -1: all of them.
         sym: symmetric, with scales that may be negative; or with zero points.
         solver: how the integers and scales are found.
