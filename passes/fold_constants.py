@@ -13,7 +13,7 @@ from onnxscript import optimizer
 
 from qcompile.contract import Pass, Result
 from qcompile.errors import ModelError
-from qcompile.graph import all_nodes, constant_array, is_standard
+from qcompile.graph import all_nodes, constant, constant_array, is_standard
 from qcompile.stored_blocks import StoredTensor
 
 _NAMES = """
@@ -71,11 +71,9 @@ class FoldConstants(Pass):
     def _folds(self, node: ir.Node, version: int) -> bool | None:
         """Tell onnxscript not to fold a node; None leaves it the other conditions."""
         if node.domain in ("", "ai.onnx") and node.op_type == "Transpose":
-            # No larger than its input, and folded for large ones too. What came quantized is left to fold_weight_views,
-            # whose result still knows of the file.
-            return (
-                False if any(isinstance(value and value.const_value, StoredTensor) for value in node.inputs) else None
-            )
+            # No larger than its input, so folded for large ones too; but what is not in memory, and what came quantized,
+            # is left to `FoldWeightViews`: it does not bring the one there, and keeps what the other knows of its file.
+            return False if any(self._lies_in_file(tensor) for tensor in map(constant, node.inputs)) else None
         if node.domain not in ("", "ai.onnx") or node.op_type not in _BOUNDED:
             return False
         sizes = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]
@@ -85,6 +83,10 @@ class FoldConstants(Pass):
             return False
         size = _result_size(node, version)
         return None if size is not None and size <= self.size_limit else False
+
+    def _lies_in_file(self, tensor: ir.TensorProtocol | None) -> bool:
+        is_large = tensor is not None and tensor.size > self.size_limit
+        return isinstance(tensor, StoredTensor) or (is_large and isinstance(tensor, ir.LazyTensor))
 
     def _check_sequence(self, node: ir.Node) -> None:
         """Refuse a split into more tensors than a graph can have: onnxscript writes a Split with an output for each."""

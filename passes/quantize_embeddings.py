@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -16,10 +17,13 @@ from qcompile.layers import embeddings, left_out
 from qcompile.scheme import Scheme
 from qcompile.solvers import broken_numbers
 from qcompile.solvers.affine import quantize_weight
-from qcompile.solvers.sqnr import sqnr_db
+from qcompile.solvers.sqnr import decibels, powers
 from qcompile.tied_tables import RowBlocks
 
 _SCHEME = Scheme("int8", "per_channel")
+
+_ELEMENTS = 2**22
+"""Of a table, that are rounded at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +84,25 @@ class QuantizeEmbeddings(Pass):
         for node in nodes:
             _replace(graph, node, stored)
         remove_unused([table])
-        return dataclasses.replace(told, sqnr_db=sqnr_db(weight, stored.values()))
+        return dataclasses.replace(told, sqnr_db=_sqnr_db(weight, stored))
+
+
+def _pieces(table: np.ndarray) -> Iterator[slice]:
+    """Yield some rows at a time."""
+    together = max(1, _ELEMENTS // table.shape[1])
+    for start in range(0, len(table), together):
+        yield slice(start, start + together)
+
+
+def _sqnr_db(table: np.ndarray, stored: RowBlocks) -> float:
+    sums = [powers(table[rows], stored.values(rows)) for rows in _pieces(table)]
+    return decibels(sum(power for power, _ in sums), sum(noise for _, noise in sums))
 
 
 def _rounded(graph: ir.Graph, name: str, weight: np.ndarray) -> RowBlocks:
-    quantized, scale, _ = quantize_weight(weight, _SCHEME, 0)
+    quantized, scale = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
+    for rows in _pieces(weight):
+        quantized[rows], scale[rows], _ = quantize_weight(weight[rows], _SCHEME, 0)
     integers = new_initializer(graph, f"{name}.quantized", quantized)
     return RowBlocks(integers, new_initializer(graph, f"{name}.scale", scale[:, None]))
 

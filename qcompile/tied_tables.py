@@ -29,14 +29,14 @@ class RowBlocks:
     scale: ir.Value
     block_of: ir.Value | None = None
 
-    def values(self) -> np.ndarray:
-        """Return what it stands for, float32 [rows, channels]."""
+    def values(self, rows: slice = slice(None)) -> np.ndarray:
+        """Return what it stands for, or some of its rows, float32 [rows, channels]."""
         integers, scale = graph.constant_array(self.integers), graph.constant_array(self.scale)
         blocks = None if self.block_of is None else graph.constant_array(self.block_of)
         assert integers is not None
         assert scale is not None
-        result: np.ndarray = integers.astype(np.float32)
-        result *= scale if blocks is None else scale[:, blocks]
+        result: np.ndarray = integers[rows].astype(np.float32)
+        result *= scale[rows] if blocks is None else scale[rows][:, blocks]
         return result
 
 

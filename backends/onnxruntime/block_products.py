@@ -82,11 +82,13 @@ def write_operands(model: ir.Model, weight: BlockWeight, stored: Storage, names:
         shape=ir.Shape(shape),
         name=names.new(f"{name}.packed"),
     )
-    scales = np.ascontiguousarray(weight.scales(stored.block_size).T).reshape(-1)
-    values: list[ir.Value | None] = [
-        register_initializer(model.graph, packed),
-        register_initializer(model.graph, ir.tensor(scales, name=names.new(f"{name}.scales"))),
-    ]
+    scales = ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(weight.scales(stored.block_size).T).reshape(-1)),
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape((weight.outputs * blocks,)),
+        name=names.new(f"{name}.scales"),
+    )
+    values: list[ir.Value | None] = [register_initializer(model.graph, each) for each in (packed, scales)]
     middle = 2 ** (stored.bits - 1)
     zeros = weight.zero_points(stored.block_size) + (middle if weight.signed else 0)
     if (zeros != middle).any():

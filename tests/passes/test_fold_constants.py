@@ -25,6 +25,20 @@ def test_large_constants_stay(rewrite) -> None:
     assert rewrite(TEXT, FoldConstants(size_limit=3)).operators == ["Add", "Mul"]
 
 
+@pytest.mark.parametrize(("lazy", "operators"), [(False, ["MatMul"]), (True, ["Transpose", "MatMul"])])
+def test_a_large_weight_is_transposed_here_only_where_it_is_in_memory(lazy: bool, operators: list[str]) -> None:
+    model = ir.from_onnx_text("""
+    <ir_version: 10, opset_import: ["" : 20]> g (float[B, 4] x) => (float[B, 3] y)
+    <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> { v = Transpose<perm = [1, 0]>(w) y = MatMul(x, v) }
+    """)
+    weight = model.graph.initializers["w"]
+    tensor = weight.const_value
+    if lazy:
+        weight.const_value = ir.LazyTensor(lambda: tensor, ir.DataType.FLOAT, ir.Shape([3, 4]), name="w")
+    FoldConstants(size_limit=8)(model)
+    assert [node.op_type for node in model.graph] == operators
+
+
 LONG = {
     "Expand": ("Expand(o, s)", "float[1] o = {1}, int64[2] s = {10000, 10000}"),
     "Tile": ("Tile(o, s)", "float[1] o = {1}, int64[1] s = {100000000}"),

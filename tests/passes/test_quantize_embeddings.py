@@ -38,6 +38,16 @@ def test_rows_are_gathered_as_integers():
     assert not QuantizeEmbeddings(min_elements=1)(model).modified
 
 
+def test_a_table_that_is_rounded_some_rows_at_a_time_is_the_same(monkeypatch):
+    whole, pieces = parse("y = Gather(table, ids)"), parse("y = Gather(table, ids)")
+    expected = QuantizeEmbeddings(min_elements=1)(whole).findings[0].sqnr_db
+    monkeypatch.setattr("qcompile.passes.quantize_embeddings._ELEMENTS", 3 * 16)  # the last piece has 2 rows of 50
+    assert QuantizeEmbeddings(min_elements=1)(pieces).findings[0].sqnr_db == pytest.approx(expected, rel=1e-12)
+    for name in ("table.quantized", "table.scale"):
+        first, second = (model.graph.initializers[name].const_value.numpy() for model in (whole, pieces))
+        np.testing.assert_array_equal(first, second)
+
+
 def test_one_table_that_two_gathers_read_is_quantized_once():
     model = parse("a = Gather(table, ids) b = Gather(table, ids) y = Add(a, b)")
     result = QuantizeEmbeddings(min_elements=1)(model)
