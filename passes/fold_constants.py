@@ -71,8 +71,8 @@ class FoldConstants(Pass):
     def _folds(self, node: ir.Node, version: int) -> bool | None:
         """Tell onnxscript not to fold a node; None leaves it the other conditions."""
         if node.domain in ("", "ai.onnx") and node.op_type == "Transpose":
-            # No larger than its input, so folded for large ones too; but what is not in memory, and what came quantized,
-            # is left to `FoldWeightViews`: it does not bring the one there, and keeps what the other knows of its file.
+            # No larger than its input, so folded for large ones too; but what is not in memory, or came quantized, is
+            # left to `FoldWeightViews`: it does not bring the one there, and keeps what the other knows of its file.
             return False if any(self._lies_in_file(tensor) for tensor in map(constant, node.inputs)) else None
         if node.domain not in ("", "ai.onnx") or node.op_type not in _BOUNDED:
             return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import RecipeError
+from qcompile.finished_layers import FinishedLayers
 from qcompile.graph import Linear
 from qcompile.initializers import remove_unused
 from qcompile.layers import Layer
@@ -55,6 +58,7 @@ class QuantizeWeights(Pass):
         ignore: layers that stay float, by name; bound by `compile`.
         operators: "Linear" where the backend has such weights; bound by `compile`.
         calibrator: source of the statistics; bound by `compile`.
+        finished: where weights go that are solved; None: they stay in memory. Bound by `compile`.
 
     Raises:
         RecipeError: bits or group_size is out of range.
@@ -77,6 +81,7 @@ class QuantizeWeights(Pass):
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Linear"})
     calibrator: Calibrator | None = dataclasses.field(default=None, repr=False, compare=False)
+    finished: FinishedLayers | None = dataclasses.field(default=None, repr=False, compare=False)
 
     keeps: ClassVar[Keeps] = "lossy"
     looks_for: ClassVar[str] = "MatMul with a constant float32 weight"
@@ -134,10 +139,10 @@ class QuantizeWeights(Pass):
             tensor, multiplied = linear.weight.const_value, seen.of(linear.x)
             assert tensor is not None
             weight, known = tensor.numpy(), weight_only.evidence(multiplied)
-            found = rtn(weight, scheme, known) if head else self._solve(weight, scheme, known)
+            found, file = self._found(weight, known, scheme, in_head=head is not None)
             rows = np.zeros((0, len(weight)), np.float32) if multiplied is None else multiplied.rows
             sqnr = weight_only.output_sqnr(weight, found, scheme.group_size, rows)
-            value = qdq.dequantized_groups(linear.weight, found, scheme, linear.matmul)
+            value = qdq.dequantized_groups(linear.weight, found, scheme, linear.matmul, file)
             if self.bias_correction == "linears":
                 weight_only.correct_outputs(linear, weight, found, scheme.group_size, rows)
             remark = f"{scheme.bits} bits{found.remark and '; '}{found.remark}" if auto else found.remark
@@ -146,6 +151,13 @@ class QuantizeWeights(Pass):
         qdq.replace_input(linear.matmul, linear.weight, value)
         return layers.finding(linear, "quantized", finding.reason, finding.sqnr_db)
 
-    def _solve(self, weight: np.ndarray, scheme: GroupScheme, seen: Evidence) -> Grouped:
-        solve, settings = SOLVERS[self.solver]
-        return solve(weight, scheme, seen, **{name: getattr(self, name) for name in settings})
+    def _found(
+        self, weight: np.ndarray, seen: Evidence, scheme: GroupScheme, *, in_head: bool
+    ) -> tuple[Grouped, Path | None]:
+        """Return the weight in groups, and the file that holds it, where they are kept."""
+        solve, names = (rtn, ()) if in_head else SOLVERS[self.solver]
+        settings = {name: getattr(self, name) for name in names}
+        solved = functools.partial(solve, weight, scheme, seen, **settings)
+        if self.finished is None:
+            return solved(), None
+        return self.finished.solved(weight, seen, (solve.__name__, scheme, settings), solved)

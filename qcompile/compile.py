@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompile import backends, frontend
 from qcompile.accuracy_budget import AccuracyBudget
 from qcompile.artifact import Artifact, absolute
+from qcompile.artifact_stage import behind_link
 from qcompile.artifact_writing import sole_writer
 from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, for_target, wanted_operators
@@ -20,6 +21,7 @@ from qcompile.compile_requests import check_arguments, check_format, recipe_of
 from qcompile.compile_selection import check_selection
 from qcompile.compile_stages import check_layers, quantize, write
 from qcompile.disk_room import room_for_temporary_files
+from qcompile.finished_layers import layers_beside
 from qcompile.outcome import model_name
 from qcompile.pipeline import Progress, apply_pass
 from qcompile.recipe import Recipe
@@ -103,9 +105,10 @@ def compile(
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     name = model_name(model, work.model.graph.name, output)
     job = Job(work, work.model.clone(), name, plan, engine, target, tune, budget, output, model, output_format)
-    for stage in STAGES:
-        stage(job)
-    return write(job)
+    with layers_beside(None if output is None else behind_link(output)) as work.finished:
+        for stage in STAGES:
+            stage(job)
+        return write(job)
 
 
 @room_for_temporary_files()

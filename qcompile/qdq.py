@@ -8,11 +8,13 @@ that one where it has the operators.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import UnsupportedError
+from qcompile.finished_layers import tensor_of
 from qcompile.graph import Names, is_standard, layer_name
 from qcompile.initializers import register_initializer
 from qcompile.scheme import GroupScheme, Scheme
@@ -204,11 +206,14 @@ def dequantized_constant(
     return node.outputs[0]
 
 
-def dequantized_groups(source: ir.Value, found: Grouped, scheme: GroupScheme, before: ir.Node) -> ir.Value:
+def dequantized_groups(
+    source: ir.Value, found: Grouped, scheme: GroupScheme, before: ir.Node, file: Path | None = None
+) -> ir.Value:
     """Write integers -> DequantizeLinear in place of a float weight [inputs, outputs], with a scale for each group.
 
     Integers of up to 4 bits are stored in 4. The zero point is written out where the scheme is symmetric as well:
-    runtimes do not agree on what its absence means.
+    runtimes do not agree on what its absence means. The initializers are lazy where a file of `FinishedLayers` has
+    what was found.
 
     Raises:
         UnsupportedError: the model is below opset 21.
@@ -219,11 +224,17 @@ def dequantized_groups(source: ir.Value, found: Grouped, scheme: GroupScheme, be
     whole = scheme.group_size == -1
     scale = found.scale[0] if whole else found.scale
     zero = np.zeros_like(found.scale, np.int8) if found.zero_point is None else found.zero_point
-    inputs = [
-        _initializer(graph, names.new(f"{name}.quantized"), found.integers.astype(dtype.numpy())),
-        _initializer(graph, names.new(f"{name}.scale"), scale),
-        _initializer(graph, names.new(f"{name}.zero_point"), (zero[0] if whole else zero).astype(dtype.numpy())),
-    ]
+    inputs = []
+    for called, part, array, kind in (
+        ("quantized", "integers", found.integers, dtype),
+        ("scale", "scale", scale, ir.DataType.FLOAT),
+        ("zero_point", "zero_point", zero[0] if whole else zero, dtype),
+    ):
+        unique = names.new(f"{name}.{called}")
+        if file is None:
+            inputs.append(_initializer(graph, unique, array.astype(kind.numpy(), copy=False)))
+        else:
+            inputs.append(register_initializer(graph, tensor_of(file, part, array, kind, unique)))
     attributes = {"axis": 1} if whole else {"axis": 0, "block_size": scheme.group_size}
     node = ir.node("DequantizeLinear", inputs, attributes, name=names.new(f"{name}.dequantize"))
     _describe(names, node.outputs[0], f"{name}.dequantized", source.shape, ir.DataType.FLOAT)

@@ -15,7 +15,7 @@ from qcompile.contract import Pass
 from qcompile.errors import RecipeError
 from qcompile.misspelt import mend
 
-BOUND = ("calibrator", "ignore", "operators", "runs")
+BOUND = ("calibrator", "finished", "ignore", "operators", "runs")
 """Fields that the compiler fills in, not the recipe."""
 
 

@@ -24,6 +24,7 @@ from qcompile.compile_requests import example_samples, first_sample
 from qcompile.compile_selection import ignored_layers
 from qcompile.contract import Finding, Pass
 from qcompile.errors import InputError, ModelError
+from qcompile.finished_layers import FinishedLayers
 from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.pipeline import Log, Pipeline, Progress, name_of
 from qcompile.recipe import Recipe
@@ -45,6 +46,7 @@ class Work:
     ranges: Ranges
     samples_are: str
     started: float
+    finished: FinishedLayers | None = None
 
     @classmethod
     def of(
@@ -85,6 +87,7 @@ class Work:
     def apply(self, plan: Recipe, operators: frozenset[str] | None = None) -> ir.Model:
         """Run the passes of the recipe; `operators` are those that the backend computes in integers."""
         bound: dict[str, Any] = {"calibrator": self.calibrator, "ignore": ignored_layers(self.model, plan)}
+        bound["finished"] = self.finished
         if operators is not None:
             bound["operators"] = operators
         passes: list[Pass] = [step.build(**bound) for step in plan.steps]

@@ -75,6 +75,7 @@ ROOMS = {
         "qcompile.graph*",
         "qcompile.attention_parts",
         "qcompile.decoder_inputs",
+        "qcompile.finished_layers",
         "qcompile.block_*",
         "qcompile.channel_*",
         "qcompile.rewriting",
