@@ -21,6 +21,7 @@ NAMES = (
     "language_model",
     "weight_only_loss",
     "solver_time",
+    "stream_memory",
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 from qcompile.backends import get
 from qcompile.calibration import Calibrator
 from qcompile.errors import RecipeError
+from qcompile.finished_layers import FinishedLayers
 from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.scheme import GroupScheme
@@ -64,6 +65,18 @@ def test_one_group_is_a_scale_for_each_output():
     assert node.attributes.get_int("axis") == 1
     assert "block_size" not in node.attributes
     assert relative_error(before, after) < 0.01
+
+
+@pytest.mark.parametrize(("group_size", "sym"), [(16, True), (16, False), (-1, True)])
+def test_weights_that_are_kept_in_files_take_no_memory_and_are_the_same(tmp_path, group_size, sym):
+    in_memory, in_files = model(), model()
+    QuantizeWeights(4, group_size, sym)(in_memory)
+    QuantizeWeights(4, group_size, sym, finished=FinishedLayers(tmp_path))(in_files)
+    for first, second in zip(dequantizer(in_memory).inputs, dequantizer(in_files).inputs, strict=True):
+        assert isinstance(second.const_value, ir.LazyTensor)
+        assert (first.name, first.dtype, first.shape) == (second.name, second.dtype, second.shape)
+        np.testing.assert_array_equal(first.const_value.numpy(), second.const_value.numpy())
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_bias_stays():
