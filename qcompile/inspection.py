@@ -202,8 +202,9 @@ def _applied(recipe: Recipe, backend: str, operators: Mapping[str, int], tables:
     able = integer_operators(recipe, engine, None)
     count = sum(operators[name] for name in able)
     if "Embedding" in able:
-        least = min(step.min_elements for step in map(Step.build, recipe.steps) if isinstance(step, QuantizeEmbeddings))
-        count += sum(elements >= least for elements in tables)
+        steps = map(Step.build, recipe.steps)
+        smallest = [step.min_elements for step in steps if isinstance(step, QuantizeEmbeddings)]
+        count += sum(elements >= min(smallest) for elements in tables) if smallest else 0
     try:
         check_data(recipe, None)
     except CalibrationError:

@@ -87,7 +87,10 @@ def test_exact_passes_keep_the_meaning_and_do_nothing_the_second_time(drawn: Cho
     expected = evaluate(original, FEED)
     for item in exact_passes():
         model = original.clone()
-        modified = item(model).modified
+        try:
+            modified = item(model).modified
+        except NothingMatchedError:  # of weights that came quantized, and these are not
+            continue
         if modified:
             check_valid(model, str(item))
             check_exact(difference([expected], [evaluate(model, FEED)]), str(item))

@@ -48,7 +48,7 @@ def test_a_scale_per_token_has_no_step_finer_than_float32_of_the_largest_token()
 def test_a_value_that_is_nothing_but_nan_is_named_not_vouched_for():
     outlook = Outlook.of(parse("(float[3] x) => (float[3] y) { y = Exp(x) }"), ())
     arrays = {"y": np.full(3, np.nan, np.float32)}
-    found = _compare_inside("runtime", arrays, {"y": np.ones(3, np.float32)}, outlook)
+    found = _compare_inside("runtime", arrays, {"y": np.ones(3, np.float32)}, outlook, dict)
     assert (found.left_out, found.max_steps) == (("y (NaN)",), 0)
     half = {"y": np.array([np.nan, 1, 2], np.float32)}
-    assert _compare_inside("runtime", half, half, outlook).left_out == ()
+    assert _compare_inside("runtime", half, half, outlook, dict).left_out == ()

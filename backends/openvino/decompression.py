@@ -110,8 +110,8 @@ def _compressed(node: ir.Node) -> BlockWeight | NormalFloats | None:
 
 def is_weight_only(node: ir.Node, fixed: frozenset[ir.Value] = frozenset()) -> bool:
     """True for a MatMul of the main graph whose first operand is a matrix that is computed in float."""
-    x = node.inputs[0]
-    if not graph.is_standard(node, "MatMul") or x is None or x in fixed or graph.constant(x) is not None:
+    x = node.inputs[0] if graph.is_standard(node, "MatMul") else None
+    if x is None or x in fixed or graph.constant(x) is not None:
         return False
     known = x.shape is None or len(x.shape) > 1
     return known and not graph.is_standard(x.producer(), "DequantizeLinear")

@@ -107,6 +107,7 @@ def report_bug(kind: type[BaseException], error: BaseException, trace: types.Tra
     if isinstance(error, OSError):  # what is printed may not be written: the disk behind it is full
         subject, reason = str(error.filename or "output"), str(error.strerror or error)
         mend = "Give it room and rights; --debug shows where it failed"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer would fail again at the end
     elif "--json" in sys.argv:
         try:
             print_json({"error": {"type": kind.__name__, "subject": subject, "reason": reason, "mend": mend}})

@@ -85,12 +85,11 @@ def test_calibration_data_that_is_none_is_refused(tmp_path):
         list(inputs.calibration(tmp_path, None, None).data)
 
 
-def test_a_hugging_face_folder_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(ModelError, match="it is a folder"):
+def test_a_folder_is_a_model_where_it_has_a_configuration(tmp_path):
+    with pytest.raises(ModelError, match=r"without config\.json"):
         inputs.model_file(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="from_pretrained"):
-        inputs.model_file(tmp_path)
+    assert inputs.model_file(tmp_path) == tmp_path
     with pytest.raises(ModelError, match="no such file"):
         inputs.model_file(tmp_path / "model.onnx")
 
