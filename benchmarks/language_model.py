@@ -108,7 +108,7 @@ def _own_loss(folder: Path, passages: Sequence[Sequence[int]]) -> float:
     losses = []
     for passage in passages:
         ids = np.array(passage)
-        losses.append(float(np.mean(negative_log_likelihood(model.logits(ids)[:-1], ids[1:]))))
+        losses.append(float(np.mean(negative_log_likelihood(model.logits(ids[None])[0, :-1], ids[1:]))))
     return statistics.mean(losses)
 
 
