@@ -21,9 +21,6 @@ from qcompile.untouched import quantized_already
 
 _INTEGERS = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8)
 
-_LARGEST_INT4 = 4
-"""Bits up to which the integers of a linear take half a byte; a table has whole ones."""
-
 
 @dataclasses.dataclass(frozen=True)
 class KeepWeights(Pass):
@@ -31,7 +28,7 @@ class KeepWeights(Pass):
 
     The weights are bit for bit those of the file: nothing is rounded again. The minimum is there where the file has one
     for each block; those that read one x share its sums. Tables of embeddings are gathered as integers, then scaled;
-    a linear that is tied to one reads the same copy, where it has 8 bits.
+    a linear that is tied to one reads the same copy.
     Does not fire on weights that did not come quantized, or in a type with a codebook, on layers that are ignored, on
     tables that anything but a Gather along axis 0 reads, and on linears whose input is of unknown rank.
 
@@ -79,7 +76,7 @@ class KeepWeights(Pass):
         qdq.replace_input(linear.matmul, linear.weight, value)
         if minimum is not None:
             writer.add_minimum(linear.matmul, minimum)
-        elif stored.bits > _LARGEST_INT4:
+        else:
             done[stored] = value
         return dataclasses.replace(told, reason=_as_it_came(stored))
 

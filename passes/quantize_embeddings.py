@@ -31,7 +31,7 @@ class QuantizeEmbeddings(Pass):
     """Gather(W, ids) -> Cast(Gather(int8 W, ids)) * Gather(scale, ids), one symmetric scale for each row of the table.
 
     The rows are dequantized after they were gathered, so that the table is never expanded. Where a linear multiplies by
-    the same table, transposed and rounded to 8 bits in blocks before, both read one copy with its scales. Does not fire
+    the same table, transposed and quantized in blocks before, both read one copy with its scales. Does not fire
     on tables that anything but a Gather along axis 0 reads, that are not float32 [rows, channels], that hold what
     `broken_numbers.of_weight` refuses, and on those with fewer than `min_elements`, which are not worth three nodes.
 
@@ -78,7 +78,7 @@ class QuantizeEmbeddings(Pass):
             return dataclasses.replace(told, action="kept", reason=f"its table {broken}")
         graph = nodes[0].graph
         assert isinstance(graph, ir.Graph)
-        linear = tied_tables.rounded_in_linear(model, weight)
+        linear = tied_tables.quantized_in_linear(model, table)
         name = str(table.name)
         stored = _rounded(graph, name, weight) if linear is None else tied_tables.one_copy(linear, name)
         for node in nodes:

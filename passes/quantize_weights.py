@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import layers, qdq, weight_only
+from qcompile import layers, qdq, tied_tables, weight_only
 from qcompile.bit_allocation import Schemes, allocate_bits
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics
@@ -53,8 +53,8 @@ class QuantizeWeights(Pass):
             for .033 in 4 bits, .161 for .128 in 3; gptq .0103 for .0102, .0344 for .0342).
         effective_bits: of bits "auto", the most for each number of all weights together, with scales and zero points.
         widths: what bits "auto" chooses from: 3 are stored in 4 by every runtime.
-        head: scheme of a linear that scores a vocabulary, see `weight_only.writes_vocabulary`, which is rounded to
-            nearest; None: as the others.
+        head: scheme of a linear that scores a vocabulary, see `weight_only.writes_vocabulary`; None: as the others. In
+            8 bits it is rounded to nearest, in fewer it is solved as the others are.
         ignore: layers that stay float, by name; bound by `compile`.
         operators: "Linear" where the backend has such weights; bound by `compile`.
         calibrator: source of the statistics; bound by `compile`.
@@ -116,11 +116,15 @@ class QuantizeWeights(Pass):
             parts = weight_only.calibrated(self.calibrator, model, others)
             auto, told = allocate_bits(model, parts, self.schemes, self.effective_bits, self.calibrator)
             findings.append(told)
+        tied = {linear.weight: tied_tables.table_of(linear, model) for linear in chosen if linear.matmul in heads}
         for head, group in ((None, others), (self.head, [linear for linear in chosen if linear.matmul in heads])):
-            grams = head is None and self.solver in NEEDS_MOMENTS
+            grams = not _is_nearly_float(head) and self.solver in NEEDS_MOMENTS
             for part in weight_only.calibrated(self.calibrator, model, group, grams=grams):
                 findings += [self._quantize(linear, head, auto, part, done) for linear in part.layers]
                 del part  # with hundreds of rows of every value
+        for weight, table in tied.items():
+            if table is not None:
+                tied_tables.mark(done[weight][0], table)
         remove_unused(done)
         return Result(model, modified=bool(done), findings=tuple(findings))
 
@@ -139,7 +143,7 @@ class QuantizeWeights(Pass):
             tensor, multiplied = linear.weight.const_value, seen.of(linear.x)
             assert tensor is not None
             weight, known = tensor.numpy(), weight_only.evidence(multiplied)
-            found, file = self._found(weight, known, scheme, in_head=head is not None)
+            found, file = self._found(weight, known, scheme, nearest=_is_nearly_float(head))
             rows = np.zeros((0, len(weight)), np.float32) if multiplied is None else multiplied.rows
             sqnr = weight_only.output_sqnr(weight, found, scheme.group_size, rows)
             value = qdq.dequantized_groups(linear.weight, found, scheme, linear.matmul, file)
@@ -152,12 +156,17 @@ class QuantizeWeights(Pass):
         return layers.finding(linear, "quantized", finding.reason, finding.sqnr_db)
 
     def _found(
-        self, weight: np.ndarray, seen: Evidence, scheme: GroupScheme, *, in_head: bool
+        self, weight: np.ndarray, seen: Evidence, scheme: GroupScheme, *, nearest: bool
     ) -> tuple[Grouped, Path | None]:
         """Return the weight in groups, and the file that holds it, where they are kept."""
-        solve, names = (rtn, ()) if in_head else SOLVERS[self.solver]
+        solve, names = (rtn, ()) if nearest else SOLVERS[self.solver]
         settings = {name: getattr(self, name) for name in names}
         solved = functools.partial(solve, weight, scheme, seen, **settings)
         if self.finished is None:
             return solved(), None
         return self.finished.solved(weight, seen, (solve.__name__, scheme, settings), solved)
+
+
+def _is_nearly_float(head: GroupScheme | None) -> bool:
+    """Whether the weight of a vocabulary has so many bits that no solver brings it closer to float."""
+    return head is not None and head.bits >= weight_only.HEAD.bits

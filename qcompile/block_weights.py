@@ -71,13 +71,15 @@ class BlockWeight:
         return self.block_size % block_size == 0 or self.block_size >= self.inputs
 
     def narrowest(self) -> int:
-        """Return in how many bits all integers and zero points are: 2, or those of their type."""
-        low, high = (-2, 1) if self.signed else (0, 3)
-        for tensor in (self.integers, self.zero_point):
-            numbers = None if tensor is None else tensor.numpy()
-            if numbers is not None and numbers.size and (numbers.min() < low or numbers.max() > high):
-                return self.bits
-        return 2
+        """Return in how many bits all integers and zero points are: 2, 4, or those of their type."""
+        arrays = [tensor.numpy() for tensor in (self.integers, self.zero_point) if tensor is not None]
+        least = min(int(array.min()) for array in arrays if array.size)
+        most = max(int(array.max()) for array in arrays if array.size)
+        for bits in (2, 4):
+            low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.signed else (0, 2**bits - 1)
+            if low <= least and most <= high:
+                return bits
+        return self.bits
 
     def _repeated(self, array: np.ndarray, block_size: int) -> np.ndarray:
         blocks = -(-self.inputs // block_size)

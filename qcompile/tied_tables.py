@@ -7,12 +7,13 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import block_weights, graph
+from qcompile import block_weights, graph, layers
 from qcompile.block_weights import BlockWeight
+from qcompile.graph import Linear
 from qcompile.initializers import register_initializer, remove_unused, shared_initializer
 
-_ROWS = 4096
-"""Rows that are compared at a time."""
+_TABLE = "qcompile.table"
+"""Metadata of the DequantizeLinear of a weight: name of the table that it was, transposed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,49 +41,55 @@ class RowBlocks:
         return result
 
 
-def rounded_in_linear(model: ir.Model, table: np.ndarray) -> BlockWeight | None:
-    """Return the weight of a linear that is this table, transposed and rounded to 8 bits; None where none is.
-
-    That is found by what it holds: its integers are those that the table gives, divided by its scales. Integers of
-    another solver, with zero points, of fewer bits, and with one scale for each output are not.
-
-    Args:
-        model: has the DequantizeLinear of the weight in its main graph.
-        table: float32 [rows, channels].
-    """
-    for node in model.graph:
-        weight = block_weights.of_node(node)
-        if weight is not None and (weight.outputs, weight.inputs) == table.shape and _is_rounded(weight, table):
-            return weight
+def table_of(linear: Linear, model: ir.Model) -> ir.Value | None:
+    """Return the table of an embedding that the weight of a linear is, transposed; None where it is none."""
+    shape = None if linear.weight.shape is None else tuple(reversed(linear.weight.shape.numpy()))
+    tables = [table for table in layers.embeddings(model) if table.shape is not None and tuple(table.shape) == shape]
+    weight = graph.constant_array(linear.weight) if tables else None
+    for table in tables:
+        rows = graph.constant_array(table)
+        if weight is not None and rows is not None and np.array_equal(rows.T, weight):
+            return table
     return None
 
 
-def _is_rounded(weight: BlockWeight, table: np.ndarray) -> bool:
-    in_blocks = "block_size" in weight.node.attributes
-    if not in_blocks or weight.integers.dtype != ir.DataType.INT8 or weight.zero_points(weight.block_size).any():
-        return False
-    integers, scales = weight.integers.numpy(), weight.scales(weight.block_size)
-    places = np.arange(weight.inputs) // weight.block_size
-    for start in range(0, len(table), _ROWS):
-        rows = slice(start, start + _ROWS)
-        rounded = np.clip(np.rint(table[rows] / scales[:, rows][places].T), -128, 127)
-        if not np.array_equal(rounded, integers[:, rows].T):
-            return False
-    return True
+def mark(dequantized: ir.Value, table: ir.Value) -> None:
+    """Say, of a weight that was quantized, which table it was: no solver leaves it what could be compared with it."""
+    node = dequantized.producer()
+    assert node is not None
+    node.metadata_props[_TABLE] = str(table.name)
+
+
+def quantized_in_linear(model: ir.Model, table: ir.Value) -> BlockWeight | None:
+    """Return the weight of a linear that is this table, transposed and quantized; None where none is.
+
+    None too for weights with zero points, and with one scale for each output.
+
+    Args:
+        model: has the DequantizeLinear of the weight in its main graph, marked.
+        table: of an embedding, float32 [rows, channels].
+    """
+    for node in model.graph:
+        weight = block_weights.of_node(node) if node.metadata_props.get(_TABLE) == table.name else None
+        if weight is not None and "block_size" in node.attributes and weight.signed:
+            return None if weight.zero_points(weight.block_size).any() else weight
+    return None
 
 
 def one_copy(weight: BlockWeight, name: str) -> RowBlocks:
     """Store a weight by rows of its outputs, let its linears read it through a Transpose, and return the rows.
 
+    The integers are INT8 whatever their range: ONNX gathers no smaller ones. Backends look at the range.
+
     Args:
-        weight: of 8 bits without zero points; its DequantizeLinear is replaced.
+        weight: with a sign and without zero points; its DequantizeLinear is replaced.
         name: of the table, from which the names of the initializers come.
     """
     node, body = weight.node, weight.node.graph
     assert isinstance(body, ir.Graph)
     names, size = graph.Names(body), weight.block_size
     rows = []
-    for part, array in (("quantized", weight.integers.numpy()), ("scale", weight.scales(size))):
+    for part, array in (("quantized", weight.integers.numpy().astype(np.int8)), ("scale", weight.scales(size))):
         tensor = ir.tensor(np.ascontiguousarray(array.T), name=names.new(f"{name}.{part}"))
         rows.append(register_initializer(body, tensor))
     turned = [ir.node("Transpose", [row], {"perm": [1, 0]}, name=names.new(f"{row.name}.transpose")) for row in rows]

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompile import layers
+from qcompile import tied_tables
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics, layer_statistics
 from qcompile.calibration_statistics import ChannelStatistics
-from qcompile.graph import Linear, constant, constant_array, is_standard, sole_reader
+from qcompile.graph import Linear, constant, is_standard, sole_reader
 from qcompile.layer_bias import correct_bias
 from qcompile.scheme import GroupScheme
 from qcompile.solvers import broken_numbers
@@ -68,10 +68,7 @@ def writes_vocabulary(linear: Linear, model: ir.Model) -> bool:
         value = reader.outputs[0]
     if value.is_graph_output() and outputs >= _WIDER * inputs:
         return True
-    tables = [constant(table) for table in layers.embeddings(model)]
-    same = [table for table in tables if table is not None and tuple(table.shape) == (outputs, inputs)]
-    weight = constant_array(linear.weight) if same else None
-    return weight is not None and any(np.array_equal(table.numpy().T, weight) for table in same)
+    return tied_tables.table_of(linear, model) is not None
 
 
 def refusal(linear: Linear) -> str:

@@ -9,11 +9,12 @@ import pytest
 
 from qcompile.backends import get
 from qcompile.block_weights import of_value
+from qcompile.calibration import Calibrator
+from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
 from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.reference_evaluator import evaluate
 from qcompile.scheme import GroupScheme
-from qcompile.tied_tables import rounded_in_linear
 from tests.passes.quantizable import operators, parse
 from tests.tied_models import IDS, ROWS, TEXT, rounded, table, tied
 
@@ -24,9 +25,10 @@ def integers(model: ir.Model) -> list[tuple[int, ...]]:
     return [tuple(value.shape.numpy()) for value in values if value.dtype != ir.DataType.FLOAT]
 
 
+@pytest.mark.parametrize("bits", [8, 4, 3])
 @pytest.mark.parametrize("channels", [128, 72, 40])
-def test_both_read_one_copy(channels):
-    model = tied(channels)
+def test_both_read_one_copy(channels, bits):
+    model = tied(channels, GroupScheme(bits, 64))
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     assert integers(model) == [(ROWS, channels)]
     floats = [value for value in model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT]
@@ -44,7 +46,7 @@ def test_both_read_one_copy(channels):
         "MatMul",
     ]
     assert sorted(operators(model)) == sorted(kinds)
-    weight = rounded(channels)
+    weight = rounded(channels, bits=bits)
     expected = np.tanh(weight[IDS]) @ weight.T
     for found in (evaluate(model, {"ids": IDS})["y"], get("onnxruntime").open_session(model).run({"ids": IDS})["y"]):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -61,7 +63,7 @@ def test_the_weight_is_read_through_the_transpose():
     )
 
 
-@pytest.mark.parametrize("head", [GroupScheme(8, -1), GroupScheme(8, 64, sym=False), GroupScheme(4, 64)])
+@pytest.mark.parametrize("head", [GroupScheme(8, -1), GroupScheme(8, 64, sym=False), GroupScheme(4, 64, sym=False)])
 def test_other_schemes_of_the_head_keep_their_own_copy(head):
     model = tied(head=head)
     assert set(integers(model)) >= {(128, ROWS), (ROWS, 128)}
@@ -73,9 +75,23 @@ def test_another_table_of_the_same_shape_has_its_own_copy():
     other[5, 7] += 0.5
     model = parse(TEXT, table=table(), head=other)
     QuantizeWeights()(model)
-    assert rounded_in_linear(model, table()) is None
-    assert rounded_in_linear(model, np.ascontiguousarray(other.T)) is not None
-    assert rounded_in_linear(model, table()[:7]) is None
+    QuantizeEmbeddings(min_elements=1)(model)
+    assert set(integers(model)) >= {(128, ROWS), (ROWS, 128)}
+
+
+def test_what_gptq_makes_of_the_head_is_read_by_both():
+    """Its integers are not the nearest ones, so that the table is found by what the pass says, not by its numbers."""
+    model = parse(TEXT, table=table(), head=np.ascontiguousarray(table().T))
+    calibrator = Calibrator([{"ids": IDS}], ObserveChannels, get("onnxruntime").open_session)
+    QuantizeWeights(solver="gptq", head=GroupScheme(4, 64), calibrator=calibrator)(model)
+    QuantizeEmbeddings(min_elements=1)(model)
+    assert integers(model) == [(ROWS, 128)]
+    (product,) = [node for node in model.graph if node.op_type == "MatMul"]
+    weight = of_value(product.inputs[1])
+    values = (weight.integers.numpy() * np.repeat(weight.scales(64), 64, axis=0)).T
+    assert not np.array_equal(values, rounded(bits=4))
+    expected = np.tanh(values[IDS]) @ values.T
+    np.testing.assert_allclose(evaluate(model, {"ids": IDS})["y"], expected, rtol=0, atol=1e-4)
 
 
 def test_an_embedding_that_is_ignored_stays_float():

@@ -21,20 +21,20 @@ def table(channels: int = 128) -> np.ndarray:
 
 
 def tied(channels: int = 128, head: GroupScheme | None = HEAD) -> ir.Model:
-    """Return the model with weights in groups; the head reads the table if its scheme allows it."""
+    """Return the model with weights in groups, rounded to nearest; the head reads the table if its scheme allows it."""
     weight = table(channels)
     model = parse(TEXT, table=weight, head=np.ascontiguousarray(weight.T))
-    QuantizeWeights(head=head)(model)
+    QuantizeWeights(head=head, n_grid=0)(model)
     QuantizeEmbeddings(min_elements=1)(model)
     return model
 
 
-def rounded(channels: int = 128, size: int = 64) -> np.ndarray:
+def rounded(channels: int = 128, size: int = 64, bits: int = 8) -> np.ndarray:
     """Return the table as one scale for each block of channels leaves it; written out on its own."""
-    result = table(channels)
+    result, most = table(channels), 2 ** (bits - 1)
     for start in range(0, channels, size):
         block = result[:, start : start + size]
         extreme = np.take_along_axis(block, np.abs(block).argmax(axis=1)[:, None], axis=1)
-        scale = extreme / np.float32(-128)
-        block[...] = np.clip(np.rint(block / scale), -128, 127) * scale
+        scale = extreme / np.float32(-most)
+        block[...] = np.clip(np.rint(block / scale), -most, most - 1) * scale
     return result

@@ -53,7 +53,7 @@ def storage(weight: BlockWeight, activation_block: int | None) -> Storage | None
     """
     if activation_block is None:
         sizes = [size for size in BLOCKS if weight.divides_into(size)]
-        if weight.bits != 4 or not sizes:
+        if not sizes or weight.narrowest() > 4:
             return None
         whole = [size for size in sizes if size >= weight.inputs]
         few = weight.block_size >= weight.inputs
@@ -61,8 +61,9 @@ def storage(weight: BlockWeight, activation_block: int | None) -> Storage | None
         return Storage(4, best, _FLOAT_ACTIVATIONS)
     if activation_block not in BLOCKS or not weight.divides_into(activation_block):
         return None
-    narrow = weight.bits == 4 and activation_block in _BLOCKS_OF_TWO_BITS and weight.narrowest() == 2
-    return Storage(2 if narrow else weight.bits, activation_block, _INTEGER_ACTIVATIONS)
+    bits = weight.narrowest()
+    bits = 4 if bits == 2 and activation_block not in _BLOCKS_OF_TWO_BITS else bits
+    return Storage(bits, activation_block, _INTEGER_ACTIVATIONS)
 
 
 def activation(product: ir.Node) -> tuple[ir.Value | None, int | None]:

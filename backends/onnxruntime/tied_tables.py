@@ -10,20 +10,20 @@ from qcompile.backends.onnxruntime.block_products import Storage
 from qcompile.block_weights import BlockWeight
 from qcompile.initializers import shared_initializer
 
-_MIDDLE = 128
-"""What MatMulNBits subtracts from integers of 8 bits, which have no sign."""
+_BYTE = 8
 
 
 def share_with_embedding(
     model: ir.Model, weight: BlockWeight, stored: Storage, operands: list[ir.Value | None], names: graph.Names
 ) -> None:
-    """Cast(Gather(q, ids))  ->  Cast(Reshape(Gather(B, ids))) - 128, where MatMulNBits reads the integers q as B.
+    """Cast(Gather(q, ids))  ->  Cast(Reshape(Gather(B, ids))) - middle, where MatMulNBits reads the integers q as B.
 
-    The scales become those of the table, where its blocks are those of the product. Does not apply to what nothing else
-    gathers, to a last block that is not filled, to ids of an unknown rank, and to rows that are read as integers.
+    Several that share a byte are taken apart behind the Gather. The scales become those of the table, where its blocks
+    are those of the product. Does not apply to what nothing else gathers, to a last block that is not filled, to ids of
+    an unknown rank, and to rows that are read as integers.
     """
     table, scale = (block_weights.transposed(value) for value in weight.node.inputs[:2])
-    if table is None or scale is None or stored.bits != weight.bits or weight.inputs % stored.block_size:
+    if table is None or scale is None or weight.inputs % stored.block_size:
         return
     if stored.block_size == weight.block_size:
         own = operands[1]
@@ -34,32 +34,47 @@ def share_with_embedding(
         ids, casts = rows.inputs[1], graph.readers(rows.outputs[0])
         known = ids is not None and ids.shape is not None and rows.attributes.get_int("axis", 0) == 0
         if known and all(_is_to_float(cast) for cast in casts):
-            _gather(model, rows, operands[0], weight.inputs, names)
+            _gather(model, rows, operands[0], stored.bits, weight.inputs, names)
 
 
 def _is_to_float(node: ir.Node) -> bool:
     return graph.is_standard(node, "Cast") and node.attributes.get_int("to", 0) == ir.DataType.FLOAT
 
 
-def _gather(model: ir.Model, rows: ir.Node, integers: ir.Value | None, channels: int, names: graph.Names) -> None:
-    """Let a Gather read integers [rows, blocks, block size] without a sign, and subtract the middle behind its Cast."""
+def _gather(
+    model: ir.Model, rows: ir.Node, packed: ir.Value | None, bits: int, channels: int, names: graph.Names
+) -> None:
+    """Let a Gather read bytes [rows, blocks, bytes] of integers without a sign, and take them apart behind it."""
     assert rows.inputs[1] is not None
     assert rows.inputs[1].shape is not None
-    rows.replace_input_with(0, integers)
     gathered, rank = rows.outputs[0], len(rows.inputs[1].shape)
-    shape = shared_initializer(
-        model.graph, f"qcompile.rows_of_{rank}_axes_and_{channels}", np.array([0] * rank + [channels], np.int64)
-    )
-    middle = shared_initializer(model.graph, "qcompile.middle_of_8_bits", np.array(_MIDDLE, np.float32))
-    joined = ir.node("Reshape", [gathered, shape], name=names.new(f"{gathered.name}.join"))
-    joined.outputs[0].name, joined.outputs[0].shape = names.new(f"{gathered.name}.joined"), gathered.shape
-    joined.outputs[0].type = gathered.type = ir.TensorType(ir.DataType.UINT8)
-    gathered.shape = None
-    model.graph.insert_after(rows, joined)
-    for cast in graph.readers(gathered):
-        if cast is joined:
-            continue
-        cast.replace_input_with(0, joined.outputs[0])
+    casts, shape, name = graph.readers(gathered), gathered.shape, str(gathered.name)
+    rows.replace_input_with(0, packed)
+    gathered.type, gathered.shape = ir.TensorType(ir.DataType.UINT8), None
+
+    def constant(word: str, array: np.ndarray) -> ir.Value:
+        return shared_initializer(model.graph, f"qcompile.{word}", array)
+
+    tape = ir.tape.Tape()
+    numbers = gathered
+    if bits < _BYTE:
+        last, mask = constant("last", np.array([-1])), constant(f"mask_of_{bits}_bits", np.array(2**bits - 1, np.uint8))
+        parts = []
+        for place in range(0, _BYTE, bits):
+            shift = constant(f"shift_{place}", np.array(place, np.uint8))
+            moved = tape.op("BitShift", [gathered, shift], {"direction": "RIGHT"}) if place else gathered
+            parts.append(tape.op("Unsqueeze", [tape.op("BitwiseAnd", [moved, mask]), last]))
+        numbers = tape.op("Concat", parts, {"axis": -1})
+    sizes = constant(f"rows_of_{rank}_axes_and_{channels}", np.array([0] * rank + [channels]))
+    joined = tape.op("Reshape", [numbers, sizes])
+    joined.shape = shape
+    for node in tape.nodes:
+        node.name = node.outputs[0].name = names.new(f"{name}.{node.op_type.lower()}")
+        node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    model.graph.insert_after(rows, tape.nodes)
+    middle = constant(f"middle_of_{bits}_bits", np.array(2 ** (bits - 1), np.float32))
+    for cast in casts:
+        cast.replace_input_with(0, joined)
         old = cast.outputs[0]
         signed = ir.node("Sub", [old, middle], name=names.new(f"{old.name}.subtract"))
         signed.outputs[0].name, signed.outputs[0].type = names.new(f"{old.name}.signed"), old.type

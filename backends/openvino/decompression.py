@@ -14,6 +14,7 @@ from qcompile import block_weights, graph
 from qcompile.backends.openvino import normal_floats
 from qcompile.backends.openvino.normal_floats import NormalFloats
 from qcompile.backends.openvino.runtime import openvino, opset
+from qcompile.backends.openvino.tied_tables import gather_of_weight
 from qcompile.block_weights import BlockWeight
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def storage(weight: BlockWeight) -> Storage | None:
     kind = "i" if weight.signed and not weight.zero_points(weight.block_size).any() else "u"
     if narrow == 2 and power >= _IN_BYTES[2]:
         return Storage("u2", size if size == inputs else power, inputs)
-    if narrow <= _NARROW and weight.bits == _NARROW and power >= _IN_BYTES[_NARROW]:
+    if narrow <= _NARROW and power >= _IN_BYTES[_NARROW]:
         return Storage(f"{kind}{_NARROW}", size if size == inputs else power, inputs)
     return Storage(f"{kind}8", size, inputs) if size == inputs or size % 4 == 0 else None
 
@@ -96,6 +97,8 @@ def hide_weights(model: ir.Model) -> dict[str, BlockWeight | NormalFloats]:
         given = ir.Value(name=names.new(f"{value.name}.hidden"), shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
         model.graph.inputs.append(given)
         value.replace_all_uses_with(given)
+        if isinstance(weight, BlockWeight) and not _missing(weight):
+            gather_of_weight(model, weight, given)
         model.graph.remove(node, safe=True)
         hidden[str(given.name)] = weight
     return hidden
@@ -123,7 +126,10 @@ def _is_compressed_later(weight: BlockWeight) -> bool:
 
 
 def show_weights(model: ov.Model, hidden: Mapping[str, BlockWeight | NormalFloats]) -> None:
-    """MatMul(x, an input)  ->  MatMul(x, Reshape((Convert(W) - Convert(z)) * s), transposed), where W was hidden."""
+    """MatMul(x, an input)  ->  MatMul(x, Reshape((Convert(W) - Convert(z)) * s), transposed), where W was hidden.
+
+    The same for Gather(Transpose(an input), ids), of a table that the weight is too.
+    """
     factory = opset()
     for parameter in list(model.get_parameters()):
         weight = hidden.get(parameter.get_friendly_name())
@@ -132,6 +138,9 @@ def show_weights(model: ov.Model, hidden: Mapping[str, BlockWeight | NormalFloat
         value, missing = _decompressed_of(weight)
         for port in list(parameter.output(0).get_target_inputs()):
             product = port.get_node()
+            if product.get_type_name() == "Transpose":
+                product.output(0).replace(value)
+                continue
             x = _padded(product.input_value(0), missing)
             linear = factory.matmul(x, value, product.get_attributes()["transpose_a"], True)
             linear.set_friendly_name(product.get_friendly_name())
@@ -147,7 +156,14 @@ def _decompressed_of(weight: BlockWeight | NormalFloats) -> tuple[ov.Output, int
         return weight.decompressed(_constant), 0
     stored = storage(weight)
     assert stored is not None
-    return _decompressed(weight, stored), stored.inputs - weight.inputs
+    return _decompressed(weight, stored), _missing(weight)
+
+
+def _missing(weight: BlockWeight) -> int:
+    """Return how many inputs of zeros are stored behind those of a weight."""
+    stored = storage(weight)
+    assert stored is not None
+    return stored.inputs - weight.inputs
 
 
 def _decompressed(weight: BlockWeight, stored: Storage) -> ov.Output:
