@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +24,14 @@ from benchmarks.peer_process import OWN, PeerProcess, Runner, run_module
 from benchmarks.results import Benchmark, Goal, Row
 from qcompile.evaluation import open_decoder
 from qcompile.evaluation_scores import negative_log_likelihood
+from qcompile.recipe import Recipe
+from qcompile.scheme import GroupScheme
 
 THREADS, PROMPT, ANSWER, ROUNDS = 2, 990, 64, 5
 LOSS_WINDOWS, WINDOW = 16, 512
 WEIGHTS = 134_515_008  # the embedding, which is also the last linear, counted once
 PAUSE_SECONDS = 0.3  # in which the threads of the process before stop spinning
+RECIPES: dict[str, dict[str, Any]] = {"w4a8": {}, "w4a8 head in 4 bits": {"head": GroupScheme(4, 64)}}
 MODEL_FILES = ("*.gguf", "model.onnx", "model.onnx.data", "openvino_model.*")
 
 
@@ -85,12 +90,12 @@ def _ours(source: Path, tokens: Sequence[int], folder: Path) -> list[Candidate]:
     """
     calibration = [{"input_ids": np.array([window])} for window in decoder.windows(tokens, WINDOW, 48)[32:]]
     found = []
-    for backend in ("onnxruntime", "openvino"):
-        output = folder / f"qcompile-{backend}"
+    for backend, (name, settings) in itertools.product(("onnxruntime", "openvino"), RECIPES.items()):
+        output = folder / f"qcompile-{backend}-{name}"
         if not output.exists():
             qcompile.compile(
                 source,
-                "w4a8",
+                Recipe.from_name("w4a8", **settings),
                 backend=backend,
                 calibration=calibration,
                 output=output,
@@ -98,7 +103,7 @@ def _ours(source: Path, tokens: Sequence[int], folder: Path) -> list[Candidate]:
                 verify=False,
                 tune="none",
             )
-        found.append(ours(f"w4a8, {backend}", output))
+        found.append(ours(f"{name}, {backend}", output))
     return found
 
 
