@@ -15,7 +15,6 @@ from qcompile.backends.onnxruntime.cached_attention import attend_in_place
 from qcompile.backends.onnxruntime.genai_config import FILE, Decoder, genai_config
 from qcompile.backends.onnxruntime.last_positions import keep_last_positions
 from qcompile.backends.onnxruntime.packed_heads import pack_heads
-from qcompile.backends.onnxruntime.prompts import multiply_prompts_in_integers
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
 from qcompile.generation import Generation
@@ -33,7 +32,7 @@ _CACHED = ("Attention", "GroupQueryAttention")
 _NO_DECODER = "Give a causal language model whose layers keep keys and values, as the Hugging Face door traces it"
 
 
-def lower_generator(model: ir.Model, folder: Path, generation: Generation, *, prompt: int | None = None) -> Lowered:
+def lower_generator(model: ir.Model, folder: Path, generation: Generation) -> Lowered:
     """Write a language model, twice over the same weights, and genai_config.json into an existing folder.
 
     Tokenizer files are not written. onnxruntime-genai takes no more threads than half of what the processor has, unless
@@ -45,8 +44,6 @@ def lower_generator(model: ir.Model, folder: Path, generation: Generation, *, pr
             cache [batch, heads, past, size]; outputs logits and the cache with the new tokens.
         folder: where to.
         generation: what the graph does not say.
-        prompt: tokens from which on they are multiplied in 8 bits by weights in blocks; see
-            `multiply_prompts_in_integers`. None: never.
 
     Raises:
         UnsupportedError: the graph is none of a causal language model with its cache.
@@ -60,9 +57,6 @@ def lower_generator(model: ir.Model, folder: Path, generation: Generation, *, pr
     lowered, findings = lowering.lower(prepared)
     pack_heads(lowered)
     decoder = _decoder(lowered, in_place=in_place)
-    if prompt is not None:
-        logits = _logits(lowered.graph)
-        multiply_prompts_in_integers(lowered, _ids(lowered.graph, logits), logits, prompt)
     ir.save(lowered, folder / EVERY_POSITION_FILE, external_data=DATA_FILE, size_threshold_bytes=_EXTERNAL_BYTES)
     last = _write_last_positions(folder)
     (folder / FILE).write_text(json.dumps(genai_config(decoder, generation), indent=2) + "\n", encoding="utf-8")
@@ -125,15 +119,6 @@ def _logits(part: ir.Graph) -> ir.Value:
     if len(found) != 1:
         raise _unsupported("not one of its outputs is logits [batch, sequence, vocabulary]")
     return found[0]
-
-
-def _ids(part: ir.Graph, logits: ir.Value) -> ir.Value:
-    """Return an input [batch, sequence], as long as the logits."""
-    assert logits.shape is not None
-    for value in part.inputs:
-        if value.shape is not None and len(value.shape) == 2 and value.shape[1] == logits.shape[1]:
-            return value
-    raise _unsupported("no input has as many tokens as the logits, [batch, sequence]")
 
 
 def _padding(part: ir.Graph) -> ir.Value:

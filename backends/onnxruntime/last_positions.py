@@ -36,7 +36,7 @@ def keep_last_positions(model: ir.Model, logits: ir.Value, padding: ir.Value) ->
     if producer is None or logits.shape is None or len(logits.shape) != 3 or isinstance(logits.shape[1], int):
         return False
     sequence = logits.shape[1]
-    moved = by_position(model, logits, sequence)
+    moved = _by_position(model, logits, sequence)
     read = {value for node in moved for value in node.inputs if value is not None and value.producer() not in moved}
     # In graph order: the first is there before the others, and so is the index that is made behind it.
     values = (*model.graph.inputs, *(output for node in model.graph for output in node.outputs))
@@ -61,7 +61,7 @@ def keep_last_positions(model: ir.Model, logits: ir.Value, padding: ir.Value) ->
     return True
 
 
-def by_position(model: ir.Model, logits: ir.Value, sequence: ir.SymbolicDim) -> dict[ir.Node, None]:
+def _by_position(model: ir.Model, logits: ir.Value, sequence: ir.SymbolicDim) -> dict[ir.Node, None]:
     """Return the nodes that treat positions one by one, and whose results such nodes and the logits alone read.
 
     Args:

@@ -128,35 +128,6 @@ def test_shared_buffers_where_the_cache_is_written_in_place(written: Written) ->
     assert bool(stays) == ("Attention" in operators) == (written.module.config.model_type == "gemma3_text")
 
 
-def test_prompts_in_integers(written: Written, tmp_path: Path) -> None:
-    """From 7 tokens on; less than that is computed as without. Attention that stays is inside of the layers too."""
-    quantized = qcompile.rewrite(written.model, "w4a16-rtn", verify=False)
-    files = {}
-    for name, fewest in (("never", None), ("always", 7)):
-        folder = tmp_path / name
-        folder.mkdir()
-        lower_generator(quantized, folder, GENERATION, prompt=fewest)
-        files[name] = dataclasses.replace(written, folder=folder)
-    exact, rounded = (logits(files[name], "model.onnx") for name in ("never", "always"))
-    error = np.abs(exact - rounded).max() / np.abs(exact).max()
-    assert 0 < error < 0.05
-    short = {"input_ids": IDS[:, :6]}
-    results = [
-        backends.get("onnxruntime")
-        .open_artifact(each.folder / "every_position.onnx")
-        .run(complete(written.model.graph.inputs, short))
-        for each in files.values()
-    ]
-    for name, array in results[0].items():
-        np.testing.assert_array_equal(array, results[1][name])
-    model = onnxruntime_genai.Model(str(tmp_path / "always"))
-    settings = onnxruntime_genai.GeneratorParams(model)
-    settings.set_search_options(max_length=16, do_sample=False)
-    generator = onnxruntime_genai.Generator(model, settings)
-    generator.append_tokens(IDS[0, :7].astype(np.int32))
-    np.testing.assert_allclose(generator.get_logits().ravel(), rounded[0, 0], atol=2e-6 * np.abs(rounded).max())
-
-
 def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
     model = parse("(int64[B,S] ids) => (float[B,S,8] logits) { logits = Gather (table, ids) }",
                   table=np.zeros((5, 8), np.float32))  # fmt: skip
