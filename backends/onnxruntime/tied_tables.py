@@ -51,28 +51,15 @@ def _gather(
     casts, shape, name = graph.readers(gathered), gathered.shape, str(gathered.name)
     rows.replace_input_with(0, packed)
     gathered.type, gathered.shape = ir.TensorType(ir.DataType.UINT8), None
-
-    def constant(word: str, array: np.ndarray) -> ir.Value:
-        return shared_initializer(model.graph, f"qcompile.{word}", array)
-
     tape = ir.tape.Tape()
-    numbers = gathered
-    if bits < _BYTE:
-        last, mask = constant("last", np.array([-1])), constant(f"mask_of_{bits}_bits", np.array(2**bits - 1, np.uint8))
-        parts = []
-        for place in range(0, _BYTE, bits):
-            shift = constant(f"shift_{place}", np.array(place, np.uint8))
-            moved = tape.op("BitShift", [gathered, shift], {"direction": "RIGHT"}) if place else gathered
-            parts.append(tape.op("Unsqueeze", [tape.op("BitwiseAnd", [moved, mask]), last]))
-        numbers = tape.op("Concat", parts, {"axis": -1})
-    sizes = constant(f"rows_of_{rank}_axes_and_{channels}", np.array([0] * rank + [channels]))
-    joined = tape.op("Reshape", [numbers, sizes])
+    sizes = _constant(model, f"rows_of_{rank}_axes_and_{channels}", [0] * rank + [channels], np.int64)
+    joined = tape.op("Reshape", [_apart(model, tape, gathered, bits), sizes])
     joined.shape = shape
     for node in tape.nodes:
         node.name = node.outputs[0].name = names.new(f"{name}.{node.op_type.lower()}")
         node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
     model.graph.insert_after(rows, tape.nodes)
-    middle = constant(f"middle_of_{bits}_bits", np.array(2 ** (bits - 1), np.float32))
+    middle = _constant(model, f"middle_of_{bits}_bits", 2 ** (bits - 1), np.float32)
     for cast in casts:
         cast.replace_input_with(0, joined)
         old = cast.outputs[0]
@@ -82,3 +69,20 @@ def _gather(
         old.replace_all_uses_with(signed.outputs[0])
         signed.replace_input_with(0, old)
         model.graph.insert_after(cast, signed)
+
+
+def _apart(model: ir.Model, tape: ir.tape.Tape, gathered: ir.Value, bits: int) -> ir.Value:
+    """Return uint8 [.., bytes] as numbers of so many bits, [.., bytes, numbers of a byte], the lowest bits first."""
+    if bits == _BYTE:
+        return gathered
+    last, mask = _constant(model, "last", [-1], np.int64), _constant(model, f"mask_{bits}", 2**bits - 1, np.uint8)
+    parts = []
+    for place in range(0, _BYTE, bits):
+        shift = _constant(model, f"shift_{place}", place, np.uint8)
+        moved = tape.op("BitShift", [gathered, shift], {"direction": "RIGHT"}) if place else gathered
+        parts.append(tape.op("Unsqueeze", [tape.op("BitwiseAnd", [moved, mask]), last]))
+    return tape.op("Concat", parts, {"axis": -1})
+
+
+def _constant(model: ir.Model, word: str, numbers: int | list[int], dtype: type) -> ir.Value:
+    return shared_initializer(model.graph, f"qcompile.{word}", np.array(numbers, dtype))
