@@ -18,7 +18,8 @@ def write_decoder_folder(folder: str | Path, architecture: str = "llama", *, see
     """Write config.json, safetensors, tokenizer.json and tokenizer_config.json; returns the folder.
 
     The tokenizer is a byte-pair encoding of bytes, trained on English text that is on every machine. It adds nothing to
-    a text, and leaves out bytes that were not in the other.
+    a text, and leaves out what is not ASCII: no token is a part of a letter, of which random weights make broken ones.
+    There is no template of conversations.
 
     Args:
         folder: need not be there yet.
@@ -36,10 +37,15 @@ def write_decoder_folder(folder: str | Path, architecture: str = "llama", *, see
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    letters = [letter for letter in tokenizers.pre_tokenizers.ByteLevel.alphabet() if letter.isascii()]
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=model.config.vocab_size, special_tokens=list(_SPECIAL.values()), show_progress=False
+        vocab_size=model.config.vocab_size,
+        special_tokens=list(_SPECIAL.values()),
+        initial_alphabet=letters,
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(["\n\n".join(calibration_texts(20))], trainer)
+    text = "\n\n".join(calibration_texts(20)).encode("ascii", errors="ignore").decode()
+    tokenizer.train_from_iterator([text], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {**_SPECIAL, "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
+
+from qcompile.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +53,49 @@ Show = Callable[[str], bool]
 
 
 class Chat(Protocol):
-    """A language model that is loaded in a runtime."""
+    """A language model that is loaded in a runtime.
+
+    Attributes:
+        has_template: whether the model says how a conversation is written; without, it goes on with `plain_text`.
+    """
+
+    has_template: bool
 
     def answer(self, messages: Sequence[Message], *, max_new_tokens: int, show: Show) -> Answer:
         """Answer the last message; what the cache holds of those before is not read again.
 
-        Raises InputError where the messages are longer than the context, or the model has no template for them.
+        Raises InputError where the messages are longer than the context, or the model's template has no place for them.
         """
         ...
+
+
+def has_template(folder: Path) -> bool:
+    """Whether the tokenizer in a folder, as Hugging Face has it, comes with a template of conversations.
+
+    Models that were taught to go on with a text, and not to answer, have none. Raises OSError or ValueError where
+    tokenizer_config.json cannot be read.
+    """
+    if (folder / "chat_template.jinja").exists():
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.exists() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """Return what was said as one text: answers behind what they went on with, everything else on a line of its own."""
+    text = "".join(each.content if each.role == "assistant" else f"\n{each.content}" for each in messages)
+    return text.removeprefix("\n")
+
+
+def check_length(tokens: int, context_length: int) -> None:
+    """Raise InputError where a conversation leaves no room for an answer."""
+    if tokens >= context_length:
+        reason = f"it has {tokens} tokens, and the model knows {context_length}"
+        raise InputError("conversation", reason, "Begin a new one, or say less")
+
+
+def refused_template(error: Exception) -> InputError:
+    """Return the error for messages that the template of a model has no place for, with what the runtime says of it."""
+    reason = f"the model's template refuses it: {error}".rstrip(".\n")
+    mend = "Leave out the system message, and let user and assistant take turns; or mend the template of the model"
+    return InputError("conversation", reason, mend)

@@ -3,40 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import qcompile
 from qcompile.artifact import Artifact
-from qcompile.chat import Answer, Message
+from qcompile.chat import Answer, Message, has_template
 from qcompile.cli import app
-from qcompile.cli.chatting import speed
+from qcompile.cli.chatting import NO_TEMPLATE, speed
 from qcompile.decoder_inputs import complete
 from qcompile.errors import ArtifactError, InputError, ModelError, UnsupportedError
-from tests.language_models import write_language_model
+from qcompile.models.decoder_folders import write_decoder_folder
 
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("openvino_genai")
 
 BACKENDS = ("onnxruntime", "openvino")
-QUESTION = Message("user", "one two three")
+QUESTION = Message("user", "who are you")
+AS_TEXT = "user: who are you\nassistant: "
+"""What the template makes of the question."""
+
+TEMPLATE = (
+    "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('the user begins') }}{% endif %}"
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+BEGINNING = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+"""Of a tokenizer that begins each text with a token, as most do."""
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_language_model(tmp_path_factory.mktemp("source"))
+    folder = write_decoder_folder(tmp_path_factory.mktemp("source"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untaught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that only goes on with a text: there is no template."""
+    folder = write_decoder_folder(tmp_path_factory.mktemp("untaught"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = BEGINNING
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def _compiled(source: Path, backend: str, output: Path) -> Artifact:
+    return qcompile.compile(source, "w4a16-rtn", backend=backend, output=output, output_format="genai", tune="none")
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def artifact(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    output = tmp_path_factory.mktemp(request.param) / "out"
-    return qcompile.compile(
-        source, "w4a16-rtn", backend=request.param, output=output, output_format="genai", tune="none"
-    )
+    return _compiled(source, request.param, tmp_path_factory.mktemp(request.param) / "out")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def completing(request: pytest.FixtureRequest, untaught: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _compiled(untaught, request.param, tmp_path_factory.mktemp(request.param) / "out")
+
+
+def _most_likely(artifact: Artifact, source: Path, tokens: list[int], count: int) -> str:
+    """Text of the most likely tokens by the artifact itself, read one sequence at a time, with no cache.
+
+    None of them by a hair: what generates keeps its cache in 8 bits and may compute in bfloat16.
+    """
+    tokens, inputs = list(tokens), ir.load(artifact.path / "portable.onnx").graph.inputs
+    for _ in range(count):
+        logits = artifact.run(complete(inputs, {"input_ids": np.array([tokens])}))["logits"]
+        second, first = np.sort(logits[0, -1])[-2:]
+        assert first - second > 0.03 * np.abs(logits[0, -1]).max()
+        tokens.append(int(logits[0, -1].argmax()))
+    text: str = AutoTokenizer.from_pretrained(source).decode(tokens[-count:], skip_special_tokens=True)
+    return text
+
+
+def _tokens(source: Path, text: str) -> list[int]:
+    """With special tokens where the tokenizer adds any."""
+    found: list[int] = AutoTokenizer.from_pretrained(source)(text)["input_ids"]
+    return found
 
 
 def _answer(artifact: Artifact, messages: list[Message], count: int = 12) -> Answer:
@@ -46,30 +98,61 @@ def _answer(artifact: Artifact, messages: list[Message], count: int = 12) -> Ans
     return answer
 
 
-def test_an_answer_comes_in_pieces_with_its_times(artifact: Artifact) -> None:
+def test_an_answer_comes_in_pieces_with_its_times(artifact: Artifact, source: Path) -> None:
     answer = _answer(artifact, [QUESTION])
     assert 1 <= answer.new_tokens <= 12
-    assert answer.prompt_tokens == len("user: one two three\nassistant: ")
+    assert answer.prompt_tokens == len(_tokens(source, AS_TEXT))
     assert answer.first_token_s > 0
     assert f"{answer.new_tokens} tokens" in speed(answer)
 
 
 def test_the_answer_is_that_of_the_model(artifact: Artifact, source: Path) -> None:
-    """The most likely tokens by the artifact itself, read one sequence at a time, with no cache."""
     answer = _answer(artifact, [QUESTION], count=6)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    tokens = tokenizer("user: one two three\nassistant: ", add_special_tokens=False)["input_ids"]
-    inputs = qcompile.trace(source).graph.inputs
-    for _ in range(answer.new_tokens):
-        logits = artifact.run(complete(inputs, {"input_ids": np.array([tokens])}))["logits"]
-        tokens.append(int(logits[0, -1].argmax()))
-    assert tokenizer.decode(tokens[-answer.new_tokens :], skip_special_tokens=True) == answer.text
+    assert artifact.open_chat().has_template
+    assert answer.text == _most_likely(artifact, source, _tokens(source, AS_TEXT), answer.new_tokens)
+
+
+def test_without_a_template_the_model_goes_on_with_the_text(completing: Artifact, untaught: Path) -> None:
+    """With the token that begins a text, which the tokenizer of ONNX Runtime leaves out unless it is told."""
+    talk = completing.open_chat()
+    assert not talk.has_template
+    said = [Message("system", "be short"), QUESTION]
+    first = talk.answer(said, max_new_tokens=6, show=lambda _: True)
+    tokens = _tokens(untaught, "be short\nwho are you")
+    assert (tokens[0], first.prompt_tokens) == (1, len(tokens))
+    assert first.text == _most_likely(completing, untaught, tokens, first.new_tokens)
+    said += [Message("assistant", first.text), Message("user", "go on")]
+    second = talk.answer(said, max_new_tokens=6, show=lambda _: True)
+    tokens = _tokens(untaught, f"be short\nwho are you{first.text}\ngo on")
+    assert second.text == _most_likely(completing, untaught, tokens, second.new_tokens)
+
+
+def test_the_command_says_once_that_there_is_no_template(completing: Artifact) -> None:
+    command = ["chat", str(completing.path), "--max-new-tokens", "3"]
+    done = CliRunner().invoke(app, command, input="one\ntwo\n\n")
+    assert done.exit_code == 0, done.output
+    assert " ".join(done.stderr.split()).count(NO_TEMPLATE) == 1
+
+
+def test_what_the_template_has_no_place_for_is_refused(artifact: Artifact) -> None:
+    with pytest.raises(InputError, match="the user begins") as refused:
+        artifact.open_chat().answer([Message("assistant", "hello"), QUESTION], max_new_tokens=4, show=lambda _: True)
+    assert "take turns" in refused.value.mend
+
+
+def test_a_template_is_found_where_transformers_writes_it(tmp_path: Path) -> None:
+    assert not has_template(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text("{}")
+    assert not has_template(tmp_path)
+    settings.write_text(json.dumps({"chat_template": TEMPLATE}))
+    assert has_template(tmp_path)
 
 
 def test_a_conversation_that_goes_on_is_answered_like_a_new_one(artifact: Artifact) -> None:
     talk = artifact.open_chat()
     first = talk.answer([QUESTION], max_new_tokens=8, show=lambda _: True)
-    said = [QUESTION, Message("assistant", first.text), Message("user", "and?")]
+    said = [QUESTION, Message("assistant", first.text), Message("user", "go on")]
     again = talk.answer(said, max_new_tokens=8, show=lambda _: True)
     assert again.text == _answer(artifact, said, count=8).text
 
@@ -81,20 +164,19 @@ def test_whoever_has_seen_enough_ends_the_answer(artifact: Artifact) -> None:
 
 
 def test_the_command_answers_and_keeps_the_conversation(artifact: Artifact) -> None:
-    one = CliRunner().invoke(app, ["chat", str(artifact.path), "--prompt", "one two three", "--max-new-tokens", "5"])
+    one = CliRunner().invoke(app, ["chat", str(artifact.path), "--prompt", "who are you", "--max-new-tokens", "5"])
     assert one.exit_code == 0, one.output
     assert "tokens/s" in one.stderr
-    two = CliRunner().invoke(
-        app, ["chat", str(artifact.path), "--max-new-tokens", "5"], input="one two three\nand?\n\n"
-    )
+    two = CliRunner().invoke(app, ["chat", str(artifact.path), "--max-new-tokens", "5"], input="who are you\ngo on\n\n")
     assert two.exit_code == 0, two.output
     assert two.stderr.count("tokens/s") == 2
     assert two.stdout.startswith(one.stdout)
+    assert NO_TEMPLATE not in " ".join(two.stderr.split())
 
 
 def test_more_than_the_context_is_refused(artifact: Artifact) -> None:
-    with pytest.raises(InputError):
-        artifact.open_chat().answer([Message("user", "word " * 200)], max_new_tokens=4, show=lambda _: True)
+    with pytest.raises(InputError, match="the model knows 2048"):
+        artifact.open_chat().answer([Message("user", "word " * 2000)], max_new_tokens=4, show=lambda _: True)
 
 
 def test_a_damaged_folder_is_refused(artifact: Artifact, tmp_path: Path) -> None:
@@ -119,7 +201,7 @@ def test_formats_that_do_not_fit_are_refused_at_once(source: Path, tmp_path: Pat
         qcompile.compile(source, output_format="zip")
     with pytest.raises(UnsupportedError, match="comes without one"):
         qcompile.compile(b"model", output_format="genai")
-    without = write_language_model(tmp_path / "without")
+    without = write_decoder_folder(tmp_path / "without")
     (without / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         qcompile.compile(without, "w4a16-rtn", output_format="genai")

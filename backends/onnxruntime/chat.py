@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.chat import Answer, Message, Show
-from qcompile.errors import InputError, MissingDependencyError, ModelError
+from qcompile.chat import Answer, Message, Show, check_length, has_template, plain_text, refused_template
+from qcompile.errors import MissingDependencyError, ModelError
 from qcompile.session import check_threads
 
 _MEND = "Compile the model again with output_format='genai'"
@@ -28,6 +28,7 @@ class OnnxRuntimeChat:
         model: onnxruntime_genai.Model.
         tokenizer: onnxruntime_genai.Tokenizer of the model.
         context_length: most tokens of a conversation.
+        has_template: see `qcompile.chat.Chat`.
         generator: of the conversation so far, or None before the first answer.
         held: tokens in the cache of the generator.
     """
@@ -35,15 +36,14 @@ class OnnxRuntimeChat:
     model: Any
     tokenizer: Any
     context_length: int
+    has_template: bool
     generator: Any = None
     held: list[int] = dataclasses.field(default_factory=list)
 
     def answer(self, messages: Sequence[Message], *, max_new_tokens: int, show: Show) -> Answer:
         """See `qcompile.chat.Chat`; the tokens are the most likely ones, or drawn as genai_config.json says."""
         tokens = self._tokens(messages)
-        if len(tokens) >= self.context_length:
-            reason = f"it has {len(tokens)} tokens, and the model knows {self.context_length}"
-            raise InputError("conversation", reason, "Begin a new one, or say less")
+        check_length(len(tokens), self.context_length)
         started = time.perf_counter()
         new = self._append(tokens)
         stream, pieces, count = self.tokenizer.create_stream(), [], 0
@@ -62,12 +62,17 @@ class OnnxRuntimeChat:
         return Answer("".join(pieces), new, count, first - started, time.perf_counter() - first)
 
     def _tokens(self, messages: Sequence[Message]) -> list[int]:
+        return [int(each) for each in self.tokenizer.encode(self._text(messages))]
+
+    def _text(self, messages: Sequence[Message]) -> str:
+        if not self.has_template:
+            return plain_text(messages)
         said = json.dumps([dataclasses.asdict(each) for each in messages])
         try:
-            text = self.tokenizer.apply_chat_template(messages=said, add_generation_prompt=True)
+            text: str = self.tokenizer.apply_chat_template(messages=said, add_generation_prompt=True)
         except RuntimeError as error:
-            raise InputError("conversation", f"the template of the model refuses it: {error}", _MEND) from error
-        return [int(each) for each in self.tokenizer.encode(text)]
+            raise refused_template(error) from error
+        return text
 
     def _append(self, tokens: list[int]) -> int:
         """Give the generator what its cache does not hold yet; return how many tokens that are."""
@@ -102,7 +107,10 @@ def open_chat(folder: Path, *, threads: int | None) -> OnnxRuntimeChat:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         model = onnxruntime_genai.Model(config)
         said = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
-        return OnnxRuntimeChat(model, onnxruntime_genai.Tokenizer(model), int(said["model"]["context_length"]))
+        tokenizer, template = onnxruntime_genai.Tokenizer(model), has_template(folder)
+        # A template writes the token that begins a text by itself.
+        tokenizer.update_options(add_special_tokens="false" if template else "true")
+        return OnnxRuntimeChat(model, tokenizer, int(said["model"]["context_length"]), template)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise ModelError(str(folder), f"onnxruntime-genai does not open it: {error}", _MEND) from error
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qcompile.chat import Answer, Message, Show
+from qcompile.chat import Answer, Message, Show, check_length, has_template, plain_text, refused_template
 from qcompile.errors import InputError, MissingDependencyError, ModelError
 from qcompile.generation import Generation
 from qcompile.session import check_threads
@@ -24,17 +24,18 @@ class OpenVinoChat:
     Attributes:
         pipeline: openvino_genai.LLMPipeline.
         context_length: most tokens of a conversation.
+        has_template: see `qcompile.chat.Chat`.
     """
 
     pipeline: Any
     context_length: int
+    has_template: bool
 
     def answer(self, messages: Sequence[Message], *, max_new_tokens: int, show: Show) -> Answer:
         """See `qcompile.chat.Chat`; the tokens are chosen as generation_config.json says."""
         import openvino_genai
 
-        history = openvino_genai.ChatHistory([dataclasses.asdict(each) for each in messages])
-        self._check_length(history)
+        said = self._said(messages)
         config = self.pipeline.get_generation_config()
         config.max_new_tokens = max_new_tokens
         pieces: list[str] = []
@@ -46,9 +47,10 @@ class OpenVinoChat:
 
         started = time.perf_counter()
         try:
-            metrics = self.pipeline.generate(history, config, streamed).perf_metrics
+            metrics = self.pipeline.generate(said, config, streamed).perf_metrics
         except RuntimeError as error:
-            raise InputError("conversation", f"openvino_genai refuses it: {error}", _MEND) from error
+            mend = "Give other messages, or another max_new_tokens"
+            raise InputError("conversation", f"openvino_genai refuses it: {error}", mend) from error
         first = metrics.get_ttft().mean / 1000
         return Answer(
             "".join(pieces),
@@ -58,13 +60,22 @@ class OpenVinoChat:
             time.perf_counter() - started - first,
         )
 
-    def _check_length(self, history: Any) -> None:
+    def _said(self, messages: Sequence[Message]) -> Any:
+        """Return what the pipeline is given: the messages, for it to apply the template, or a batch of one text."""
+        import openvino_genai
+
         tokenizer = self.pipeline.get_tokenizer()
-        text = tokenizer.apply_chat_template(history, add_generation_prompt=True)
-        count = tokenizer.encode(text, add_special_tokens=False).input_ids.shape[1]
-        if count >= self.context_length:
-            reason = f"it has {count} tokens, and the model knows {self.context_length}"
-            raise InputError("conversation", reason, "Begin a new one, or say less")
+        if not self.has_template:
+            text = plain_text(messages)
+            check_length(tokenizer.encode(text).input_ids.shape[1], self.context_length)
+            return [text]
+        history = openvino_genai.ChatHistory([dataclasses.asdict(each) for each in messages])
+        try:
+            text = tokenizer.apply_chat_template(history, add_generation_prompt=True)
+        except RuntimeError as error:
+            raise refused_template(error) from error
+        check_length(tokenizer.encode(text, add_special_tokens=False).input_ids.shape[1], self.context_length)
+        return history
 
 
 def open_chat(folder: Path, *, threads: int | None) -> OpenVinoChat:
@@ -79,6 +90,7 @@ def open_chat(folder: Path, *, threads: int | None) -> OpenVinoChat:
     try:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         context_length = Generation.of(said.get("text_config", said)).context_length
-        return OpenVinoChat(openvino_genai.LLMPipeline(folder, "CPU", properties), context_length)
+        pipeline = openvino_genai.LLMPipeline(folder, "CPU", properties)
+        return OpenVinoChat(pipeline, context_length, has_template(folder))
     except (RuntimeError, OSError, ValueError) as error:
         raise ModelError(str(folder), f"openvino_genai does not open it: {error}", _MEND) from error

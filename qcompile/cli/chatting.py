@@ -14,6 +14,8 @@ from qcompile.cli.console import Debug, Threads, failures
 if TYPE_CHECKING:
     from qcompile.chat import Answer, Chat, Message
 
+NO_TEMPLATE = "The model has no template of conversations: it goes on with the text, and need not answer."
+
 
 def chat(
     folder: Annotated[Path, typer.Argument(help="An artifact that was compiled with --output-format genai.")],
@@ -29,6 +31,8 @@ def chat(
         from qcompile.chat import Message
 
         talk = load(folder).open_chat(threads=threads)
+        if not talk.has_template:
+            Console(stderr=True).print(NO_TEMPLATE, style="yellow")
         said = [Message("system", system)] if system else []
         if prompt is not None:
             _say(talk, [*said, Message("user", prompt)], max_new_tokens)
