@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -64,12 +65,11 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def said(code: str, folder: Path) -> dict[str, object]:
+def said(code: str, folder: Path) -> Any:
     """What the code printed as JSON on its last line."""
     done = run(code, folder)
     assert done.returncode == 0, done.stderr
-    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_an_onnx_file_compiles(folder: Path) -> None:
@@ -111,7 +111,23 @@ except qcompile.QCompileError as error:
         folder,
     )
     assert answer["error"] == "MissingDependencyError"
-    assert "qcompile[openvino]" in str(answer["mend"])
+    assert "qcompile[openvino]" in answer["mend"]
+
+
+@pytest.mark.parametrize(("model", "extra"), [("decoder", "hf"), ("decoder.gguf", "gguf")])
+def test_a_language_model_names_the_extra_that_reads_it(model: str, extra: str, folder: Path) -> None:
+    (folder / "decoder").mkdir()
+    (folder / "decoder" / "config.json").write_text("{}")
+    answer = said(
+        f"""
+try:
+    qcompile.compile({model!r}, "w4a16-rtn")
+except qcompile.QCompileError as error:
+    print(json.dumps([type(error).__name__, error.subject, error.mend]))
+""",
+        folder,
+    )
+    assert answer == ["MissingDependencyError", model, f"pip install 'qcompile[{extra}]'"]
 
 
 def test_a_signature_needs_the_extra_and_nothing_else_does(folder: Path) -> None:

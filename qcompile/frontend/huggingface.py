@@ -35,7 +35,8 @@ def read_folder(path: str | os.PathLike[str]) -> ir.Model:
     try:
         from qcompile.frontend.huggingface_export import export_decoder
     except ImportError as error:
-        raise MissingDependencyError("transformers and accelerate", "hf", str(error)) from error
+        reason = f"it is read with transformers and accelerate ({error})"
+        raise MissingDependencyError(str(path), reason, "pip install 'qcompile[hf]'") from error
     from qcompile.frontend.huggingface_weights import open_checkpoint
 
     folder = Path(path)
