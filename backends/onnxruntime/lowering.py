@@ -11,6 +11,7 @@ from qcompile.backends.onnxruntime.attention_masks import legalize_attention_mas
 from qcompile.backends.onnxruntime.biases import fit_biases
 from qcompile.backends.onnxruntime.blocks import (
     block_weights,
+    codebooks_when_loaded,
     dequantize_blocks_when_loaded,
     multiply_in_blocks,
 )
@@ -76,10 +77,11 @@ def lower(model: ir.Model) -> tuple[ir.Model, tuple[Finding, ...]]:
     fuse_per_token_linears(model)
     multiply_in_blocks(model)
     RemoveUnusedNodes()(model)
+    findings = codebooks_when_loaded(model)
     common.InlinePass()(model)
     model.functions.clear()
     drop_saturated_clips(model)
-    findings = dequantize_blocks_when_loaded(model) + restore_float_weights(model)
+    findings += dequantize_blocks_when_loaded(model) + restore_float_weights(model)
     remove_head_transposes(model)
     legalize_attention_masks(model)
     keep_residual_additions(model)

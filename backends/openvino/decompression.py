@@ -15,7 +15,10 @@ from qcompile.backends.openvino import normal_floats
 from qcompile.backends.openvino.normal_floats import NormalFloats
 from qcompile.backends.openvino.runtime import openvino, opset
 from qcompile.backends.openvino.tied_tables import gather_of_weight
+from qcompile.block_functions import CODEBOOK
 from qcompile.block_weights import BlockWeight
+from qcompile.contract import Finding
+from qcompile.qdq import DOMAIN
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -109,6 +112,20 @@ def _compressed(node: ir.Node) -> BlockWeight | NormalFloats | None:
     if weight is None:
         return normal_floats.of_node(node)
     return None if _is_compressed_later(weight) or storage(weight) is None else weight
+
+
+def expanded_when_loaded(model: ir.Model) -> tuple[Finding, ...]:
+    """Say which linears multiply by a weight in blocks, or of a codebook, that OpenVINO has no compressed form for."""
+    findings = []
+    for node in model.graph:
+        made = node.inputs[1].producer() if is_weight_only(node) and node.inputs[1] is not None else None
+        weight = block_weights.of_node(made)
+        if made is None or not (weight or (made.domain, made.op_type) == (DOMAIN, CODEBOOK)) or _compressed(made):
+            continue
+        if weight is None or not _is_compressed_later(weight):
+            reason = "its weight is float in memory: OpenVINO has no compressed form of it"
+            findings.append(Finding(graph.layer_name(node), "quantized", reason))
+    return tuple(findings)
 
 
 def is_weight_only(node: ir.Node, fixed: frozenset[ir.Value] = frozenset()) -> bool:

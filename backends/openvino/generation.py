@@ -14,6 +14,7 @@ from qcompile.backends.openvino.cached_attention import attend_to_states
 from qcompile.backends.openvino.caches import Cache, find_caches, keep_caches, measure_caches_whole
 from qcompile.backends.openvino.compression import compress_weights
 from qcompile.backends.openvino.conversion import converted
+from qcompile.backends.openvino.decompression import expanded_when_loaded
 from qcompile.backends.openvino.joined_heads import rotate_together
 from qcompile.backends.openvino.joined_linears import join_linears
 from qcompile.backends.openvino.lowering import save
@@ -52,6 +53,7 @@ def lower_generator(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     measure_caches_whole(model, caches)
     vectors = keep_vectors_in_float(model)
     group_size, findings = quantize_at_run_time(model)
+    findings += expanded_when_loaded(model)
     fold_zero_points(model)
     join_linears(model)
     rotate_together(model)

@@ -14,6 +14,7 @@ from qcompile.backends.openvino.attention import decompose_attention
 from qcompile.backends.openvino.compression import compress_weights
 from qcompile.backends.openvino.concatenations import quantize_concatenations_to_uint8
 from qcompile.backends.openvino.conversion import converted
+from qcompile.backends.openvino.decompression import expanded_when_loaded
 from qcompile.backends.openvino.per_tensor import scale_outputs_at_run_time
 from qcompile.backends.openvino.readback import kept_in_float
 from qcompile.backends.openvino.residuals import split_norm_branches
@@ -46,6 +47,7 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     vectors = keep_vectors_in_float(model)
     scale_outputs_at_run_time(model)
     group_size, findings = quantize_at_run_time(model)
+    findings += expanded_when_loaded(model)
     fold_zero_points(model)
     quantize_concatenations_to_uint8(model)
     RemoveUnusedNodes()(model)
