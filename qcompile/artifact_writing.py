@@ -139,6 +139,7 @@ def write_artifact(
             calibration=calibration,
             versions=versions(backend),
             files={name: FileEntry.of(folder / name) for name in relative_files(folder)},
+            bits_per_weight=report.bits_per_weight or None,
         )
         (folder / REPORT).write_bytes(report_json(report, manifest))
         return manifest

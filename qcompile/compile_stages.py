@@ -11,6 +11,7 @@ from qcompile.artifact import Artifact
 from qcompile.artifact_portable import write_portable
 from qcompile.artifact_writing import write_artifact
 from qcompile.backends import Lowered
+from qcompile.bits_per_weight import bits_per_weight
 from qcompile.capability import integer_operators, unverified
 from qcompile.compile_job import Job
 from qcompile.compile_selection import check_selection
@@ -53,6 +54,7 @@ def write(job: Job) -> Artifact:
         target=job.target,
         ranges=work.ranges.found(),
     )
+    report.bits_per_weight = bits_per_weight(job.original, work.model)
     work.log.outputs.clear()  # logits over a vocabulary are large
     return write_artifact(
         job.output,

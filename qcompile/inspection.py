@@ -108,6 +108,7 @@ class ArtifactFacts:
         calibration: digest of the calibration data, or None without.
         files: file -> bytes.
         layers: what was done -> with how many layers.
+        bits_per_weight: see `qcompile.bits_per_weight`; None where no weight is quantized.
         can_be_verified: it holds what `qcompile.verify` needs, without the float model.
     """
 
@@ -122,6 +123,7 @@ class ArtifactFacts:
     calibration: str | None
     files: Mapping[str, int]
     layers: Mapping[str, int]
+    bits_per_weight: Mapping[str, float] | None
     can_be_verified: bool
 
 
@@ -141,6 +143,7 @@ def inspect_artifact(folder: Path) -> ArtifactFacts:
         calibration=manifest.calibration,
         files={name: entry.size for name, entry in manifest.files.items()},
         layers=dict(Counter(layer.action for layer in artifact.report.layers)),
+        bits_per_weight=manifest.bits_per_weight,
         can_be_verified=GRAPH in manifest.files and not artifact.report.not_compared,
     )
 

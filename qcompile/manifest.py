@@ -89,6 +89,7 @@ class Manifest:
         calibration: digest of the calibration data, or None without.
         versions: of qcompile, onnx and the runtime.
         files: path inside the folder, with forward slashes -> entry.
+        bits_per_weight: see `qcompile.bits_per_weight`; None where no weight is quantized, and before there was this.
     """
 
     recipe: Mapping[str, Any]
@@ -100,6 +101,7 @@ class Manifest:
     calibration: str | None
     versions: Mapping[str, str]
     files: Mapping[str, FileEntry]
+    bits_per_weight: Mapping[str, float] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -111,7 +113,10 @@ class Manifest:
         return sealed(self._data())
 
     def _data(self) -> dict[str, Any]:
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        data = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        if self.bits_per_weight is None:  # as manifests were before there was this
+            del data["bits_per_weight"]
+        return data
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -160,6 +165,9 @@ class Manifest:
         for name, wanted in (("backend", str), ("model_file", str), ("recipe", Mapping), ("versions", Mapping)):
             if not isinstance(getattr(self, name), wanted):
                 raise TypeError(f"{name} is {getattr(self, name)!r}")
+        for name, bits in (self.bits_per_weight or {}).items():
+            if not isinstance(bits, float):
+                raise TypeError(f"bits_per_weight of {name} is {bits!r}")
 
     def check_files(self, folder: Path) -> None:
         """Compare the files of the manifest with those in the folder.

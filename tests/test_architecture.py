@@ -74,6 +74,7 @@ ROOMS = {
     "graph": [
         "qcompile.graph*",
         "qcompile.attention_parts",
+        "qcompile.bits_per_weight",
         "qcompile.decoder_inputs",
         "qcompile.finished_layers",
         "qcompile.block_*",

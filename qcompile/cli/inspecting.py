@@ -72,12 +72,14 @@ def _print_model(facts: ModelFacts) -> None:
 
 
 def _print_artifact(facts: ArtifactFacts) -> None:
-    from qcompile.report.text import human_bytes
+    from qcompile.report.text import human_bytes, stored_bits
 
     target = f" · {facts.target}" if facts.target else ""
     typer.echo(f"artifact {facts.path} · {facts.recipe or 'recipe'} · {facts.backend}{target}")
     _print_ports(facts.inputs, facts.outputs)
     _print_counts("layers", facts.layers)
+    for line in stored_bits(facts.bits_per_weight or {}):
+        typer.echo(f"weights   {line}")
     typer.echo(f"made by   {', '.join(f'{name} {version}' for name, version in facts.versions.items())}")
     typer.echo(f"data      {facts.calibration or 'no calibration data'}")
     known = (

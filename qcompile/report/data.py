@@ -160,6 +160,7 @@ class Report:
         not_compared: why there is none of them; empty where there is.
         budget: how the search for a budget of accuracy ended; None where there was no budget.
         forms: in which the backend wrote what it can write in several.
+        bits_per_weight: see `qcompile.bits_per_weight`; empty where no weight is quantized.
         not_timed: why no layer was timed, and what to do to have them timed; empty where some were.
     """
 
@@ -180,6 +181,7 @@ class Report:
     budget: BudgetReport | None = None
     forms: list[FormReport] = dataclasses.field(default_factory=list)
     not_timed: str = ""
+    bits_per_weight: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return data that `json` writes as it is; infinities and NaN become the texts that `float` reads."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcompile.bits_per_weight import ALL, QUANTIZED
 from qcompile.recipe_patterns import exactly
 from qcompile.report.data import MEASURED_ON
 from qcompile.report.slower import culprits_of_time
@@ -94,6 +95,7 @@ def headlines(report: Report) -> list[str]:
     if large and small:
         ratio = f", {large / small:.2f} times smaller" if unlike else ""
         lines.append(f"size      {human_bytes(large)} -> {human_bytes(small)}{ratio}")
+    lines.extend(f"weights   {line}" for line in stored_bits(report.bits_per_weight))
     where = f", on {report.accuracy[MEASURED_ON]}" if MEASURED_ON in report.accuracy else ""
     lines.extend(f"accuracy  {name} {number(value)}{where}" for name, value in measures(report))
     if report.layers:
@@ -115,6 +117,13 @@ def headlines(report: Report) -> list[str]:
         counted = ", ".join(f"{count} {name}" for name, count in report.channel_scales.items())
         lines.append(f"scales    {counted}")
     return [*lines, *(f"verified  {line}" for line in verified(report.agreements, report.not_compared))]
+
+
+def stored_bits(bits: Mapping[str, float]) -> list[str]:
+    """Return one line on the bits of quantized weights, and of all; none where no weight is quantized."""
+    if not bits:
+        return []
+    return [f"{bits[QUANTIZED]:.4g} bits each with scales and zero points, {bits[ALL]:.4g} with those left in float"]
 
 
 def verified(agreements: Sequence[Agreement], not_compared: str) -> list[str]:
