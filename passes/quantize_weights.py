@@ -68,7 +68,7 @@ class QuantizeWeights(Pass):
     group_size: int = 64
     sym: bool = True
     solver: Solver = "rtn"
-    n_grid: int = 20
+    n_grid: int = 10
     damp_percent: float = 0.01
     desc_act: bool = True
     static_groups: bool = True

@@ -43,7 +43,7 @@ def _weights_only(solver: str, **settings: Any) -> list[Any]:
     return [{"quantize_weights": {"solver": solver, **settings}}, "quantize_embeddings"]
 
 
-_AWQ = ["search_scales", "fold_scales", *_weights_only("rtn", n_grid=20)]
+_AWQ = ["search_scales", "fold_scales", *_weights_only("rtn", n_grid=10)]
 
 
 NAMED: dict[str, tuple[str, list[Any]]] = {

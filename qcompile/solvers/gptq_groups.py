@@ -28,7 +28,7 @@ def gptq_groups(
     damp_percent: float = 0.01,
     desc_act: bool = True,
     static_groups: bool = True,
-    n_grid: int = 20,
+    n_grid: int = 10,
     sweeps: int = 1,
 ) -> Grouped:
     """Return a weight whose products with what calibration saw are as close to those of the float weight as it finds.

@@ -22,8 +22,8 @@ Array = npt.NDArray[Any]
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Scales are normal numbers of float32: runtimes take others for 0."""
 
-_ELEMENTS = 2**16
-"""Elements of a weight that are computed at a time, for which a core's own cache has room."""
+_ELEMENTS = 2**17
+"""Elements of a weight that are computed at a time: with fewer, threads wait for the interpreter."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +45,12 @@ class Evidence:
             return np.ones(inputs, np.float32)
         energy: Array = np.maximum(diagonal, 0).astype(np.float32)
         return energy
+
+    def groups(self, inputs: int, scheme: GroupScheme) -> Array:
+        """Return the energy as a weight in groups has it, float32 [groups, size, 1]; zeros fill the last group."""
+        filled = np.zeros(scheme.groups(inputs) * scheme.size(inputs), np.float32)
+        filled[:inputs] = self.energy(inputs)
+        return filled.reshape(-1, scheme.size(inputs), 1)
 
 
 NOTHING_SEEN = Evidence()

@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 from qcompile.scheme import GroupScheme
 from qcompile.solvers.grouped import NOTHING_SEEN, Evidence, Grouped, in_blocks, usable_scale
+from qcompile.solvers.scale_trial import ScaleTrial
 
 Array = npt.NDArray[Any]
+
+_FITS = 2
 
 
 def _shrunk_most(bits: int) -> float:
@@ -28,15 +31,13 @@ def rtn(weight: Array, scheme: GroupScheme, seen: Evidence = NOTHING_SEEN, *, n_
         n_grid: 0: a scale represents the range of its group. Else that many parts of the range are tried, of a
             symmetric group with the extreme on either end, and that with the smallest squared error is taken.
     """
-    energy = seen.energy(len(weight))
-    size, n_groups = scheme.size(len(weight)), scheme.groups(len(weight))
-    weights = np.zeros(size * n_groups, np.float32)
-    weights[: len(energy)] = energy
+    size = scheme.size(len(weight))
+    energy = seen.groups(len(weight), scheme)
 
     def solve(block: Array, rows: slice) -> Grouped:
         scale, zero = range_scale(block, scheme)
         if n_grid:
-            of_block = weights[rows.start : rows.start + block.shape[0] * size].reshape(-1, size, 1)
+            of_block = energy[rows.start // size :][: len(block)]
             scale, zero = searched_scale(block, of_block, scheme, n_grid)
         return rounded(block, scale, zero, scheme)
 
@@ -59,7 +60,8 @@ def range_scale(block: Array, scheme: GroupScheme) -> tuple[Array, Array]:
 def searched_scale(block: Array, energy: Array, scheme: GroupScheme, n_grid: int) -> tuple[Array, Array]:
     """Return the scale and zero point of the smallest error, sum of energy * (block - rounded)^2 over each group.
 
-    The zero point is that of the whole range: a part of it, cut off at both ends alike, has the same.
+    Parts of the range are tried, then the scale that fits the integers of the best by least squares, and that of its
+    integers. The zero point is that of the whole range: a part of it, cut off at both ends alike, has the same.
 
     Args:
         block: float32 [groups, size, columns].
@@ -70,33 +72,14 @@ def searched_scale(block: Array, energy: Array, scheme: GroupScheme, n_grid: int
     scale, zero = range_scale(block, scheme)
     # With the sign that lets the extreme be the largest integer, a scale as large as this represents all of the range.
     most = scheme.range[0] / -scheme.range[1] if scheme.sym and scheme.range[1] else 1.0
-    tried = [
-        (part, sign)
-        for part in np.linspace(_shrunk_most(scheme.bits), most, n_grid)
-        for sign in ((1, -1) if scheme.sym else (1,))
-    ]
-    best = scale.copy()
-    least = _error(block, energy, scale, zero, scheme)
-    for part, sign in tried:
-        other = usable_scale(scale * np.float32(part * sign))
-        error = _error(block, energy, other, zero, scheme) * np.float32(part * part)
-        better = error < least
-        np.copyto(least, error, where=better)
-        np.copyto(best, other, where=better)
-    return best, zero
-
-
-def _error(block: Array, energy: Array, scale: Array, zero: Array, scheme: GroupScheme) -> Array:
-    """Return the error of each group in squares of its scale, which itself may be too large to be squared."""
-    steps = block / scale[:, None]
-    target = np.rint(steps)
-    smallest, largest = (bound if scheme.sym else bound - zero[:, None] for bound in scheme.range)
-    np.clip(target, smallest, largest, out=target)
-    target -= steps
-    np.square(target, out=target)
-    target *= energy
-    result: Array = target.sum(axis=1)
-    return result
+    trial = ScaleTrial(block, energy, scale, zero, scheme)
+    for part in np.linspace(_shrunk_most(scheme.bits), most, n_grid):
+        for sign in (1, -1) if scheme.sym else (1,):
+            trial.of(usable_scale(scale * np.float32(part * sign)))
+    trial.of(trial.best)
+    for _ in range(_FITS):
+        trial.of(trial.fitted())
+    return trial.best, zero
 
 
 def rounded(block: Array, scale: Array, zero: Array, scheme: GroupScheme) -> Grouped:

@@ -50,7 +50,7 @@ def test_a_weight_becomes_integers_with_a_scale_for_each_group(bits, sym, dtype)
     assert integers.min() == smallest
     assert smallest < integers.max() <= largest
     x = np.random.default_rng(1).normal(size=(5, 40)).astype(np.float32)
-    expected = rtn(WEIGHT, GroupScheme(bits, 16, sym), n_grid=20).weight(16)
+    expected = rtn(WEIGHT, GroupScheme(bits, 16, sym), n_grid=10).weight(16)
     np.testing.assert_allclose(run(after, x), x @ expected, atol=1e-5)
     assert "w" not in after.graph.initializers
     assert [finding.action for finding in result.findings] == ["quantized"]
@@ -205,7 +205,7 @@ def test_later_layers_are_fitted_to_what_the_quantized_ones_before_them_write(mo
     assert (actual == expected.integers).mean() > 0.98  # sums of another order may tip one over
     wrong = np.maximum(rows @ WEIGHT, 0)
     other = gptq_groups(last, GroupScheme(2, 8), Evidence(wrong.T @ wrong / len(wrong)))
-    assert (actual == other.integers).mean() < 0.9
+    assert (actual == other.integers).mean() < 0.95
 
 
 def test_without_calibration_gptq_becomes_hqq():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.scheme import GroupScheme
+from qcompile.solvers.grouped import Evidence
 from qcompile.solvers.hqq import hqq
 from qcompile.solvers.rtn import rtn
 
@@ -26,6 +27,19 @@ def test_beats_the_nearest(bits, sym):
 
     assert error(hqq(weight, scheme)) < (0.97 if bits < 5 else 1) * error(rtn(weight, scheme))
     assert error(hqq(weight, scheme)) < error(hqq(weight, scheme, iterations=0))
+
+
+@pytest.mark.parametrize("sym", [True, False])
+def test_energies_of_inputs_weigh_their_errors(sym):
+    weight, scheme = weights(256, 40), GroupScheme(3, 64, sym)
+    squares = np.random.default_rng(1).chisquare(1, 256).astype(np.float32) ** 2
+
+    def error(found):
+        return float((np.square(found.weight(64) - weight) * squares[:, None]).sum())
+
+    known = error(hqq(weight, scheme, Evidence(squares=squares)))
+    assert known < 0.9 * error(hqq(weight, scheme))
+    assert known <= error(rtn(weight, scheme, Evidence(squares=squares), n_grid=5))
 
 
 @settings(max_examples=40, deadline=None)
