@@ -52,7 +52,7 @@ class ScaleTrial:
             np.copyto(kept, new, where=better)
 
     def fitted(self) -> Array:
-        """Return the scale that takes the integers closest, by least squares, to the integers and what is in `error`."""
+        """Return the scale that takes the integers closest, by least squares, to them with `error` added."""
         change = self._sum(self.integers, self.error)
         power = self._sum(self.integers, self.integers)
         np.divide(change, power, out=change, where=power > 0)
