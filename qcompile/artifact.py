@@ -27,7 +27,7 @@ from qcompile.errors import (
 )
 from qcompile.frontend import external_data
 from qcompile.frontend.assets import TOKENIZER
-from qcompile.manifest import REPORT, SIGNATURE, Manifest, check_native
+from qcompile.manifest import FILES, REPORT, SIGNATURE, Manifest, check_native
 from qcompile.plain_files import check_plain
 from qcompile.recipe import Recipe
 from qcompile.report import Report
@@ -208,8 +208,8 @@ def _check_model(model_path: Path) -> None:
 
 
 def report_json(report: Report, manifest: Manifest) -> bytes:
-    """Return the content of report.json: the report, and whose it is."""
-    return sealed({"artifact": manifest.fingerprint, **report.to_dict()})
+    """Return the content of report.json: the report, whose it is, and what that consists of."""
+    return sealed({"artifact": manifest.fingerprint, FILES: sorted(manifest.files), **report.to_dict()})
 
 
 def _read_report(path: Path, manifest: Manifest) -> Report:
@@ -221,6 +221,7 @@ def _read_report(path: Path, manifest: Manifest) -> Report:
         data = unsealed(content)
         intact = content == sealed(data)
         owner = data.pop("artifact")
+        data.pop(FILES, None)  # what counts is in the manifest
         report = Report.from_dict(data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(str(path), f"it cannot be read: {first_line(error)}", mend) from error

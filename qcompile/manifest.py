@@ -26,8 +26,8 @@ UNLISTED = frozenset({MANIFEST, SIGNATURE, REPORT, PAGE})
 """Files of an artifact that the manifest does not list: itself, what comes after it, and measurements, which differ
 from run to run. The page is there when the user saves it there."""
 
-MODEL_FILES = ("model.", "portable.")
-"""How the names of the files begin that backends and `write_portable` write."""
+FILES = "files"
+"""Entry of the report that names the files of the manifest, should that be damaged."""
 
 
 class DamagedManifestError(ArtifactError):
@@ -193,7 +193,7 @@ class Manifest:
 
 
 def files_to_replace(folder: Path) -> frozenset[str]:
-    """Return the files of an artifact that may be deleted; where its manifest is damaged, those that backends name so.
+    """Return the files of an artifact that may be deleted; where its manifest is damaged, those that its report names.
 
     Raises:
         ArtifactError: the folder holds something else.
@@ -201,19 +201,22 @@ def files_to_replace(folder: Path) -> frozenset[str]:
     try:
         return frozenset(Manifest.read(folder).files)
     except DamagedManifestError:
-        if not _is_report(folder / REPORT):
+        named = _files_of_report(folder / REPORT)
+        if named is None:
             raise
-    return frozenset(name for name in relative_files(folder) if name.startswith(MODEL_FILES))
+        return named
 
 
-def _is_report(path: Path) -> bool:
-    """True for what `Report.to_dict` made; other tools have files of this name too."""
+def _files_of_report(path: Path) -> frozenset[str] | None:
+    """Return what a whole report names; None where it is damaged, or of another tool that has files of this name."""
     try:
         check_plain(path)
-        data = unsealed(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return {"layers", "passes", "channel_scales", "findings"} <= set(data)
+        content = path.read_bytes()
+        data = unsealed(content)
+        named = data[FILES] if sealed(data) == content else None
+    except (OSError, ValueError, KeyError, RecursionError):
+        return None
+    return frozenset(map(str, named)) if isinstance(named, list) else None
 
 
 def relative_files(folder: Path) -> list[str]:

@@ -12,8 +12,10 @@ import pytest
 from qcompile import artifact_exchange, artifact_writing
 from qcompile.artifact import load
 from qcompile.artifact_exchange import exchanged
+from qcompile.backends import Lowered
 from qcompile.errors import ArtifactError
 from qcompile.report import Report
+from qcompile.sealed_json import sealed
 from tests.artifacts import REPORT, check_output, files, save, write
 
 
@@ -101,11 +103,21 @@ BY_ANOTHER_VERSION = '{"format": "qcompile artifact", "format_version": 1, "file
 
 
 @pytest.mark.parametrize("damaged", ["{", "", "[]", BY_ANOTHER_VERSION, BY_ANOTHER_VERSION.replace("1", "2")])
-def test_an_artifact_with_a_damaged_manifest_is_replaced(damaged, tmp_path):
-    write(tmp_path / "out")
+def test_an_artifact_with_a_damaged_manifest_is_replaced_whole(damaged, tmp_path):
+    """Whatever the names of its files are: the report has them too."""
+
+    def save_with_a_tokenizer(folder: Path) -> Lowered:
+        lowered = save(folder)
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "parts").mkdir()
+        (folder / "parts" / "openvino_tokenizer.xml").write_text("<net/>")
+        return lowered
+
+    write(tmp_path / "out", save_with_a_tokenizer)
     (tmp_path / "out" / "manifest.json").write_text(damaged)
     write(tmp_path / "out")
     assert load(tmp_path / "out").report == REPORT
+    assert sorted(files(tmp_path / "out")) == ["manifest.json", "model.onnx", "report.json"]
 
 
 def test_where_the_manifest_is_damaged_files_of_others_are_kept(tmp_path):
@@ -118,7 +130,19 @@ def test_where_the_manifest_is_damaged_files_of_others_are_kept(tmp_path):
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("report", [None, "{", json.dumps({"layers": 3})])
+def test_a_report_that_was_changed_names_no_files_to_replace(tmp_path):
+    write(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    report = tmp_path / "out" / "report.json"
+    report.write_text(report.read_text().replace('"model.onnx"', '"thesis.tex"'))
+    before = files(tmp_path)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: it cannot be read"):
+        write(tmp_path / "out")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("report", [None, "{", json.dumps({"layers": 3}), sealed({"files": 3}).decode(), "[]"])
 def test_a_folder_with_any_broken_manifest_is_no_artifact(report, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{")
