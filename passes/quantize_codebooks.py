@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcompile import layers, qdq, weight_only
 from qcompile.block_codebooks import write_codebook
 from qcompile.calibration import Calibrator
-from qcompile.contract import Finding, Keeps, Pass, Result
+from qcompile.contract import Keeps, Pass, Result
 from qcompile.errors import RecipeError
 from qcompile.graph import Linear
 from qcompile.initializers import remove_unused
@@ -70,19 +70,16 @@ class QuantizeCodebooks(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """Quantize every linear that can be; one finding for each."""
-        found = layers.float_linears(model)
-        reasons = {linear.matmul: self._refusal(linear) for linear in found}
-        chosen = [linear for linear in found if reasons[linear.matmul] is None]
-        heads = {linear.matmul for linear in chosen if self.head and weight_only.writes_vocabulary(linear, model)}
-        findings = [finding for finding in reasons.values() if finding is not None]
+        chosen = weight_only.select(model, self.ignore, self.operators, self.head)
+        findings = list(chosen.findings)
         done: Done = {}
-        for part in weight_only.calibrated(self.calibrator, model, chosen):
+        for part in weight_only.calibrated(self.calibrator, model, chosen.linears):
             for linear in part.layers:
                 assert isinstance(linear, Linear)
                 statistics = part.of(linear.x)
                 rows = np.zeros((0, layers.input_channels(linear)), np.float32) if not statistics else statistics.rows
                 if linear.weight not in done:
-                    head = self.head if linear.matmul in heads else None
+                    head = self.head if linear.matmul in chosen.heads else None
                     done[linear.weight] = self._quantize(model, linear, head, rows)
                 value, sqnr = done[linear.weight]
                 qdq.replace_input(linear.matmul, linear.weight, value)
@@ -90,11 +87,6 @@ class QuantizeCodebooks(Pass):
             del part  # with hundreds of rows of every value
         remove_unused(done)
         return Result(model, modified=bool(done), findings=tuple(findings))
-
-    def _refusal(self, linear: Linear) -> Finding | None:
-        left_out = layers.left_out(layers.finding(linear, "kept"), self.ignore, self.operators)
-        reason = weight_only.refusal(linear) if left_out is None else ""
-        return layers.finding(linear, "kept", reason) if reason else left_out
 
     def _quantize(
         self, model: ir.Model, linear: Layer, head: GroupScheme | None, rows: np.ndarray

@@ -104,20 +104,18 @@ class QuantizeWeights(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """Quantize every linear that can be; one finding for each."""
-        found = layers.float_linears(model)
-        reasons = {linear.matmul: self._refusal(linear) for linear in found}
-        chosen = [linear for linear in found if reasons[linear.matmul] is None]
-        heads = {linear.matmul for linear in chosen if self.head and weight_only.writes_vocabulary(linear, model)}
-        findings = [finding for finding in reasons.values() if finding is not None]
+        chosen = weight_only.select(model, self.ignore, self.operators, self.head)
+        others = [linear for linear in chosen.linears if linear.matmul not in chosen.heads]
+        heads = [linear for linear in chosen.linears if linear.matmul in chosen.heads]
+        findings = list(chosen.findings)
         done: Done = {}
-        others = [linear for linear in chosen if linear.matmul not in heads]
         auto: Schemes = {}
         if self.bits == "auto" and others:
             parts = weight_only.calibrated(self.calibrator, model, others)
             auto, told = allocate_bits(model, parts, self.schemes, self.effective_bits, self.calibrator)
             findings.append(told)
-        tied = {linear.weight: tied_tables.table_of(linear, model) for linear in chosen if linear.matmul in heads}
-        for head, group in ((None, others), (self.head, [linear for linear in chosen if linear.matmul in heads])):
+        tied = {linear.weight: tied_tables.table_of(linear, model) for linear in heads}
+        for head, group in ((None, others), (self.head, heads)):
             grams = not _is_nearly_float(head) and self.solver in NEEDS_MOMENTS
             for part in weight_only.calibrated(self.calibrator, model, group, grams=grams):
                 findings += [self._quantize(linear, head, auto, part, done) for linear in part.layers]
@@ -127,11 +125,6 @@ class QuantizeWeights(Pass):
                 tied_tables.mark(done[weight][0], table)
         remove_unused(done)
         return Result(model, modified=bool(done), findings=tuple(findings))
-
-    def _refusal(self, linear: Linear) -> Finding | None:
-        left_out = layers.left_out(layers.finding(linear, "kept"), self.ignore, self.operators)
-        reason = weight_only.refusal(linear) if left_out is None else ""
-        return layers.finding(linear, "kept", reason) if reason else left_out
 
     def _quantize(
         self, linear: Layer, head: GroupScheme | None, auto: Schemes, seen: LayerStatistics, done: Done

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompile import tied_tables
+from qcompile import layers, tied_tables
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics, layer_statistics
 from qcompile.calibration_statistics import ChannelStatistics
+from qcompile.contract import Finding
 from qcompile.graph import Linear, constant, is_standard, sole_reader
 from qcompile.layer_bias import correct_bias
 from qcompile.scheme import GroupScheme
@@ -71,6 +73,36 @@ def writes_vocabulary(linear: Linear, model: ir.Model) -> bool:
     return tied_tables.table_of(linear, model) is not None
 
 
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which linears of a model are quantized.
+
+    Attributes:
+        linears: those, in graph order.
+        heads: products of those among them that score a vocabulary, where these have a scheme of their own.
+        findings: why the others are not.
+    """
+
+    linears: tuple[Linear, ...]
+    heads: frozenset[ir.Node]
+    findings: tuple[Finding, ...]
+
+
+def select(model: ir.Model, ignore: Collection[str], operators: Collection[str], head: GroupScheme | None) -> Selection:
+    """Return which linears with a float weight are quantized; the arguments are fields of the passes."""
+    found = layers.float_linears(model)
+    refused = {linear.matmul: _refused(linear, ignore, operators) for linear in found}
+    chosen = tuple(linear for linear in found if refused[linear.matmul] is None)
+    heads = frozenset(linear.matmul for linear in chosen if head and writes_vocabulary(linear, model))
+    return Selection(chosen, heads, tuple(finding for finding in refused.values() if finding is not None))
+
+
+def _refused(linear: Linear, ignore: Collection[str], operators: Collection[str]) -> Finding | None:
+    left_out = layers.left_out(layers.finding(linear, "kept"), ignore, operators)
+    reason = refusal(linear) if left_out is None else ""
+    return layers.finding(linear, "kept", reason) if reason else left_out
+
+
 def refusal(linear: Linear) -> str:
     """Why the weight of a linear stays float; empty where it is quantized."""
     tensor = constant(linear.weight)
@@ -82,7 +114,7 @@ def refusal(linear: Linear) -> str:
 
 
 def calibrated(
-    calibrator: Calibrator | None, model: ir.Model, chosen: list[Linear], *, grams: bool = False
+    calibrator: Calibrator | None, model: ir.Model, chosen: Sequence[Linear], *, grams: bool = False
 ) -> Iterator[LayerStatistics]:
     """Yield the statistics of some linears at a time, of the model as those before have made it; without data, none."""
     if calibrator is None or not chosen:
