@@ -14,8 +14,24 @@ _SIGNED = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
 _UNSIGNED = {ir.DataType.UINT4: 4, ir.DataType.UINT8: 8}
 
 
+class Stored:
+    """A weight of a linear that is stored as integers [inputs, outputs]."""
+
+    integers: ir.TensorProtocol
+
+    @property
+    def inputs(self) -> int:
+        """Number of rows."""
+        return int(self.integers.shape.numpy()[0])
+
+    @property
+    def outputs(self) -> int:
+        """Number of columns."""
+        return int(self.integers.shape.numpy()[1])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class BlockWeight:
+class BlockWeight(Stored):
     """(integers - zero_point) * scale.
 
     Attributes:
@@ -32,16 +48,6 @@ class BlockWeight:
     scale: ir.TensorProtocol
     zero_point: ir.TensorProtocol | None
     block_size: int
-
-    @property
-    def inputs(self) -> int:
-        """Number of rows."""
-        return int(self.integers.shape.numpy()[0])
-
-    @property
-    def outputs(self) -> int:
-        """Number of columns."""
-        return int(self.integers.shape.numpy()[1])
 
     @property
     def bits(self) -> int:

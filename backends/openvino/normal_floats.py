@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompile import graph
 from qcompile.backends.openvino.runtime import opset
 from qcompile.block_functions import CODEBOOK, SCALE
+from qcompile.block_weights import Stored
 from qcompile.qdq import DOMAIN
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Scales:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NormalFloats:
+class NormalFloats(Stored):
     """LEVELS[indices] * scale.
 
     Attributes:
@@ -81,16 +82,6 @@ class NormalFloats:
     integers: ir.TensorProtocol
     scale: Scales
     block_size: int
-
-    @property
-    def inputs(self) -> int:
-        """Number of rows."""
-        return int(self.integers.shape.numpy()[0])
-
-    @property
-    def outputs(self) -> int:
-        """Number of columns."""
-        return int(self.integers.shape.numpy()[1])
 
     def decompressed(self, constant: Callable[[np.ndarray, str], ov.Node]) -> ov.Output:
         """Return the float weight [outputs, inputs] as OpenVINO computes it; `constant` makes one of a type."""
