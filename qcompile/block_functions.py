@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qcompile.errors import UnsupportedError
 from qcompile.graph import Names, layer_name
-from qcompile.qdq import DOMAIN, PER_BLOCK
+from qcompile.qdq import DOMAIN, PER_BLOCK, ROUNDING_CONSTANTS, rounding
 
 CODEBOOK = "DequantizeCodebook"
 SCALE = "DequantizeScale"
@@ -24,14 +24,9 @@ graph (float[n] x) => (float[n] y) {{ y = Identity(x) }}
 """
 
 _BODIES = {
-    PER_BLOCK: """
-QuantizeDequantizePerBlock <block_size> (x) => (y) {
-    first = Constant <value = int64[1] {0}> ()
-    last = Constant <value = int64[1] {-1}> ()
-    zero = Constant <value = float {0.0}> ()
-    one = Constant <value = float {1.0}> ()
-    largest = Constant <value = float {127.0}> ()
-    smallest = Constant <value = float {-127.0}> ()
+    PER_BLOCK: f"""
+{PER_BLOCK} <block_size> (x) => (y) {{
+    first = Constant <value = int64[1] {{0}}> (){ROUNDING_CONSTANTS}
     size = Constant <value_int: int = @block_size> ()
     block = Unsqueeze (size, first)
     lead = Shape <end = -1> (x)
@@ -43,20 +38,11 @@ QuantizeDequantizePerBlock <block_size> (x) => (y) {
     pads = Concat <axis = 0> (first, missing)
     padded = Pad (x, pads, zero, last)
     split = Concat <axis = 0> (lead, count, block)
-    blocks = Reshape <allowzero = 1> (padded, split)
-    magnitude = Abs (blocks)
-    range = ReduceMax <keepdims = 1> (magnitude, last)
-    step = Div (range, largest)
-    empty = Equal (step, zero)
-    scale = Where (empty, one, step)
-    scaled = Div (blocks, scale)
-    rounded = Round (scaled)
-    quantized = Clip (rounded, smallest, largest)
-    values = Mul (quantized, scale)
+    blocks = Reshape <allowzero = 1> (padded, split){rounding("blocks", "values")}
     joined = Concat <axis = 0> (lead, filled)
     whole = Reshape <allowzero = 1> (values, joined)
     y = Slice (whole, first, width, last)
-}
+}}
 """,
     CODEBOOK: """
 DequantizeCodebook <axis, block_size> (indices, codebook, scale) => (y) {

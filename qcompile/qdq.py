@@ -36,26 +36,36 @@ _IN_GROUPS_FROM = 21
 _PER_TOKEN_FROM = 18
 """Lowest opset in which the axes of ReduceMax are an input."""
 
+ROUNDING_CONSTANTS = """
+    last = Constant <value = int64[1] {-1}> ()
+    zero = Constant <value = float {0.0}> ()
+    one = Constant <value = float {1.0}> ()
+    largest = Constant <value = float {127.0}> ()
+    smallest = Constant <value = float {-127.0}> ()
+"""
+"""What `rounding` reads, in ONNX's textual form."""
+
+
+def rounding(value: str, result: str) -> str:
+    """Return the lines of a function that make symmetric int8 of what lies along the last axis, and float of that."""
+    return f"""
+    magnitude = Abs ({value})
+    range = ReduceMax <keepdims = 1> (magnitude, last)
+    step = Div (range, largest)
+    empty = Equal (step, zero)
+    scale = Where (empty, one, step)
+    scaled = Div ({value}, scale)
+    rounded = Round (scaled)
+    quantized = Clip (rounded, smallest, largest)
+    {result} = Mul (quantized, scale)
+"""
+
+
 _PER_TOKEN_BODY = f"""
 <ir_version: 10, opset_import: ["" : 21, "{DOMAIN}" : 1]>
 graph (float[n] x) => (float[n] y) {{ y = {DOMAIN}.{PER_TOKEN}(x) }}
 <domain: "{DOMAIN}", opset_import: ["" : 21]>
-{PER_TOKEN} (x) => (y) {{
-    last = Constant <value = int64[1] {{-1}}> ()
-    zero = Constant <value = float {{0.0}}> ()
-    one = Constant <value = float {{1.0}}> ()
-    largest = Constant <value = float {{127.0}}> ()
-    smallest = Constant <value = float {{-127.0}}> ()
-    magnitude = Abs(x)
-    range = ReduceMax <keepdims = 1> (magnitude, last)
-    step = Div(range, largest)
-    empty = Equal(step, zero)
-    scale = Where(empty, one, step)
-    scaled = Div(x, scale)
-    rounded = Round(scaled)
-    quantized = Clip(rounded, smallest, largest)
-    y = Mul(quantized, scale)
-}}
+{PER_TOKEN} (x) => (y) {{{ROUNDING_CONSTANTS}{rounding("x", "y")}}}
 """
 
 
