@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import channel_groups, channel_markers, channel_scales, layers, weight_only
+from qcompile import channel_groups, layers, weight_only
 from qcompile.calibration import Calibrator, ChannelStatistics
 from qcompile.channel_groups import Claims, Group
 from qcompile.channel_scales import Placement
@@ -76,10 +76,7 @@ class SearchScales(Pass):
         """Write the scales; from the last linears to the first, because a folded scale changes earlier weights."""
         if self.calibrator is None:
             raise CalibrationError("SearchScales", "it needs statistics of activations", "Give calibration data")
-        claims, scaled = Claims(), set()
-        for marker in channel_markers.find(model):
-            claims.take(channel_scales.solve(marker.x, marker.axis), marker.factors)
-            scaled.add(marker.node.outputs[0])
+        claims, scaled = channel_groups.claimed(model)
         found = [each for each in layers.float_linears(model) if each.x not in scaled and self._scales(each, model)]
         groups = channel_groups.find(found)
         names = [str(x.name) for group in groups if group.folds for x, _ in group.readings]
@@ -107,8 +104,5 @@ class SearchScales(Pass):
         effect = f"relative error of the output {found.error_without:.2e} without, {found.error:.2e} with a scale"
         if np.all(found.scale == 1):
             return Finding(name, "kept", f"not scaled: {effect}")
-        channel_markers.insert(x, 1 / found.scale, readers)
-        for layer in readers:
-            channel_groups.multiply_rows(layer, found.scale)
-        claims.take(answer, 1 / found.scale)
+        channel_groups.scale_first(group, found.scale, claims)
         return Finding(name, "converted", f"scaled: {effect}")

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import channel_groups, channel_markers, channel_scales, layers
+from qcompile import channel_groups, layers
 from qcompile.calibration import Calibrator, ChannelStatistics
 from qcompile.channel_groups import Claims, Group
 from qcompile.channel_scales import Placement
@@ -85,11 +85,7 @@ class SmoothActivations(Pass):
         """Write the scales; from the last layers to the first, because a folded scale changes earlier weights."""
         if self.calibrator is None:
             raise CalibrationError("SmoothActivations", "it needs statistics of activations", "Give calibration data")
-        claims = Claims()
-        smoothed = set()
-        for marker in channel_markers.find(model):
-            claims.take(channel_scales.solve(marker.x, marker.axis), marker.factors)
-            smoothed.add(marker.node.outputs[0])
+        claims, smoothed = channel_groups.claimed(model)
         found = [layer for layer in layers.float_layers(model) if layer.x not in smoothed and self._smooths(layer)]
         groups = channel_groups.find(found)
         statistics = self._collect(model, [group for group in groups if group.folds or group.linears])
@@ -130,9 +126,5 @@ class SmoothActivations(Pass):
         required = (_JOINED_GAIN if group.joined and not group.linears else 0.0) if self.alpha == "auto" else -np.inf
         if np.all(found.scale == 1) or found.gain < (required if group.folds else self.min_gain):
             return [Finding(name, "kept", f"not smoothed: {effect}") for name in names]
-        x, readers = group.readings[0]
-        channel_markers.insert(x, 1 / found.scale, readers)
-        for layer in readers:
-            channel_groups.multiply_rows(layer, found.scale)
-        claims.take(answer, 1 / found.scale)
+        channel_groups.scale_first(group, found.scale, claims)
         return [Finding(name, "converted", f"smoothed: {effect}") for name in names]

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import channel_scales, graph, layers
-from qcompile.channel_markers import by_input
+from qcompile.channel_markers import by_input, insert
+from qcompile.channel_markers import find as find_markers
 from qcompile.channel_scales import Placement, Refusal
 from qcompile.channel_walk import Rescale
 from qcompile.layers import Layer
@@ -108,6 +109,24 @@ class Claims:
         assert weight is not None
         key = layers.node_of(layer), 1
         return np.asarray(np.asarray(weight, np.float32) * self._factors.get(key, np.float32(1)))
+
+
+def claimed(model: ir.Model) -> tuple[Claims, frozenset[ir.Value]]:
+    """Return what the scales that a model holds already have taken up, and the values that come from one."""
+    claims, scaled = Claims(), set()
+    for marker in find_markers(model):
+        claims.take(channel_scales.solve(marker.x, marker.axis), marker.factors)
+        scaled.add(marker.node.outputs[0])
+    return claims, frozenset(scaled)
+
+
+def scale_first(group: Group, scale: np.ndarray, claims: Claims) -> None:
+    """Divide the first value of a group by a scale, [channels], in front of its layers, whose weights take it up."""
+    x, readers = group.readings[0]
+    insert(x, 1 / scale, readers)
+    for layer in readers:
+        multiply_rows(layer, scale)
+    claims.take(group.answer, 1 / scale)
 
 
 def _outputs(answer: Placement | Refusal) -> list[Rescale]:
