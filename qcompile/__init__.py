@@ -1,7 +1,7 @@
 """qcompile: a quantizing graph compiler for CPUs, edge boxes and single GPUs.
 
 `compile` is the whole compiler; `rewrite` its passes only; `trace` its front doors; `load` opens an artifact, and
-`verify` repeats its verification on the machine where it is.
+`verify` repeats its verification on the machine where it is; `export_gguf` writes a language model for llama.cpp.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from qcompile.errors import QCompileError
 if TYPE_CHECKING:
     from qcompile.accuracy_budget import AccuracyBudget
     from qcompile.artifact import Artifact, load
+    from qcompile.artifact_gguf_export import export_gguf
     from qcompile.calibration_data import Calibration
     from qcompile.compile import compile, rewrite, trace
     from qcompile.recipe import Recipe
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "Report",
     "compile",
+    "export_gguf",
     "load",
     "rewrite",
     "trace",
@@ -45,6 +47,7 @@ _HOMES = {
     "Recipe": "qcompile.recipe",
     "Report": "qcompile.report",
     "compile": "qcompile.compile",
+    "export_gguf": "qcompile.artifact_gguf_export",
     "load": "qcompile.artifact",
     "rewrite": "qcompile.compile",
     "trace": "qcompile.compile",

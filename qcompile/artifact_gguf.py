@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gguf
 import numpy as np
@@ -55,8 +55,22 @@ _OTHER_FORMAT = "Write another output_format"
 _LOOK = "Look at how the model was trained or converted"
 
 
+class AsItIs(Protocol):
+    """Has the tensors of a file that need not be quantized again."""
+
+    def __call__(self, architecture: str, tensor: str, kind: gguf.GGMLQuantizationType, /) -> np.ndarray | None:
+        """Return the bytes of a tensor, rows of uint8, where the file has it for this architecture in this type."""
+        ...
+
+
 def write_gguf(
-    config: Any, tensors: Mapping[str, ir.TensorProtocol], tokenizer_folder: Path | None, path: Path, kind: str
+    config: Any,
+    tensors: Mapping[str, ir.TensorProtocol],
+    tokenizer_folder: Path | None,
+    path: Path,
+    kind: str,
+    *,
+    as_it_is: AsItIs = lambda *_: None,
 ) -> None:
     """Write a decoder as a GGUF file; one weight at a time is in memory.
 
@@ -70,6 +84,7 @@ def write_gguf(
             runtime can talk with it.
         path: of the file, which appears when it is complete.
         kind: one of KINDS.
+        as_it_is: has tensors of the file that the weights come from, which are copied; by default there is none.
 
     Raises:
         UnsupportedError: GGUF cannot say what the model computes, or how its tokenizer splits text.
@@ -99,8 +114,14 @@ def write_gguf(
         raw = np.dtype(np.float32 if place.kind == _Q.F32 else np.float16)
         writer.add_tensor_info(name, place.shape, raw, place.nbytes, place.kind)
     part = path.with_name(f"{path.name}.part")
+    encoded = (
+        _encoded(names, name, parameter, tensors, places[name].kind)
+        if (rows := as_it_is(architecture, name, places[name].kind)) is None
+        else rows
+        for name, parameter in stored.items()
+    )
     try:
-        _write(writer, part, names, stored, places, tensors)
+        _write(writer, part, encoded)
         part.replace(path)
     except OSError as error:
         raise ArtifactError(str(path), f"cannot be written ({error})", "Make room, or choose another path") from error
@@ -109,29 +130,22 @@ def write_gguf(
         part.unlink(missing_ok=True)
 
 
-def _write(
-    writer: gguf.GGUFWriter,
-    part: Path,
-    names: Names,
-    stored: Mapping[str, str],
-    places: Mapping[str, TensorPlace],
-    tensors: Mapping[str, ir.TensorProtocol],
-) -> None:
+def _write(writer: gguf.GGUFWriter, part: Path, encoded: Iterable[np.ndarray]) -> None:
     writer.write_header_to_file(part)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, parameter in stored.items():
-        if parameter not in tensors:
-            raise ModelError(parameter, "is not among the weights", "Give every parameter of the model")
-        array = tensors[parameter].numpy().astype(np.float32)
-        writer.write_tensor_data(_encoded(names, name, parameter, array, places[name].kind))
+    for rows in encoded:
+        writer.write_tensor_data(rows)
     for stream in writer.fout or ():
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _encoded(names: Names, name: str, parameter: str, array: np.ndarray, kind: _Q) -> np.ndarray:
+def _encoded(names: Names, name: str, parameter: str, tensors: Mapping[str, ir.TensorProtocol], kind: _Q) -> np.ndarray:
     """Return the bytes of a tensor, as its type has them."""
+    if parameter not in tensors:
+        raise ModelError(parameter, "is not among the weights", "Give every parameter of the model")
+    array = tensors[parameter].numpy().astype(np.float32)
     if not np.isfinite(array).all():
         raise ModelError(parameter, "has numbers that are not finite", _LOOK)
     moved = names.disassemble(name, parameter, array)

@@ -42,8 +42,10 @@ def check_arguments(progress: Any, **switches: Any) -> None:
 def check_format(output_format: Any, model: Any) -> None:
     """Raise UnsupportedError for a format that there is not, or that the model has nothing for; see `check_assets`."""
     if output_format not in _FORMATS:
-        mend = f"Use one of {', '.join(_FORMATS)}"
-        raise UnsupportedError(f"output_format {output_format!r}", "there is no such format", mend)
+        gguf = output_format == "gguf"
+        mend = "Use qcompile.export_gguf" if gguf else f"Use one of {', '.join(_FORMATS)}"
+        reason = "a GGUF file is made of the float weights, by no recipe" if gguf else "there is no such format"
+        raise UnsupportedError(f"output_format {output_format!r}", reason, mend)
     if output_format == "genai":
         check_assets(model)
 

@@ -21,6 +21,7 @@ app = typer.Typer(
 for _name, _command in (
     ("compile", compiling.compile_model),
     ("chat", chatting.chat),
+    ("export", chatting.export),
     ("inspect", inspecting.inspect),
     ("verify", artifacts.verify),
     ("bench", artifacts.bench),

@@ -1,4 +1,4 @@
-"""The command that talks: chat."""
+"""The commands of language models: chat, export."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from qcompile.cli.console import Debug, Threads, failures
+from qcompile.cli.console import Debug, Json, Threads, failures, print_json
 
 if TYPE_CHECKING:
     from qcompile.chat import Answer, Chat, Message
@@ -40,6 +40,23 @@ def chat(
         while question := _question():
             said.append(Message("user", question))
             said.append(Message("assistant", _say(talk, said, max_new_tokens).text))
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A Hugging Face folder with its tokenizer, or a GGUF file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .gguf file to write; replaced where it is.")],
+    kind: Annotated[str, typer.Option("--type", "-t", help="Of the matrices: F16, Q8_0 or Q4_0.")] = "Q8_0",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a language model with its tokenizer as a GGUF file, for llama.cpp and what is built on it."""
+    with failures(as_json, debug):
+        from qcompile.artifact_gguf_export import export_gguf
+        from qcompile.report.text import human_bytes
+
+        path = export_gguf(model, output, kind=kind.upper())
+        size = path.stat().st_size
+        print_json({"path": str(path), "bytes": size}) if as_json else typer.echo(f"{path}, {human_bytes(size)}")
 
 
 def _question() -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from qcompile.errors import ModelError, UnsupportedError
 from qcompile.frontend.gguf_blocks import FORMS, unpack
+from qcompile.frontend.gguf_config import architecture_of
 from qcompile.frontend.gguf_header import Header, TensorPlace
 from qcompile.frontend.gguf_names import Names
 from qcompile.frontend.gguf_tokenizer import save_tokenizer
@@ -70,6 +71,17 @@ class GGUFModel:
             return error.reason
         form = FORMS[place.kind]
         return Stored(place.kind.name, form.bits, form.group_size, lambda: self.blocks(parameter))
+
+    def rows(self, architecture: str, tensor: str, kind: gguf.GGMLQuantizationType) -> np.ndarray | None:
+        """Return the bytes of a tensor, rows of uint8, where the file has it in this type; see `artifact_gguf.AsItIs`.
+
+        None too where the file calls the architecture otherwise, and may have rows in another order.
+        """
+        place = self.header.tensors.get(tensor)
+        same = place is not None and place.kind == kind
+        if place is None or not same or architecture_of(self.header, str(self.path)) != architecture:
+            return None
+        return self._rows(place)
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the files of the tokenizer into a folder that exists; errors as of `gguf_tokenizer.save_tokenizer`."""

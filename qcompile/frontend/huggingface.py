@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,33 @@ def read_folder(path: str | os.PathLike[str]) -> ir.Model:
         MissingDependencyError: transformers is not installed.
         ModelError: a file is missing or damaged, or the model is no causal language model.
     """
+    config, weights = _opened(Path(path))
+    from qcompile.frontend.huggingface_export import export_decoder
+
+    # Not before: what is not installed is said by `_opened`.
+    return export_decoder(config, weights)
+
+
+def open_folder(folder: Path) -> tuple[Any, Mapping[str, ir.TensorProtocol]]:
+    """Return the configuration of a causal language model, and its weights under the names of its `state_dict`.
+
+    The weights stay in their files. Raises as `read_folder`; a weight that is missing is missing.
+    """
+    config, weights = _opened(folder)
+    from qcompile.frontend.huggingface_export import parameters
+
+    return config, parameters(config, weights)
+
+
+def _opened(folder: Path) -> tuple[Any, Mapping[str, ir.TensorProtocol]]:
     try:
-        from qcompile.frontend.huggingface_export import export_decoder
+        import qcompile.frontend.huggingface_export  # noqa: F401  # is it there?
     except ImportError as error:
         reason = f"it is read with transformers and accelerate ({error})"
         raise MissingDependencyError(str(path), reason, "pip install 'qcompile[hf]'") from error
     from qcompile.frontend.huggingface_weights import open_checkpoint
 
-    folder = Path(path)
-    config = _configuration(folder)
-    return export_decoder(config, open_checkpoint(folder))
+    return _configuration(folder), open_checkpoint(folder)
 
 
 def _configuration(folder: Path) -> Any:

@@ -52,6 +52,32 @@ def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProt
             another shape.
     """
     subject = f"architecture {config.model_type}"
+    model = _built(config, subject)
+    tied, prefix = _stand_in(model), f"{model.base_model_prefix}."
+    traced = _traced(model, config, subject)
+    _rename(traced)
+    _bind(traced, _Names(_as_called_now(model, weights), tied, prefix), subject)
+    return traced
+
+
+def parameters(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, ir.TensorProtocol]:
+    """Return the weights under the names of the `state_dict` of the model; what is not among them is left out.
+
+    Args:
+        config: as in `export_decoder`.
+        weights: the same.
+
+    Raises:
+        ModelError: transformers does not know the architecture.
+    """
+    model = _built(config, f"architecture {config.model_type}")
+    names = _Names(_as_called_now(model, weights), {}, f"{model.base_model_prefix}.")
+    found = {name: names.find(name) for name in model.state_dict()}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _built(config: PreTrainedConfig, subject: str) -> PreTrainedModel:
+    """Return the modules of a decoder, without numbers."""
     try:
         with quiet(), init_empty_weights(include_buffers=False):
             build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
@@ -60,11 +86,7 @@ def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProt
         model.tie_weights()
     except (ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise ModelError(subject, f"transformers cannot build it: {error}", _NO_DECODER) from error
-    tied, prefix = _stand_in(model), f"{model.base_model_prefix}."
-    traced = _traced(model, config, subject)
-    _rename(traced)
-    _bind(traced, _Names(_as_called_now(model, weights), tied, prefix), subject)
-    return traced
+    return model
 
 
 def _as_called_now(model: PreTrainedModel, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, ir.TensorProtocol]:
