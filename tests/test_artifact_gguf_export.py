@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tests.language_models import write_language_model
 
 import qcompile
 from qcompile.artifact_gguf import KINDS
@@ -19,7 +20,6 @@ from qcompile.frontend.gguf import open_gguf
 from qcompile.models.random_decoders import random_decoder
 from tests.cli.commands import run
 from tests.frontend.gguf_files import Decoder, write_decoder
-from tests.language_models import write_language_model
 
 _Q = gguf.GGMLQuantizationType
 

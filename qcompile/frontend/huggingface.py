@@ -56,7 +56,7 @@ def _opened(folder: Path) -> tuple[Any, Mapping[str, ir.TensorProtocol]]:
         import qcompile.frontend.huggingface_export  # noqa: F401  # is it there?
     except ImportError as error:
         reason = f"it is read with transformers and accelerate ({error})"
-        raise MissingDependencyError(str(path), reason, "pip install 'qcompile[hf]'") from error
+        raise MissingDependencyError(str(folder), reason, "pip install 'qcompile[hf]'") from error
     from qcompile.frontend.huggingface_weights import open_checkpoint
 
     return _configuration(folder), open_checkpoint(folder)
