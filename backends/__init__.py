@@ -22,7 +22,7 @@ from qcompile.session import Probe, Session
 
 BACKENDS = ("onnxruntime", "openvino")
 
-Operator = Literal["Linear", "Conv", "ConvTranspose", "Attention", "Embedding"]
+Operator = Literal["Linear", "Conv", "ConvTranspose", "Attention", "Embedding", "Cache"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from qcompile.errors import CalibrationError, UnsupportedError
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.keep_weights import KeepWeights
 from qcompile.passes.quantize_attention import QuantizeAttention
+from qcompile.passes.quantize_caches import QuantizeCaches
 from qcompile.passes.quantize_codebooks import QuantizeCodebooks
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
 from qcompile.passes.quantize_weights import QuantizeWeights
@@ -25,7 +26,7 @@ Activations have no such bound: one beyond the calibrated range takes all 8 bits
 """
 
 _LAYERS: tuple[Operator, ...] = ("Linear", "Conv", "ConvTranspose")
-_EMBEDDING_ROWS = Scheme("int8", "per_channel")
+_CHANNELS = Scheme("int8", "per_channel")
 
 
 def quantizers(recipe: Recipe) -> list[InsertQdq]:
@@ -169,14 +170,16 @@ def _wanted(built: Pass) -> list[Capability]:
         return [Capability(operator, built.weights, built.activations) for operator in operators]
     if isinstance(built, QuantizeAttention):
         return [Capability("Attention", None, built.activations)]
+    if isinstance(built, QuantizeCaches):
+        return [Capability("Cache", _CHANNELS, None)]
     if isinstance(built, QuantizeCodebooks):
         return [Capability("Linear", built.scheme, None)]
     if isinstance(built, QuantizeWeights):
         return [Capability("Linear", built.schemes[0], None)]
     if isinstance(built, KeepWeights):
-        return [Capability("Linear", GroupScheme(), None), Capability("Embedding", _EMBEDDING_ROWS, None)]
+        return [Capability("Linear", GroupScheme(), None), Capability("Embedding", _CHANNELS, None)]
     if isinstance(built, QuantizeEmbeddings):
-        return [Capability("Embedding", _EMBEDDING_ROWS, None)]
+        return [Capability("Embedding", _CHANNELS, None)]
     return []
 
 

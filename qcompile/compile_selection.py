@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
+from qcompile.cache_rounding import cache_inputs
 from qcompile.errors import NothingMatchedError, RecipeError
 from qcompile.graph import constant, is_standard, layer_name
 from qcompile.layers import float_layers, node_of, operator
@@ -127,6 +128,8 @@ def _candidates(model: ir.Model) -> Iterator[Candidate]:
             yield Candidate(tables.setdefault(node.inputs[0], name), aliases, "Embedding")
         elif is_standard(node, "Attention") or (is_standard(node, "MatMul") and _of_activations(node)):
             yield Candidate(name, aliases, "Attention")
+            if cache_inputs(node):
+                yield Candidate(name, aliases, "Cache")
         elif is_standard(node, "MatMul", "Conv", "ConvTranspose"):
             yield Candidate(name, aliases, layers.get(node, ""))
     for found in unlisted(model, {str(node.outputs[0].name) for node in model.graph if is_standard(node, *_SELECTED)}):

@@ -38,7 +38,9 @@ def quantize(job: Job) -> None:
     """Run the passes of the recipe, each held to what it promises; layers that are faster in float are left out."""
     choice = tuning.choose(job.work, job.plan, job.engine, job.target, job.tune)
     job.plan = choice.applied(job.plan)
-    job.work.apply(job.plan, integer_operators(job.plan, job.engine, job.target))
+    operators = integer_operators(job.plan, job.engine, job.target)
+    # Whoever runs a plain model holds the cache, in float32; rounding it each time would only take time.
+    job.work.apply(job.plan, operators if job.output_format == "genai" else operators - {"Cache"})
     choice.explain(job.work.log)
 
 

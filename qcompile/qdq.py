@@ -26,6 +26,7 @@ Parameters = tuple[np.ndarray, np.ndarray]
 DOMAIN = "qcompile"
 PER_TOKEN = "QuantizeDequantizePerToken"
 PER_BLOCK = "QuantizeDequantizePerBlock"
+PER_CACHE = "QuantizeDequantizeCache"
 
 _PER_CHANNEL_FROM = 13
 """Lowest opset in which DequantizeLinear has an axis."""

@@ -65,7 +65,7 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
     ),
     "w4a8": (
         "as w4a16-gptq, activations of 8 bits at run time: several times as fast for one token",
-        [*_weights_only("gptq"), "round_activations"],
+        ["quantize_caches", *_weights_only("gptq"), "round_activations"],
     ),
     "keep": (
         "weights bit for bit as a GGUF file has them; activations of 8 bits at run time",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
+from qcompile.cache_rounding import is_rounding
 from qcompile.contract import Finding
 from qcompile.graph import bodies, constant, is_standard, layer_name, reads_constants_alone
 from qcompile.untouched import quantized_already, type_refusal
@@ -63,6 +64,8 @@ def _value(node: ir.Node) -> str:
 
 
 def _weights(node: ir.Node, computed: Collection[ir.Value]) -> Iterator[ir.Value]:
+    if is_rounding(node):  # what it reads is a scale
+        return
     if is_standard(node, node.op_type) and not (is_standard(node, *_MULTIPLY) or _is_lookup(node)):
         return
     for value in node.inputs[:1] if _is_lookup(node) else node.inputs:

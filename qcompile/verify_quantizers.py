@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.graph import constant_array, is_standard, readers
-from qcompile.qdq import DOMAIN, PER_BLOCK, PER_TOKEN
+from qcompile.qdq import DOMAIN, PER_BLOCK, PER_CACHE, PER_TOKEN
 from qcompile.unused_nodes import RemoveUnusedNodes
 
 _FLOOR = 2.0**-20
 """Least step of a scale that is known at run time, in parts of the largest number: below, float32 is as coarse."""
 
-Kind = Literal["static", "per tensor", "per token", "per block"]
+Kind = Literal["static", "per channel", "per tensor", "per token", "per block"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +24,23 @@ class Quantized:
 
     Attributes:
         names: of its forms, the best to observe first: integers, what they stand for; of a quantizer whose scale is
-            known at run time only, the value itself.
+            known at run time only, the value itself; of a cache, what it is rounded to.
         kind: of the quantizer.
-        scale: of a static quantizer.
+        scale: of a static quantizer; of a cache, one for each channel of each head, [1, heads, 1, size].
         block_size: channels that share a scale, of one in blocks.
     """
 
     names: tuple[str, ...]
     kind: Kind
-    scale: float = 1.0
+    scale: float | np.ndarray = 1.0
     block_size: int = 0
 
     def step(self, name: str, expected: np.ndarray) -> np.ndarray:
         """Size of one step in the form of this name, where the reference computed `expected`; broadcasts to it."""
         if self.kind == "static":
             return np.array(1.0 if name == self.names[0] else self.scale)
+        if self.kind == "per channel":
+            return np.asarray(self.scale)
         finite = np.where(np.isfinite(expected), expected, 0)
         if self.kind == "per tensor":
             size = max(finite.max(initial=0), 0) - min(finite.min(initial=0), 0)
@@ -77,7 +79,7 @@ def without_quantizers(portable: ir.Model) -> ir.Model:
 
 def quantizes(node: ir.Node) -> bool:
     """True for what quantizes a value at run time."""
-    own = node.domain == DOMAIN and node.op_type in (PER_TOKEN, PER_BLOCK)
+    own = node.domain == DOMAIN and node.op_type in (PER_TOKEN, PER_BLOCK, PER_CACHE)
     kinds = own or is_standard(node, "QuantizeLinear", "DynamicQuantizeLinear")
     return kinds and constant_array(node.inputs[0]) is None
 
@@ -91,6 +93,9 @@ def _quantized(node: ir.Node) -> Quantized | None:
         return Quantized((str(x.name),), "per token")
     if (node.domain, node.op_type) == (DOMAIN, PER_BLOCK):
         return Quantized((str(x.name),), "per block", block_size=node.attributes.get_int("block_size", 0))
+    if (node.domain, node.op_type) == (DOMAIN, PER_CACHE):
+        steps = constant_array(node.inputs[1])
+        return None if steps is None else Quantized((str(node.outputs[0].name),), "per channel", steps)
     if is_standard(node, "DynamicQuantizeLinear"):
         return Quantized((str(x.name),), "per tensor")
     scale = constant_array(node.inputs[1]) if is_standard(node, "QuantizeLinear") else None

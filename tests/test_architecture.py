@@ -78,6 +78,7 @@ ROOMS = {
         "qcompile.decoder_inputs",
         "qcompile.finished_layers",
         "qcompile.block_*",
+        "qcompile.cache_rounding",
         "qcompile.channel_*",
         "qcompile.rewriting",
         "qcompile.rotary_caches",

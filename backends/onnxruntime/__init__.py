@@ -47,6 +47,8 @@ CAPABILITIES = (
     *(Capability("Conv", weight, x) for weight in _CONV_WEIGHTS for x in _STATIC),
     # One scale for each row of the table; the rows are dequantized after they were gathered.
     Capability("Embedding", Scheme("int8", "per_channel"), None),
+    # Keys and values between two runs, one scale for each channel of each head.
+    Capability("Cache", Scheme("int8", "per_channel"), None),
     # Weights in groups, of any number of bits: what has no kernel is dequantized when the model is loaded.
     Capability("Linear", GroupScheme(), None),
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -13,8 +15,10 @@ from qcompile.backends.onnxruntime import lowering
 from qcompile.backends.onnxruntime.attention import remove_head_transposes
 from qcompile.backends.onnxruntime.cached_attention import attend_in_place
 from qcompile.backends.onnxruntime.genai_config import FILE, Decoder, genai_config
+from qcompile.backends.onnxruntime.integer_caches import hold_in_integers
 from qcompile.backends.onnxruntime.last_positions import keep_last_positions
 from qcompile.backends.onnxruntime.packed_heads import pack_heads
+from qcompile.cache_rounding import without_rounding
 from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
 from qcompile.generation import Generation
@@ -50,6 +54,7 @@ def lower_generator(model: ir.Model, folder: Path, generation: Generation) -> Lo
         ModelError: names of its cache do not count the layers.
     """
     prepared = model.clone()
+    scales = without_rounding(prepared)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(prepared)
     remove_head_transposes(prepared)
     in_place, kept = attend_in_place(prepared, generation.context_length)
@@ -58,18 +63,30 @@ def lower_generator(model: ir.Model, folder: Path, generation: Generation) -> Lo
     pack_heads(lowered)
     decoder = _decoder(lowered, in_place=in_place)
     ir.save(lowered, folder / EVERY_POSITION_FILE, external_data=DATA_FILE, size_threshold_bytes=_EXTERNAL_BYTES)
-    last = _write_last_positions(folder)
+    held = scales if in_place else {}
+    last = _write_last_positions(folder, held)
+    _write_every_position(folder, held)
     (folder / FILE).write_text(json.dumps(genai_config(decoder, generation), indent=2) + "\n", encoding="utf-8")
     files = (MODEL_FILE, EVERY_POSITION_FILE, DATA_FILE, FILE)
-    return Lowered(EVERY_POSITION_FILE, files, (*kept, *findings, *last))
+    floats = Finding("cache", "kept", "it stays float32: only one that is written in place is held in 8 bits")
+    return Lowered(EVERY_POSITION_FILE, files, (*kept, *((floats,) if scales and not held else ()), *findings, *last))
 
 
-def _write_last_positions(folder: Path) -> tuple[Finding, ...]:
+def _write_every_position(folder: Path, scales: Mapping[str, np.ndarray]) -> None:
+    """Hold the cache in 8 bits inside of the graph: its inputs and outputs are those of the portable one, float32."""
+    if scales:
+        model = ir.load(folder / EVERY_POSITION_FILE)
+        hold_in_integers(model, scales, floats_outside=True)
+        ir.save(model, folder / EVERY_POSITION_FILE)
+
+
+def _write_last_positions(folder: Path, scales: Mapping[str, np.ndarray]) -> tuple[Finding, ...]:
     model = ir.load(folder / EVERY_POSITION_FILE)
     logits, padding = _logits(model.graph), _padding(model.graph)
     for value in [each for each in model.graph.inputs if not each.uses()]:
         model.graph.inputs.remove(value)  # positions, which the rotary tables are read by in the operator itself
     done = keep_last_positions(model, logits, padding)
+    hold_in_integers(model, scales, floats_outside=False)
     ir.save(model, folder / MODEL_FILE)
     return () if done else (Finding(str(logits.name), "kept", "logits of all positions are computed for each prompt"),)
 
