@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.cache_rounding import PASTS, cache_inputs, round_cache, source
+from qcompile.cache_rounding import PASTS, cache_inputs, cache_scale, round_cache
 from qcompile.calibration import Calibrator
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import CalibrationError
@@ -19,12 +19,10 @@ from qcompile.initializers import new_initializer, register_initializer
 from qcompile.layers import left_out
 from qcompile.solvers import broken_numbers
 
-_LARGEST = 127
-
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeCaches(Pass):
-    """Attention(q, k, v, past) -> present  ->  QuantizeDequantizeCache of past and present, where they are a cache.
+    """Attention(q, k, v, past), present -> Attention(q, k, v, rounded past), rounded present: a cache of 8 bits.
 
     One symmetric int8 scale for each channel of each head, from the largest magnitude that calibration saw: channels of
     keys have ranges of their own, the same for all tokens (Liu et al. 2024, "KIVI", section 3.2). What is rounded is
@@ -43,7 +41,7 @@ class QuantizeCaches(Pass):
         CalibrationError: no calibrator.
     """
 
-    headroom: float = 1.0
+    headroom: float = 1.25
     ignore: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset({"Cache"})
     calibrator: Calibrator | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -61,7 +59,7 @@ class QuantizeCaches(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """Round the cache of every attention, or of none; one finding for each."""
-        found = [node for node in model.graph if _is_exact(node)]
+        found = [node for node in model.graph if any(value.dtype == ir.DataType.FLOAT for value in cache_inputs(node))]
         reasons = {node: reason for node in found if (reason := self._refusal(node))}
         magnitudes: dict[ir.Node, list[np.ndarray]] = {}
         if found and not reasons:
@@ -112,21 +110,8 @@ class QuantizeCaches(Pass):
         return found, broken
 
 
-def cache_scale(largest: np.ndarray, headroom: float) -> np.ndarray:
-    """Return float32 [1, heads, 1, size] for magnitudes [heads, size]; for a channel of zeros, that of magnitude 1."""
-    most = np.where(largest < np.finfo(np.float32).tiny * _LARGEST, 1.0, largest)
-    return np.asarray(most * headroom / _LARGEST, np.float32)[None, :, None, :]
-
-
 def _kept(node: ir.Node, reason: str) -> Finding:
     return Finding(layer_name(node), "kept", f"its cache stays float: {reason}")
-
-
-def _is_exact(node: ir.Node) -> bool:
-    """Whether there is a cache in float32, and nothing rounds it yet."""
-    pasts = cache_inputs(node)
-    floats = bool(pasts) and all(value.dtype == ir.DataType.FLOAT for value in pasts)
-    return floats and all(source(node.inputs[place]) is node.inputs[place] for place in PASTS)
 
 
 def _sizes(node: ir.Node, place: int) -> tuple[int, int] | None:

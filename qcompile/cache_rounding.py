@@ -16,6 +16,8 @@ from qcompile.qdq import DOMAIN, PER_CACHE
 PASTS, PRESENTS = (4, 5), (1, 2)
 """Inputs and outputs of Attention: old keys and values, and those with the new ones behind them."""
 
+_LARGEST = 127
+
 _HEADER = f"""
 <ir_version: 10, opset_import: ["" : 13, "{DOMAIN}" : 1]>
 graph (float[n] x) => (float[n] y) {{ y = Identity (x) }}
@@ -45,26 +47,14 @@ def is_rounding(node: ir.Node | None) -> bool:
 def cache_inputs(attention: ir.Node) -> tuple[ir.Value, ...]:
     """Return old keys and values where they are inputs of the graph whose new ones are its outputs, or nothing.
 
-    Rounded or not, which is looked through.
+    Nothing too of a cache that is rounded.
     """
     if not is_standard(attention, "Attention") or len(attention.inputs) < 6 or len(attention.outputs) < 3:
         return ()
-    pasts = [source(attention.inputs[place]) for place in PASTS]
+    pasts = [attention.inputs[place] for place in PASTS]
     found = tuple(value for value in pasts if value is not None and value.is_graph_input())
-    presents = [attention.outputs[place] for place in PRESENTS]
-    written = all(value.is_graph_output() or _rounded_output(value) is not None for value in presents)
+    written = all(attention.outputs[place].is_graph_output() for place in PRESENTS)
     return found if len(found) == len(PASTS) and written else ()
-
-
-def cache_outputs(attention: ir.Node) -> tuple[ir.Value, ...]:
-    """Return keys and values as the graph gives them out, rounded or not, of an attention with `cache_inputs`."""
-    return tuple(_rounded_output(attention.outputs[place]) or attention.outputs[place] for place in PRESENTS)
-
-
-def source(value: ir.Value | None) -> ir.Value | None:
-    """Return what is rounded to make the value, or the value itself."""
-    node = None if value is None else value.producer()
-    return node.inputs[0] if node is not None and is_rounding(node) else value
 
 
 def round_cache(model: ir.Model, attention: ir.Node, scales: tuple[ir.Value, ir.Value]) -> None:
@@ -120,12 +110,18 @@ def without_rounding(model: ir.Model) -> dict[str, np.ndarray]:
     return scales
 
 
+def cache_scale(largest: np.ndarray, headroom: float) -> np.ndarray:
+    """Return the scale, float32 [1, heads, 1, size], for a cache of numbers as large as [heads, size].
+
+    Args:
+        largest: magnitude of each channel of each head; of one that is always zero, 1 is taken.
+        headroom: how many times as large they may be.
+    """
+    most = np.where(largest < np.finfo(np.float32).tiny * _LARGEST, 1.0, largest)
+    return np.asarray(most * headroom / _LARGEST, np.float32)[None, :, None, :]
+
+
 def _word(names: Names, value: ir.Value, scale: ir.Value) -> ir.Node:
     node = ir.node(PER_CACHE, [value, scale], domain=DOMAIN, name=names.new(f"{value.name}.{PER_CACHE}"))
     node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
     return node
-
-
-def _rounded_output(value: ir.Value) -> ir.Value | None:
-    found = [use.node.outputs[0] for use in value.uses() if is_rounding(use.node)]
-    return found[0] if len(found) == 1 == len(value.uses()) and found[0].is_graph_output() else None

@@ -26,6 +26,8 @@ def attention(**activations) -> Recipe:
         ("float", "openvino", set()),
         ("w8a8-static", "openvino", {"Linear", "Conv", "Embedding"}),
         ("w8a8-dynamic", "onnxruntime", {"Linear", "Embedding"}),
+        ("w4a8", "onnxruntime", {"Linear", "Embedding", "Cache"}),
+        ("w4a8", "openvino", {"Linear", "Embedding"}),
         ("smoothquant-o2", "openvino", {"Linear"}),
         ("smoothquant-o3", "onnxruntime", {"Linear", "Conv"}),
         ("smoothquant-o3", "openvino", {"Linear", "Conv", "ConvTranspose", "Attention"}),

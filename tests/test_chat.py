@@ -20,6 +20,7 @@ from qcompile.cli import app
 from qcompile.cli.chatting import NO_TEMPLATE, speed
 from qcompile.decoder_inputs import complete
 from qcompile.errors import ArtifactError, InputError, ModelError, UnsupportedError
+from qcompile.evaluation import open_decoder
 from qcompile.models.decoder_folders import write_decoder_folder
 
 pytest.importorskip("onnxruntime_genai")
@@ -147,6 +148,37 @@ def test_a_template_is_found_where_transformers_writes_it(tmp_path: Path) -> Non
     assert not has_template(tmp_path)
     settings.write_text(json.dumps({"chat_template": TEMPLATE}))
     assert has_template(tmp_path)
+
+
+def test_an_answer_from_a_cache_in_8_bits_is_that_of_the_model(source: Path, tmp_path: Path) -> None:
+    """`w4a8` on ONNX Runtime: onnxruntime-genai, over a buffer of integers, and the artifact's own file agree."""
+    samples = [{"input_ids": ids[None]} for ids in np.random.default_rng(0).integers(3, 256, (4, 32))]
+    made = qcompile.compile(
+        source, "w4a8", calibration=samples, output=tmp_path / "out", output_format="genai", tune="none"
+    )
+    kinds = {value.dtype for value in ir.load(made.path / "model.onnx").graph.inputs}
+    assert kinds == {ir.DataType.INT64, ir.DataType.INT8}
+    assert {port.dtype for port in made.manifest.inputs} == {"int64", "float32"}
+    assert not made.report.not_compared
+    assert {each.operator for each in made.report.layers} == {"Linear", "Embedding"}
+    assert sum(each.reason == "its cache is rounded to 8 bits" for each in made.report.findings) == 2
+    answer = _answer(made, [QUESTION])
+    tokenizer, decoder = AutoTokenizer.from_pretrained(source), open_decoder(made)
+    logits, tokens = decoder.logits(np.array([_tokens(source, AS_TEXT)])), []
+    while len(tokens) < answer.new_tokens:
+        tokens.append(int(logits[0, -1].argmax()))
+        logits = decoder.following(np.array([tokens[-1:]]))
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == answer.text
+
+
+def test_a_plain_model_is_given_its_cache_in_float(source: Path, tmp_path: Path) -> None:
+    samples = [{"input_ids": np.arange(3, 35)[None]}]
+    made = qcompile.compile(source, "w4a8", calibration=samples, output=tmp_path / "out", tune="none", verify=False)
+    reasons = {each.reason for each in made.report.findings}
+    assert "its cache stays float: what runs it holds none in 8 bits" in reasons
+    operators = {node.op_type for node in ir.load(made.model_path).graph}
+    assert "Attention" in operators
+    assert not operators & {"Round", "QuantizeLinear"}
 
 
 def test_a_conversation_that_goes_on_is_answered_like_a_new_one(artifact: Artifact) -> None:

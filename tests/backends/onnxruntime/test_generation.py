@@ -128,6 +128,54 @@ def test_shared_buffers_where_the_cache_is_written_in_place(written: Written) ->
     assert bool(stays) == ("Attention" in operators) == (written.module.config.model_type == "gemma3_text")
 
 
+@pytest.fixture(scope="module")
+def integers(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The same with the cache in 8 bits, where it is written in place."""
+    recipe = qcompile.Recipe("caches", ("quantize_caches",))
+    samples = [{"input_ids": row[None]} for row in np.random.default_rng(1).integers(3, 256, (8, 20))]
+    folder = tmp_path_factory.mktemp("integers")
+    model = qcompile.rewrite(written.model, recipe, calibration=samples, verify=False)
+    return dataclasses.replace(written, folder=folder, lowered=lower_generator(model, folder, GENERATION))
+
+
+def test_a_cache_in_8_bits(integers: Written) -> None:
+    """Tokens behind a cache read integers: close to float, and not equal; a prompt reads none."""
+    wanted, found = expected(integers), logits(integers, "every_position.onnx")
+    range_ = np.abs(wanted).max()
+    np.testing.assert_allclose(found[:, :7], wanted[:, :7], atol=2e-6 * range_)
+    np.testing.assert_allclose(found[:, 7:], wanted[:, 7:], atol=0.05 * range_)
+    stays = [each.reason for each in integers.lowered.findings if each.layer == "cache"]
+    assert bool(stays) == (integers.module.config.model_type == "gemma3_text")
+    assert bool(stays) == np.allclose(found[:, 7:], wanted[:, 7:], rtol=0, atol=2e-6 * range_)
+
+
+def test_the_file_of_genai_holds_integers(integers: Written) -> None:
+    kinds = {}
+    for file in ("model.onnx", "every_position.onnx"):
+        graph = ir.load(integers.folder / file).graph
+        kinds[file] = {value.dtype for value in (*graph.inputs, *graph.outputs) if len(value.shape) == 4}
+    stays = integers.module.config.model_type == "gemma3_text"
+    assert kinds["model.onnx"] == {ir.DataType.FLOAT if stays else ir.DataType.INT8}
+    assert kinds["every_position.onnx"] == {ir.DataType.FLOAT}
+
+
+def test_genai_goes_on_in_a_cache_of_integers(integers: Written) -> None:
+    """A prompt, two tokens, and three at once, read in one buffer by genai and one after the other by the session."""
+    model = onnxruntime_genai.Model(str(integers.folder))
+    settings = onnxruntime_genai.GeneratorParams(model)
+    settings.set_search_options(max_length=32, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, settings)
+    session = backends.get("onnxruntime").open_artifact(integers.folder / "every_position.onnx")
+    past: dict[str, np.ndarray] = {}
+    for start, end in ((0, 7), (7, 8), (8, 9), (9, 12)):
+        generator.append_tokens(IDS[0, start:end].astype(np.int32))
+        feed = complete(integers.model.graph.inputs, {"input_ids": IDS[:1, start:end], **past})
+        results = session.run(feed)
+        wanted = results.pop("logits")[0, -1]
+        past = {name.replace("present", "past_key_values"): array for name, array in results.items()}
+        np.testing.assert_allclose(generator.get_logits().ravel(), wanted, atol=2e-6 * np.abs(wanted).max())
+
+
 def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
     model = parse("(int64[B,S] ids) => (float[B,S,8] logits) { logits = Gather (table, ids) }",
                   table=np.zeros((5, 8), np.float32))  # fmt: skip
