@@ -89,7 +89,7 @@ def _ours(source: Path, tokens: Sequence[int], folder: Path) -> list[Candidate]:
     What was compiled before is taken as it is: GPTQ of 106 million weights takes minutes.
     """
     calibration = [{"input_ids": np.array([window])} for window in decoder.windows(tokens, WINDOW, 48)[32:]]
-    found = []
+    found: list[Candidate] = []
     for backend, (name, settings) in itertools.product(("onnxruntime", "openvino"), RECIPES.items()):
         output = folder / f"qcompile-{backend}-{name}"
         if not output.exists():
@@ -103,7 +103,7 @@ def _ours(source: Path, tokens: Sequence[int], folder: Path) -> list[Candidate]:
                 verify=False,
                 tune="none",
             )
-        found.append(ours(f"{name}, {backend}", output))
+        found += ours(f"{name}, {backend}", output)
     return found
 
 
@@ -117,10 +117,12 @@ def _own_loss(folder: Path, passages: Sequence[Sequence[int]]) -> float:
     return statistics.mean(losses)
 
 
-def ours(name: str, folder: Path) -> Candidate:
-    """A folder that qcompile wrote, run by this interpreter: its form says by which library."""
-    module = "genai_onnxruntime" if (folder / "genai_config.json").exists() else "genai_openvino"
-    return Candidate(f"qcompile {name}", folder, Runner(OWN, module))
+def ours(name: str, folder: Path) -> list[Candidate]:
+    """A folder that qcompile wrote, run by this interpreter: its form says by which library, and by `qcompile chat`."""
+    if (folder / "genai_config.json").exists():
+        return [Candidate(f"qcompile {name}", folder, Runner(OWN, "genai_onnxruntime"))]
+    chat = Candidate(f"qcompile {name}, qcompile chat", folder, Runner(OWN, "chat_openvino"))
+    return [Candidate(f"qcompile {name}", folder, Runner(OWN, "genai_openvino")), chat]
 
 
 def _speeds(processes: Mapping[str, PeerProcess], tokens: Sequence[int]) -> dict[str, tuple[float, float]]:
