@@ -9,6 +9,7 @@ import pytest
 
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_spool import Spool
+from qcompile.decoder_inputs import ABSENT
 from qcompile.errors import CalibrationError
 
 IDS = np.arange(12, dtype=np.int64).reshape(3, 1, 4)  # three samples [1, 4]
@@ -98,6 +99,16 @@ def test_what_looks_like_a_mask():
     assert levels.constant_in == {1: 0, 0: 2}
     assert not Spool(Calibration(feeds[:1]), ONE).levels["ids"].masks_out(0)
     assert not Spool(Calibration([*feeds, {"ids": np.array([[2]])}]), ONE).levels["ids"].masks_out(0)
+
+
+def test_the_empty_cache_of_a_decoder_holds_neither_0_nor_1():
+    cache = ir.val("cache", ir.DataType.FLOAT, ["batch", 2, "past", 4])
+    cache.metadata_props[ABSENT] = "empty"
+    spool = Spool(Calibration([{"ids": np.array([[3, 4]])}]), [*ONE, cache])
+    (feed,) = spool
+    assert feed["cache"].shape == (1, 2, 0, 4)
+    levels = spool.levels["cache"]
+    assert (levels.seen, levels.constant_in) == (set(), {})
 
 
 def test_texts_come_back_as_objects_and_their_content_is_in_the_fingerprint():

@@ -11,6 +11,8 @@ import numpy as np
 
 from qcompile.errors import CalibrationError, MissingDependencyError
 from qcompile.frontend.assets import TOKENIZER, write_assets
+from qcompile.frontend.gguf import is_gguf_file
+from qcompile.frontend.huggingface import is_folder
 from qcompile.plain_files import check_plain
 
 
@@ -28,8 +30,8 @@ def text_samples(
         count: most pieces; None: the whole text. Only as much of the text is read as they may need.
 
     Raises:
-        CalibrationError: the text has no tokens.
-        ModelError: the model has no tokenizer; MissingDependencyError: tokenizers (extra `hf`) is not installed.
+        CalibrationError: the text has no tokens, or the model is neither.
+        ModelError: the folder has no tokenizer; MissingDependencyError: tokenizers (extra `hf`) is not installed.
     """
     tokenizer = _tokenizer(model)
     # A token is seldom longer than these characters on average; where it is, there are fewer pieces.
@@ -55,6 +57,9 @@ def _tokenizer(model: Any) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingDependencyError("tokenizers", f"texts need it ({error})", "pip install 'qcompile[hf]'") from error
+    if not (is_folder(model) or is_gguf_file(model)):
+        mend = "Give an .npz file of its inputs, or as the model a Hugging Face folder or a GGUF file"
+        raise CalibrationError("calibration text", "the model comes without a tokenizer", mend)
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         write_assets(model, Path(folder))
         return Tokenizer.from_file(str(Path(folder) / TOKENIZER))
