@@ -45,7 +45,7 @@ class SearchScales(Pass):
     bits: int | Literal["auto"] = 4
     group_size: int = 64
     sym: bool = True
-    n_grid: int = 20
+    n_grid: int = 10
     ignore: frozenset[str] = frozenset()
     calibrator: Calibrator | None = dataclasses.field(default=None, repr=False, compare=False)
 
