@@ -115,10 +115,12 @@ class QuantizeWeights(Pass):
             auto, told = allocate_bits(model, parts, self.schemes, self.effective_bits, self.calibrator)
             findings.append(told)
         tied = {linear.weight: tied_tables.table_of(linear, model) for linear in heads}
-        for head, group in ((None, others), (self.head, heads)):
-            grams = not _is_nearly_float(head) and self.solver in NEEDS_MOMENTS
-            for part in weight_only.calibrated(self.calibrator, model, group, grams=grams):
-                findings += [self._quantize(linear, head, auto, part, done) for linear in part.layers]
+        # A head that is rounded to nearest needs statistics for the report alone: those of the run for the last others.
+        for group in [others + heads] if _is_nearly_float(self.head) else [others, heads]:
+            for part in weight_only.calibrated(self.calibrator, model, group, grams=self.solver in NEEDS_MOMENTS):
+                for linear in part.layers:
+                    head = self.head if layers.node_of(linear) in chosen.heads else None
+                    findings.append(self._quantize(linear, head, auto, part, done))
                 del part  # with hundreds of rows of every value
         for weight, table in tied.items():
             if table is not None:
