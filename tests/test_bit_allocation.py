@@ -14,6 +14,7 @@ from qcompile.errors import RecipeError
 from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.recipe import Recipe
 from qcompile.scheme import GroupScheme
+from qcompile.session import Session
 from tests.passes.quantizable import calibrator, parse, relative_error
 
 RNG = np.random.default_rng(0)
@@ -82,6 +83,18 @@ def test_the_float_weights_are_as_they_were():
     alone, _, _ = quantized(QuantizeWeights(8, solver="rtn", head=None), calibrator(model()))
     for one, other in zip(kept.graph.initializers.values(), alone.graph.initializers.values(), strict=True):
         np.testing.assert_array_equal(one.const_value.numpy(), other.const_value.numpy())
+
+
+def test_one_session_measures_all_weights() -> None:
+    data, opened = calibrator(model()), list[int]()
+
+    def counting(graph: ir.Model) -> Session:
+        opened.append(len(graph.graph.inputs))
+        return data.open_session(graph)
+
+    quantized(dataclasses.replace(AUTO, effective_bits=4.5), dataclasses.replace(data, open_session=counting))
+    assert opened.count(1 + len(WEIGHTS)) == 1
+    assert len(opened) < len(WEIGHTS)
 
 
 def test_effective_bits_counts_scales_and_zero_points():

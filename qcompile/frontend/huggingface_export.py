@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -31,6 +31,12 @@ _MODEL = "model."
 """Where `Decoder` keeps the model."""
 
 _NO_DECODER = "Give a causal language model of transformers whose layers keep keys and values"
+
+_OWN_ATTENTION = "its layers compute attention by themselves, not by the functions that transformers calls for others"
+_WITHOUT_CACHE = (
+    "Pass a torch.nn.Module that calls it with use_cache=False and returns the logits, and example_inputs: "
+    "it is compiled without a cache"
+)
 
 
 def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProtocol]) -> ir.Model:
@@ -85,8 +91,16 @@ def _built(config: PreTrainedConfig, subject: str) -> PreTrainedModel:
             model.train(mode=False)
         model.tie_weights()
     except (ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise ModelError(subject, f"transformers cannot build it: {error}", _NO_DECODER) from error
+        raise _refusal(config, subject, f"transformers cannot build it: {error}") from error
     return model
+
+
+def _refusal(config: PreTrainedConfig, subject: str, reason: str) -> ModelError:
+    """Return what to say of a model that cannot be exported; the cache of those with own attention is out of reach."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None or kind._supports_attention_backend:
+        return ModelError(subject, reason, _NO_DECODER)
+    return ModelError(subject, f"{_OWN_ATTENTION} ({reason})", _WITHOUT_CACHE)
 
 
 def _as_called_now(model: PreTrainedModel, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, ir.TensorProtocol]:
@@ -154,7 +168,7 @@ def _traced(model: torch.nn.Module, config: PreTrainedConfig, subject: str) -> i
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise_interrupt(error)
-        raise ModelError(subject, f"torch cannot export it ({reason_of(error)})", _NO_DECODER) from error
+        raise _refusal(config, subject, f"torch cannot export it: {reason_of(error)}") from error
     assert program is not None
     traced: ir.Model = program.model
     if program.exported_program is not None:

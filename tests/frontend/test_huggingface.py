@@ -192,3 +192,13 @@ def test_other_architectures_than_decoders_are_refused(folder: Path) -> None:
     _configured(folder, model_type="resnet")
     with pytest.raises(ModelError, match="architecture resnet"):
         frontend.trace(folder)
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "falcon", "mpt"])
+def test_attention_that_transformers_has_no_function_for_is_named(architecture: str, tmp_path: Path) -> None:
+    """What the mend says works: test_decoders compiles the three without a cache."""
+    random_decoder(architecture)[0].model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"compute attention by themselves.*Pass a torch\.nn\.Module .* use_cache=False"
+    ):
+        qcompile.trace(tmp_path)
