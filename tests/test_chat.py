@@ -237,3 +237,12 @@ def test_formats_that_do_not_fit_are_refused_at_once(source: Path, tmp_path: Pat
     (without / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         qcompile.compile(without, "w4a16-rtn", output_format="genai")
+
+
+@pytest.mark.parametrize("folder", ["", "missing", "of Hugging Face", "a file"])
+def test_what_is_no_artifact_does_not_talk(folder: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("{}")
+    path = source if folder == "of Hugging Face" else tmp_path / folder
+    done = CliRunner().invoke(app, ["chat", str(path), "--prompt", "hello"])
+    assert done.exit_code == 6
+    assert "Give the folder that compile wrote" in " ".join(done.stderr.split())

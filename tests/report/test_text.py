@@ -264,3 +264,17 @@ def test_a_page_has_the_name_of_a_page(tmp_path):
 def test_a_name_that_several_layers_have_is_suggested_once():
     report = Report(layers=[LayerReport("part", "Linear", "quantized", sqnr_db=each) for each in (3.0, 5.0)])
     assert report.summary().count("- part") == 1
+
+
+@pytest.mark.parametrize("worst", [0.5, float("nan")])
+def test_of_many_outputs_the_first_and_the_worst_other_are_told(worst: float) -> None:
+    cosines = {"logits": 0.25, "present.0.key": 1.0, "present.0.value": worst, "present.1.key": 0.75}
+    report = Report(model="decoder", accuracy={"sqnr_db": 9.0, "cosine": cosines})
+    assert sum("cosine to float" in line for line in headlines(report)) == 4
+    report.accuracy["cosine"] = {**cosines, "present.1.value": 0.8}
+    assert [line for line in headlines(report) if line.startswith("accuracy")] == [
+        "accuracy  SQNR of the outputs in dB 9",
+        "accuracy  cosine to float, logits 0.25",
+        f"accuracy  cosine to float, worst of the 4 others: present.0.value {worst:.5g}",
+    ]
+    assert len(measures(report)) == 6
