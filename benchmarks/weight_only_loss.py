@@ -21,14 +21,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import qcompile
 from benchmarks import decoder
 from benchmarks.peer_process import ROOT, PeerError, run_module
 from benchmarks.peers_llm.protocol import nats
 from benchmarks.results import FOLDER, Benchmark, Goal, Row
-from qcompile.models import smollm2
 from qcompile.recipe import Recipe
-from qcompile.session import Feed
 
 BITS, GROUP_SIZE = (4, 3), 64
 WINDOW, PASSAGES, CALIBRATION, FIRST_OF_CALIBRATION = 512, 16, 32, 32
@@ -135,27 +132,13 @@ def _fingerprint(environment: str, module: str, task: dict[str, Any], passages: 
 
 def _ours(bits: int, calibration: list[list[int]], passages: list[list[int]], folder: Path) -> dict[str, float]:
     """Loss of the artifacts of every recipe as they run on OpenVINO."""
-    language_model = smollm2.load()
     losses = {}
     for name in RECIPES:
-        artifact = qcompile.compile(
-            language_model.module,
-            Recipe.from_name(name, bits=bits, group_size=GROUP_SIZE, sym=True),
-            backend="openvino",
-            calibration=[feed(ids) for ids in calibration],
-            example_inputs=language_model.example(),
-            dynamic_shapes=language_model.dynamic_shapes(),
-            output=folder / f"{name}-{bits}",
-        )
-        logits = [artifact.run(feed(ids))["logits"][0] for ids in passages]
+        recipe = Recipe.from_name(name, bits=bits, group_size=GROUP_SIZE, sym=True)
+        artifact = decoder.compiled(folder / "float", recipe, calibration, folder / f"{name}-{bits}")
+        logits = [artifact.run(decoder.feed(ids))["logits"][0] for ids in passages]
         losses[f"qcompile {name}"] = float(np.mean([nats(*pair) for pair in zip(logits, passages, strict=True)]))
     return losses
-
-
-def feed(ids: Sequence[int]) -> Feed:
-    """One sequence, int64 [1, tokens], for the decoder without a cache."""
-    row = np.asarray([ids], dtype=np.int64)
-    return {"input_ids": row, "attention_mask": np.ones_like(row)}
 
 
 def _goals(rows: Sequence[Row]) -> list[Goal]:

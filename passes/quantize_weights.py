@@ -115,7 +115,7 @@ class QuantizeWeights(Pass):
             auto, told = allocate_bits(model, parts, self.schemes, self.effective_bits, self.calibrator)
             findings.append(told)
         tied = {linear.weight: tied_tables.table_of(linear, model) for linear in heads}
-        # A head that is rounded to nearest needs statistics for the report alone: those of the run for the last others.
+        # A head that is rounded to nearest needs statistics for the report alone: the last others' run collects them.
         for group in [others + heads] if _is_nearly_float(self.head) else [others, heads]:
             for part in weight_only.calibrated(self.calibrator, model, group, grams=self.solver in NEEDS_MOMENTS):
                 for linear in part.layers:
