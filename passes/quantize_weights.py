@@ -41,7 +41,7 @@ class QuantizeWeights(Pass):
         group_size: inputs that share a scale, of each output; the last group may be smaller. -1: all of them.
         sym: symmetric, with scales that may be negative; or with zero points.
         solver: how the integers and scales are found.
-            "inc" is `auto_round`. Without calibration data, gptq and inc are hqq.
+            "inc" is `auto_round`. Without calibration data, gptq and inc are rtn at the scale of the range.
         n_grid: how many parts of the range of a group are tried as its scale; 0: it is that of the whole range.
         damp_percent: see `gptq_groups`, as for the next three.
         desc_act: of gptq.
@@ -99,8 +99,12 @@ class QuantizeWeights(Pass):
         return tuple(GroupScheme(bits, self.group_size, self.sym) for bits in widths)
 
     def without_calibration(self) -> Pass | None:
-        """Solve without data: what cannot becomes hqq."""
-        return dataclasses.replace(self, solver="hqq") if self.solver in NEEDS_MOMENTS else self
+        """Solve without data: what cannot is rounded to nearest, and no range is cut.
+
+        Cut ranges have the smaller error of weights, and not always of outputs: the loss of SmolLM2 rises by .26 nats
+        with none cut, and by .37 with hqq (4 bits in groups of 64; 1.25 and 1.65 in 3 bits).
+        """
+        return dataclasses.replace(self, solver="rtn", n_grid=0) if self.solver in NEEDS_MOMENTS else self
 
     def call(self, model: ir.Model) -> Result:
         """Quantize every linear that can be; one finding for each."""

@@ -54,7 +54,10 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
     "smoothquant-o2": ("SmoothQuant's O2: per-tensor dynamic activations", _paper(_PER_TENSOR_DYNAMIC)),
     "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),
     "w4a16-rtn": ("weights of 4 bits in groups, rounded to nearest; no data", _weights_only("rtn", n_grid=0)),
-    "w4a16-hqq": ("weights of 4 bits in groups, half-quadratic: closer than to nearest; no data", _weights_only("hqq")),
+    "w4a16-hqq": (
+        "weights of 4 bits in groups, half-quadratic: a smaller error of weights; no data",
+        _weights_only("hqq"),
+    ),
     "w4a16-awq": ("weights of 4 bits in groups, scales of channels by calibration folded upstream", _AWQ),
     "w4a16-gptq": ("weights of 4 bits in groups, by what calibration sees: the closest", _weights_only("gptq")),
     "w4a16-inc": ("weights of 4 bits in groups, tuned by AutoRound (extra inc)", _weights_only("inc")),

@@ -208,9 +208,9 @@ def test_later_layers_are_fitted_to_what_the_quantized_ones_before_them_write(mo
     assert (actual == other.integers).mean() < 0.95
 
 
-def test_without_calibration_gptq_becomes_hqq():
-    assert QuantizeWeights(solver="gptq").without_calibration() == QuantizeWeights(solver="hqq")
-    assert QuantizeWeights(solver="inc").without_calibration() == QuantizeWeights(solver="hqq")
+def test_without_calibration_gptq_rounds_to_nearest_and_cuts_no_range():
+    assert QuantizeWeights(solver="gptq").without_calibration() == QuantizeWeights(solver="rtn", n_grid=0)
+    assert QuantizeWeights(solver="inc").without_calibration() == QuantizeWeights(solver="rtn", n_grid=0)
     assert QuantizeWeights(solver="rtn").without_calibration() == QuantizeWeights(solver="rtn")
 
 
