@@ -220,7 +220,8 @@ def _constant(numbers: np.ndarray, dtype: str) -> ov.Node:
     bits = int(dtype[-1])
     if bits == 8:
         return opset().constant(numbers.astype(np.int8 if dtype == "i8" else np.uint8))
-    parts = (numbers.reshape(-1, 8 // bits) & (2**bits - 1)).astype(np.uint8)
+    flat = np.pad(numbers.reshape(-1), (0, -numbers.size % (8 // bits)))
+    parts = (flat.reshape(-1, 8 // bits) & (2**bits - 1)).astype(np.uint8)
     packed = np.zeros(len(parts), np.uint8)
     for place in range(8 // bits):
         packed |= parts[:, place] << np.uint8(bits * place)

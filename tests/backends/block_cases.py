@@ -72,7 +72,7 @@ def block_case(
         ]
     )
     integers = rng.integers(low, high, (inputs, outputs))
-    integers[0, :2] = low, high - 1
+    integers.flat[:2] = low, high - 1
     blocks = -(-inputs // size)
     scale = (rng.uniform(0.5, 2, (blocks, outputs)) * rng.choice([-1, 1], (blocks, outputs))).astype(np.float32)
     zero = np.zeros((blocks, outputs), np.int64) if sym else rng.integers(low, high, (blocks, outputs))

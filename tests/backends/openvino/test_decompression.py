@@ -41,6 +41,13 @@ def test_the_weight_is_kept_to_the_bit(bits: int, sym: bool, tmp_path: Path) -> 
         check_weights(BACKEND, block_case(bits, sym, group, inputs), tmp_path)
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(("bits", "sym"), [(2, True), (2, False), (4, False)])
+def test_zero_points_that_do_not_end_with_a_byte(bits: int, sym: bool, outputs: int, tmp_path: Path) -> None:
+    for group in (32, -1):
+        check_weights(BACKEND, block_case(bits, sym, group, 96, outputs), tmp_path)
+
+
 @pytest.mark.parametrize(("bits", "sym"), SCHEMES)
 @pytest.mark.parametrize("group", GROUPS)
 def test_no_weight_is_expanded(bits: int, sym: bool, group: int, tmp_path: Path) -> None:
