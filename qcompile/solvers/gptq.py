@@ -19,7 +19,9 @@ Grid = tuple[Array, Array | None, tuple[int, int]]
 _BLOCK = 128
 _COLUMNS = 2048
 """Outputs that are rounded at a time: each is rounded by itself, and the weight of all of them may be large."""
-_DAMP_LIMIT = 1.0
+_SMALLEST_DAMP, _DAMP_LIMIT = 1e-6, 1.0
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+"""Mean squares below it, as behind a saturated softmax, are noise."""
 
 
 def gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float = 0.01) -> tuple[Array, Array, Array]:
@@ -57,9 +59,14 @@ def _one_grid(scale: Array, scheme: Scheme) -> Callable[[slice, Array], Grid]:
 
 
 def factored(gram: Array, damp_percent: float) -> Array | None:
-    """Return the upper triangular U with a diagonal of ones and U D U^T the damped matrix, D diagonal; or None."""
+    """Return the upper triangular U with a diagonal of ones and U D U^T the damped matrix, D diagonal; or None.
+
+    Args:
+        gram: mean of x xT, float [in_features, in_features].
+        damp_percent: share of the mean energy that is added to the diagonal; raised until it factors, at most to 1.
+    """
     energy = float(np.mean(np.diagonal(gram)))
-    if not np.isfinite(energy) or energy <= 0:
+    if not np.isfinite(energy) or energy <= _SMALLEST_NORMAL:
         return None
     damp = damp_percent
     while damp <= _DAMP_LIMIT:
@@ -68,7 +75,7 @@ def factored(gram: Array, damp_percent: float) -> Array | None:
         try:
             return _upper_factor(damped)
         except np.linalg.LinAlgError:
-            damp *= 10
+            damp = max(10 * damp, _SMALLEST_DAMP)
     return None
 
 
@@ -124,8 +131,7 @@ def grouped_gptq(weight: Array, gram: Array, scheme: Scheme, damp_percent: float
         int8 [groups, inputs, outputs].
     """
     energy = np.trace(gram, axis1=1, axis2=2).astype(np.float64) / gram.shape[1]
-    # Second moments below the normal numbers of float32, as behind a saturated softmax, are noise.
-    usable = np.isfinite(energy) & (energy > np.finfo(np.float32).tiny)
+    usable = np.isfinite(energy) & (energy > _SMALLEST_NORMAL)
     moments = np.where(usable[:, None, None], gram, 0).astype(np.float64)
     damp = np.where(usable, damp_percent * energy, 1.0)
     triangle = _upper_factor(moments + damp[:, None, None] * np.eye(gram.shape[1]))

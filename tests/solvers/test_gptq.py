@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qcompile.scheme import Scheme
 from qcompile.solvers.affine import dequantize, quantize_weight
-from qcompile.solvers.gptq import gptq, grouped_gptq
+from qcompile.solvers.gptq import factored, gptq, grouped_gptq
 
 PER_CHANNEL = Scheme("int8", "per_channel")
 PER_TENSOR = Scheme("int8", "per_tensor")
@@ -53,8 +53,8 @@ def test_uncorrelated_channels_are_rounded_to_nearest():
 
 @pytest.mark.parametrize(
     "gram",
-    [np.zeros((6, 6)), np.full((6, 6), np.nan), np.full((6, 6), np.inf), -np.eye(6)],
-    ids=["zero", "nan", "infinity", "negative"],
+    [np.zeros((6, 6)), np.full((6, 6), np.nan), np.full((6, 6), np.inf), -np.eye(6), np.full((6, 6), 1e-40)],
+    ids=["zero", "nan", "infinity", "negative", "noise"],
 )
 def test_second_moments_that_cannot_be_factored_fall_back_to_nearest(gram):
     weight = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -67,6 +67,14 @@ def test_one_sample_is_enough():
     weight = np.random.default_rng(1).normal(size=(32, 5)).astype(np.float32)
     found = gptq(weight, row.T @ row, PER_CHANNEL)
     assert output_error(row, weight, found, 1) <= output_error(row, weight, quantize_weight(weight, PER_CHANNEL, 1), 1)
+
+
+@pytest.mark.parametrize("damp_percent", [0.0, -0.01])
+def test_damping_is_raised_from_nothing_too(damp_percent):
+    gram = np.ones((6, 6))
+    triangle = factored(gram, damp_percent)
+    assert triangle is not None
+    np.testing.assert_allclose(triangle, factored(gram, 1e-6))
 
 
 def test_stays_in_the_range_of_its_bits():
