@@ -24,7 +24,7 @@ class RoundActivations(Pass):
 
     One scale max|x| / 127 for each block of channels of a token: the largest of SIZES that divides the groups of the
     weight. Kernels for it take a third of the time of those for float activations, for one token. Does not fire on
-    weights whose groups are divided by none of SIZES, on activations that are constant or quantized,
+    weights whose groups are divided by none of SIZES, on activations that are constant, quantized or vectors,
     and on layers that are ignored.
 
     Attributes:
@@ -79,5 +79,7 @@ class RoundActivations(Pass):
             reason = "what it reads is constant"
         elif is_standard(x.producer(), "DequantizeLinear"):
             reason = "what it reads is quantized already"
+        elif x.shape is not None and len(x.shape) == 1:
+            reason = "what it reads is a vector: runtimes have no such products of one"
         reason = f"its activations stay float: {reason}" if reason else ""
         return dataclasses.replace(told, operator="", reason=reason) if reason else None

@@ -58,8 +58,9 @@ class RunningStatistics:
             self._gram = np.array(gram, np.float32) if self._gram is None else np.add(self._gram, gram, out=self._gram)
 
     def finish(self, rows: npt.NDArray[np.float32], count: int) -> ChannelStatistics:
-        """Return the statistics over `count` positions."""
-        mean = (self._sum / count).astype(np.float32)
-        gram = None if self._gram is None else np.divide(self._gram, count, out=self._gram)
+        """Return the statistics over `count` positions; the means of none are NaN."""
+        with np.errstate(invalid="ignore"):
+            mean = (self._sum / count).astype(np.float32)
+            gram = None if self._gram is None else np.divide(self._gram, count, out=self._gram)
         self._gram = None  # given away
         return ChannelStatistics(self._minimum, self._maximum, mean, rows, count, gram)

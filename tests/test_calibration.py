@@ -1,6 +1,7 @@
 """Statistics through the real runtime: exactness, padding, rows."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import pytest
 
 from qcompile.calibration import Calibrator
 from qcompile.calibration_data import Calibration
+from qcompile.calibration_statistics import RunningStatistics
 from qcompile.errors import CalibrationError, InputError
 from qcompile.graph import linears
 from qcompile.passes.observe_channels import ObserveChannels
@@ -230,3 +232,13 @@ def test_configurations_compare_by_value():
 def test_fields_of_a_calibrator_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         calibrator([]).max_rows = 3
+
+
+def test_what_no_position_reached_has_no_mean_and_warns_of_nothing():
+    running = RunningStatistics()
+    running.add(np.full(3, np.inf), np.full(3, -np.inf), np.zeros(3), np.zeros((3, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = running.finish(np.zeros((0, 3), np.float32), 0)
+    assert np.isnan(seen.mean).all()
+    assert np.isnan(seen.gram).all()

@@ -56,8 +56,9 @@ def test_the_rounding_is_that_of_8_bits() -> None:
         (grouped(17), {}, "no block of 16 or more channels divides its groups of 17"),
         (grouped(32), {"ignore": frozenset({"y", "z"})}, "leaves it out"),
         (grouped(32), {"operators": frozenset()}, "has no such products"),
+        (grouped(32, TWO.replace("n, ", "")), {}, "what it reads is a vector"),
     ],
-    ids=["groups", "ignored", "backend"],
+    ids=["groups", "ignored", "backend", "vector"],
 )
 def test_what_stays_float_is_said(model: ir.Model, settings: dict[str, frozenset[str]], reason: str) -> None:
     result = RoundActivations(**settings)(model)
