@@ -27,8 +27,9 @@ Array = npt.NDArray[Any]
 _HALF = 4
 """Bits of the integers that are kept two in a byte."""
 
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-"""What numpy raises on a file that was cut off, or whose checksums are not those of its data."""
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
+"""What numpy raises on a file that was cut off, whose checksums are not those of its data, or that asks for a password
+or a method of compression that there is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _store(file: Path, found: Grouped) -> None:
 def _load(file: Path) -> Grouped:
     with file.open("rb") as stream, np.load(stream) as stored:  # numpy leaves a damaged one open
         integers = _unpacked(stored, "integers").reshape(stored["shape"])
-        return Grouped(integers, stored["scale"], stored.get("zero_point"), str(stored["remark"]))
+        zero_point = stored["zero_point"] if integers.dtype == np.uint8 else None
+        return Grouped(integers, stored["scale"], zero_point, str(stored["remark"]))
 
 
 def _unpacked(stored: Any, part: str) -> Array:

@@ -117,13 +117,18 @@ def test_whatever_decides_on_the_result_has_its_own_file(tmp_path: Path, change:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut off", "one bit", "empty", "another shape"])
+@pytest.mark.parametrize("damage", ["cut off", "one bit", "empty", "another shape", "compression", "password", "name"])
 def test_a_damaged_file_is_solved_again(tmp_path: Path, damage: str) -> None:
-    store, scheme = FinishedLayers(tmp_path), GroupScheme(4, 16)
+    store, scheme = FinishedLayers(tmp_path), GroupScheme(4, 16, sym=False)
     found, file = store.solved(WEIGHT, NOTHING_SEEN, scheme, lambda: rtn(WEIGHT, scheme))
     data = bytearray(file.read_bytes())
     if damage == "one bit":
         data[data.index(found.scale.tobytes()) + 5] ^= 1
+    in_directory = data.rindex(b"PK\x01\x02", 0, data.rindex(b"zero_point.npy"))
+    if damage in ("compression", "password"):
+        data[in_directory + (10 if damage == "compression" else 8)] |= 1
+    if damage == "name":
+        data[data.rindex(b"zero_point.npy") + 10] = ord("_")
     if damage == "another shape":
         other = store.solved(WEIGHT.T, NOTHING_SEEN, scheme, lambda: rtn(WEIGHT.T, scheme))[1]
         data = bytearray(other.read_bytes())
