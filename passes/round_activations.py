@@ -11,6 +11,7 @@ from qcompile import block_weights
 from qcompile.block_functions import round_in_blocks, rounded_in_blocks
 from qcompile.block_weights import BlockWeight
 from qcompile.contract import Finding, Keeps, Pass, Result
+from qcompile.errors import RecipeError
 from qcompile.graph import is_standard, layer_name
 from qcompile.layers import left_out
 
@@ -31,6 +32,9 @@ class RoundActivations(Pass):
         most: largest block, one of SIZES: a smaller one loses less.
         ignore: layers whose activations stay float, by name; bound by `compile`.
         operators: "Linear" where the backend has such products; bound by `compile`.
+
+    Raises:
+        RecipeError: `most` is none of SIZES.
     """
 
     most: int = SIZES[0]
@@ -39,6 +43,11 @@ class RoundActivations(Pass):
 
     keeps: ClassVar[Keeps] = "lossy"
     looks_for: ClassVar[str] = "MatMul of an activation and a weight in groups"
+
+    def __post_init__(self) -> None:
+        if self.most not in SIZES:
+            reason = f"there is no kernel for blocks of {self.most} channels"
+            raise RecipeError("round_activations.most", reason, f"Give one of {', '.join(map(str, SIZES))}")
 
     @property
     def may_match_nothing(self) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 import qcompile
 from qcompile.block_functions import rounded_in_blocks
+from qcompile.errors import RecipeError
 from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.passes.round_activations import RoundActivations
 from qcompile.recipe import Recipe
@@ -40,6 +41,12 @@ def test_the_largest_block_is_a_setting() -> None:
     model = grouped(64)
     RoundActivations(most=32)(model)
     assert rounded_in_blocks(model.graph.outputs[0].producer().inputs[0])[1] == 32
+
+
+@pytest.mark.parametrize("most", [0, 17, 256])
+def test_a_block_without_a_kernel_is_refused(most: int) -> None:
+    with pytest.raises(RecipeError, match="Give one of 128, 64, 32, 16"):
+        Recipe.from_name("w4a8", most=most)
 
 
 def test_the_rounding_is_that_of_8_bits() -> None:
