@@ -21,8 +21,9 @@ class MaterializeReshapes(Pass):
     """Reshape(x, Concat(Shape(..), ..)) -> Reshape(x, constant), where the shapes of both sides say the same.
 
     torch's exporter computes every target from the sizes of an input: four nodes for each reshape of a decoder, which
-    a runtime executes for each token. A dim that the input has at the same place is copied (0), one more is inferred
-    (-1). Does not fire where a shape is not known, or where two dims are neither numbers nor copied.
+    a runtime executes for each token. A dim that the input has at the same place is copied (0); among numbers one is
+    inferred (-1). Does not fire where a shape is not known, where two dims are neither numbers nor copied, or where
+    one is beside those that are copied: of an empty one, as a batch of nothing, none is inferred.
     """
 
     looks_for: ClassVar[str] = "Reshape to a computed target whose dims are those of its input, but for one"
@@ -41,7 +42,8 @@ def _materialize(node: ir.Node, graph: ir.Graph) -> bool:
     if x is None or x.shape is None or output.shape is None:
         return False
     target = [_size(axis, dim, x.shape) for axis, dim in enumerate(output.shape)]
-    if target.count(_INFERRED) > 1 or (_INFERRED in target and 0 in x.shape):
+    may_be_empty = _COPIED in target or 0 in x.shape
+    if target.count(_INFERRED) > 1 or (_INFERRED in target and may_be_empty):
         return False
     name = f"reshape.{'_'.join('rest' if size == _INFERRED else str(size) for size in target)}"
     node.replace_input_with(1, shared_initializer(graph, name, np.array(target, np.int64)))
