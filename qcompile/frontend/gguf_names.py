@@ -13,24 +13,10 @@ from typing import Any
 
 import numpy as np
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from qcompile.errors import ModelError, first_line
-
-REFUSALS = (
-    AssertionError,
-    AttributeError,
-    ArithmeticError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
-"""What transformers raises where metadata lack an entry, have one of another type, or do not fit together."""
+from qcompile.frontend.transformers_refusals import REFUSALS
 
 
 @dataclasses.dataclass(frozen=True)

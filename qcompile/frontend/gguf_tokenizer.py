@@ -13,7 +13,7 @@ from transformers.integrations.gguf import gguf_tokenizer_mapping
 
 from qcompile.errors import ModelError, UnsupportedError, first_line
 from qcompile.frontend.gguf_header import Header
-from qcompile.frontend.gguf_names import REFUSALS
+from qcompile.frontend.transformers_refusals import REFUSALS
 
 _TYPES = gguf_tokenizer_mapping.GGUF_TOKENIZER_TYPES
 BYTE_LEVEL = next(name for name, build in _TYPES.items() if build is gguf_tokenizer_mapping.byte_level_tokenizer)

@@ -63,8 +63,9 @@ def _opened(folder: Path) -> tuple[Any, Mapping[str, ir.TensorProtocol]]:
 
 
 def _configuration(folder: Path) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
+
+    from qcompile.frontend.transformers_refusals import REFUSALS
 
     file = folder / CONFIGURATION
     try:
@@ -76,5 +77,5 @@ def _configuration(folder: Path) -> Any:
             mend = "Use an architecture that is part of transformers"
             raise UnsafeModelError(str(folder), "its config.json asks for code of its own to be run", mend)
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, StrictDataclassError) as error:
+    except REFUSALS as error:
         raise ModelError(str(file), f"it is no configuration of transformers ({error})", _WRITE) from error

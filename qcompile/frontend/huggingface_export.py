@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from accelerate import init_empty_weights
@@ -22,6 +23,7 @@ from qcompile.frontend import OPSET
 from qcompile.frontend.huggingface_decoder import Decoder, attention_name
 from qcompile.frontend.torch import forget_program, quiet, reason_of
 from qcompile.frontend.torch_layer_names import name_layers
+from qcompile.frontend.transformers_refusals import REFUSALS
 from qcompile.graph import NAME_SCOPES, name_scopes
 
 _BATCH, _SEQUENCE, _PAST = 2, 5, 7
@@ -55,12 +57,16 @@ def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProt
 
     Raises:
         ModelError: transformers does not know the architecture, torch cannot trace it, a weight is missing or has
-            another shape.
+            another shape, or two that are tied differ.
     """
     subject = f"architecture {config.model_type}"
+    try:
+        inputs, shapes = _example(config, len(weights))
+    except REFUSALS as error:
+        raise ModelError(subject, f"config.json gives no layers with keys and values: {error}", _NO_DECODER) from error
     model = _built(config, subject)
     tied, prefix = _stand_in(model), f"{model.base_model_prefix}."
-    traced = _traced(model, config, subject)
+    traced = _traced(model, config, (inputs, shapes), subject)
     _rename(traced)
     _bind(traced, _Names(_as_called_now(model, weights), tied, prefix), subject)
     return traced
@@ -90,7 +96,7 @@ def _built(config: PreTrainedConfig, subject: str) -> PreTrainedModel:
             model = build(config, attn_implementation=attention_name())
             model.train(mode=False)
         model.tie_weights()
-    except (ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+    except REFUSALS as error:
         raise _refusal(config, subject, f"transformers cannot build it: {error}") from error
     return model
 
@@ -132,10 +138,15 @@ class _Names:
     prefix: str
 
     def find(self, parameter: str) -> ir.TensorProtocol | None:
-        """Return the weight of a parameter or buffer."""
+        """Return the weight of a parameter or buffer; raises ModelError where its names have different ones."""
         names = (parameter, *self.tied.get(parameter, ()))
-        every = (*names, *(name.removeprefix(self.prefix) for name in names))
-        return next((self.weights[name] for name in every if name in self.weights), None)
+        every = dict.fromkeys((*names, *(name.removeprefix(self.prefix) for name in names)))
+        found = [name for name in every if name in self.weights]
+        for other in found[1:]:
+            if not np.array_equal(self.weights[found[0]].numpy(), self.weights[other].numpy()):
+                reason = f"config.json says that it is {other}, and their weights differ"
+                raise ModelError(f"parameter {found[0]}", reason, 'Write "tie_word_embeddings": false into config.json')
+        return self.weights[found[0]] if found else None
 
 
 def _stand_in(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
@@ -152,8 +163,10 @@ def _stand_in(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
     return {full: tuple(each for _, _, each in found) for found in places.values() for _, _, full in found}
 
 
-def _traced(model: torch.nn.Module, config: PreTrainedConfig, subject: str) -> ir.Model:
-    inputs, shapes = _example(config)
+def _traced(
+    model: torch.nn.Module, config: PreTrainedConfig, example: tuple[dict[str, Any], dict[str, Any]], subject: str
+) -> ir.Model:
+    inputs, shapes = example
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -189,9 +202,11 @@ def _forget_wrapper(traced: ir.Model) -> None:
             value.name = name.removeprefix(_MODEL)
 
 
-def _example(config: PreTrainedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return inputs to trace with, and their dynamic axes."""
+def _example(config: PreTrainedConfig, weights: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return inputs to trace with, and their dynamic axes; raises ValueError for more layers than there are weights."""
     text = config.get_text_config(decoder=True)
+    if not 0 < text.num_hidden_layers <= weights:
+        raise ValueError(f"config.json states {text.num_hidden_layers} layers, and there are {weights} weights")
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     # A tensor of its own for each input: torch takes those that are given twice for one.

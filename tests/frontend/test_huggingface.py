@@ -155,6 +155,17 @@ def test_a_missing_weight_is_named(folder: Path) -> None:
         frontend.trace(folder)
 
 
+def test_weights_that_are_tied_and_differ_are_refused(folder: Path) -> None:
+    """transformers does not tie them then: with either alone, the model would compute something else."""
+    _configured(folder, tie_word_embeddings=True)
+    with pytest.raises(ModelError, match="their weights differ"):
+        frontend.trace(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors")
+    frontend.trace(folder)
+
+
 def test_a_weight_of_another_shape_is_named(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = torch.zeros(63)
@@ -181,7 +192,21 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         frontend.trace(folder)
 
 
-@pytest.mark.parametrize("changes", [{"model_type": "nobody"}, {"num_attention_heads": "x"}, {"hidden_size": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "nobody"},
+        {"num_attention_heads": "x"},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": 0},
+        {"head_dim": 0},
+        {"pad_token_id": 99999},
+        {"hidden_size": -1},
+        {"num_hidden_layers": -1},
+        {"num_hidden_layers": 10**9},
+        {"model_type": "mamba"},
+    ],
+)
 def test_configurations_that_are_none_are_refused(folder: Path, changes: dict[str, object]) -> None:
     _configured(folder, **changes)
     with pytest.raises(ModelError):
