@@ -13,7 +13,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from qcompile.errors import ModelError, UnsupportedError, first_line
 from qcompile.frontend.gguf_header import Header
-from qcompile.frontend.gguf_names import REFUSALS
+from qcompile.frontend.transformers_refusals import REFUSALS
 
 _OWN = frozenset({"general.architecture", "general.alignment"})
 """Metadata that the writer writes itself."""
@@ -21,6 +21,24 @@ _OWN = frozenset({"general.architecture", "general.alignment"})
 _HEAD_SIZES = ("attention.key_length", "attention.value_length")
 _BETTER_STATED = {"head_dim": _HEAD_SIZES[0], "vocab_size": "vocab_size"}
 """What transformers takes from the rotary width, or from the tokenizer, or leaves as its default."""
+
+_COMPUTED_WITH = {
+    "rope.scaling.type": "rope_type",
+    "rope.scaling.factor": "factor",
+    "rope.freq_base": "rope_theta",
+    "attention.sliding_window": "sliding_window",
+    "attention.scale": "attention_scale",
+    "logit_scale": "logit_scale",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+"""Metadata that change the numbers without changing a shape, and what transformers calls them: its table has most of
+them for no architecture, and computes as if they were not there."""
+
+_NEUTRAL = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "logit_scale": 1.0}
+"""What says no more than leaving it out."""
 
 
 def architecture_of(header: Header, subject: str) -> str:
@@ -66,8 +84,32 @@ def configuration(header: Header, architecture: str, subject: str) -> Any:
     for name, key in _BETTER_STATED.items():
         better = header.metadata.get(f"{architecture}.{key}")
         if better is not None and name in stated:
-            setattr(config, name, better.value)
+            try:
+                setattr(config, name, better.value)
+            except REFUSALS as error:
+                reason = f"transformers does not take {better.value!r} for {name}"
+                raise ModelError(subject, reason, "Convert the model again") from error
+    _check_computation(header, architecture, config, subject)
     return config
+
+
+def _check_computation(header: Header, architecture: str, config: Any, subject: str) -> None:
+    """Raise ModelError for an entry that changes what is computed, and that transformers' reader passes over."""
+    for key, name in _COMPUTED_WITH.items():
+        field = header.metadata.get(f"{architecture}.{key}")
+        rotary = getattr(config, "rope_parameters", None) or {}
+        known = rotary.get(name, getattr(config, name, None))
+        if field is not None and field.value != _NEUTRAL.get(key) and not _says(known, field.value):
+            reason = f"states {architecture}.{key} = {field.value!r}, which transformers leaves out: it would compute "
+            mend = "Start from the folder of the model that it was converted from"
+            raise ModelError(subject, f"{reason}something else", mend)
+
+
+def _says(known: Any, stated: Any) -> bool:
+    """Whether a configuration has what the file states, which has numbers in float32."""
+    if isinstance(stated, float) and isinstance(known, (int, float)):
+        return bool(np.isclose(known, stated, rtol=1e-6, atol=0))
+    return bool(known == stated)
 
 
 def metadata_of(config: Any) -> tuple[str, dict[str, bool | int | float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from qcompile.errors import ModelError, UnsupportedError
 from qcompile.frontend.gguf import is_gguf_file, open_gguf
+from qcompile.frontend.gguf_config import configuration
+from qcompile.frontend.gguf_header import Field
 from qcompile.frontend.gguf_model import GGUFModel
 from qcompile.stored_blocks import Stored
 from tests.frontend.gguf_files import KIND, Decoder, in_transformers, write_decoder
@@ -146,6 +150,29 @@ def test_a_file_that_is_not_the_decoder_it_states(
     with pytest.raises(ModelError) as raised:
         open_gguf(file)
     assert reason in raised.value.reason
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("rope.scaling.factor", 4.0, True),
+        ("rope.scaling.factor", 1.0, False),
+        ("rope.scaling.type", "linear", True),
+        ("rope.scaling.type", "none", False),
+        ("attention.sliding_window", 8, True),
+        ("logit_scale", 0.5, True),
+        ("rope.freq_base", 10000.0, False),
+        ("attention.key_length", [16], True),
+    ],
+)
+def test_metadata_that_transformers_passes_over(every_kind: GGUFModel, key: str, value: object, said: bool) -> None:
+    """It would compute as if they were not there."""
+    kinds = {int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
+    field = Field(kinds.get(type(value), gguf.GGUFValueType.ARRAY), value, gguf.GGUFValueType.UINT32)
+    header = dataclasses.replace(every_kind.header, metadata={**every_kind.header.metadata, f"llama.{key}": field})
+    refused = pytest.raises(ModelError) if said else contextlib.nullcontext()
+    with refused:
+        configuration(header, "llama", "model")
 
 
 def _number(content: bytes, key: str, value: int) -> bytes:
