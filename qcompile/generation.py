@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from qcompile.errors import ModelError
@@ -53,11 +53,15 @@ class Generation:
         """
         said = {**config, **{name: value for name, value in (generation_config or {}).items() if value is not None}}
         context_length = context_length or next((said[name] for name in _CONTEXT if said.get(name)), None)
-        if context_length is None:
+        if not _is_count(context_length) or not context_length:
             raise ModelError("config.json", "it does not say how many positions the model knows", "Give context_length")
         end = said.get("eos_token_id")
-        end = tuple(end) if isinstance(end, Sequence) else (end,)
-        if None in end or not end:
+        end = tuple(end) if isinstance(end, list | tuple) else (end,)
+        if not end or not all(map(_is_count, end)):
             raise ModelError("config.json", "it does not say which token ends an answer", "Add eos_token_id to it")
         search = {name: said[name] for name in _SEARCH if said.get(name) is not None}
         return cls(context_length, end, said.get("bos_token_id"), said.get("pad_token_id"), search)
+
+
+def _is_count(said: Any) -> bool:
+    return isinstance(said, int) and not isinstance(said, bool) and said >= 0

@@ -77,6 +77,20 @@ def test_what_must_be_said(missing: str, said: str) -> None:
         Generation.of({name: value for name, value in CONFIG.items() if name != missing})
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_position_embeddings": "long"}, "how many"),
+        ({"max_position_embeddings": -1}, "how many"),
+        ({"eos_token_id": "</s>"}, "which token"),
+        ({"eos_token_id": [2, None]}, "which token"),
+    ],
+)
+def test_what_is_said_must_be_numbers(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        Generation.of(CONFIG | changes)
+
+
 def test_names_that_do_not_count_the_layers() -> None:
     other = dataclasses.replace(DECODER, past=(("a.key", "a.value"), ("b.key", "b.value")))
     with pytest.raises(ModelError, match="names of the cache do not count the layers"):
