@@ -61,7 +61,7 @@ class QuantizeWeights(Pass):
         finished: where weights go that are solved; None: they stay in memory. Bound by `compile`.
 
     Raises:
-        RecipeError: bits or group_size is out of range.
+        RecipeError: a number is out of its range.
     """
 
     bits: int | Literal["auto"] = 4
@@ -91,6 +91,10 @@ class QuantizeWeights(Pass):
             _ = self.schemes
         except ValueError as error:
             raise RecipeError("quantize_weights", str(error), "Give 1 to 8 bits, and a positive group_size") from error
+        counts = {"n_grid": self.n_grid, "sweeps": self.sweeps, "iters": self.iters, "damp_percent": self.damp_percent}
+        for name, number in counts.items():
+            if number < 0:
+                raise RecipeError(f"quantize_weights.{name}", f"it is {number}, less than 0", "Give 0 or more")
 
     @property
     def schemes(self) -> tuple[GroupScheme, ...]:

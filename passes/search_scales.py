@@ -39,7 +39,7 @@ class SearchScales(Pass):
 
     Raises:
         CalibrationError: there is no calibrator.
-        RecipeError: bits or group_size is out of range.
+        RecipeError: bits, group_size or n_grid is out of range.
     """
 
     bits: int | Literal["auto"] = 4
@@ -57,6 +57,8 @@ class SearchScales(Pass):
             _ = self.scheme
         except ValueError as error:
             raise RecipeError("search_scales", str(error), "Give 1 to 8 bits, and a positive group_size") from error
+        if self.n_grid < 1:
+            raise RecipeError("search_scales.n_grid", f"it is {self.n_grid}, less than 1", "Give 1 or more")
 
     @property
     def scheme(self) -> GroupScheme:

@@ -78,7 +78,8 @@ def has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     settings = folder / "tokenizer_config.json"
-    return settings.exists() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    said = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    return isinstance(said, dict) and bool(said.get("chat_template"))
 
 
 def plain_text(messages: Sequence[Message]) -> str:

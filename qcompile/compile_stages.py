@@ -15,7 +15,8 @@ from qcompile.bits_per_weight import bits_per_weight
 from qcompile.capability import integer_operators, unverified
 from qcompile.compile_job import Job
 from qcompile.compile_selection import check_selection
-from qcompile.frontend.assets import generation_of, write_assets
+from qcompile.frontend.assets import write_assets
+from qcompile.generation import generation_of
 from qcompile.outcome import build_report, measure
 from qcompile.recipe import Recipe
 from qcompile.reference_evaluator import OutOfReachError

@@ -15,11 +15,11 @@ from qcompile.compile import trace
 from qcompile.errors import InputError, ModelError
 from qcompile.evaluation_decoder import Decoder, LanguageModel
 from qcompile.evaluation_scores import agreement, divergence, negative_log_likelihood
-from qcompile.evaluation_text import TOKENIZER, TextTokenizer, open_tokenizer, read_ids
 from qcompile.evaluation_windows import Window, strided_windows
 from qcompile.manifest import ports
 from qcompile.pipeline import Progress
 from qcompile.session import check_threads
+from qcompile.text_tokenizer import TOKENIZER, TextTokenizer, open_tokenizer, read_ids
 
 _LARGEST = 700
 """Nats of which a float still has the exponential."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qcompile.errors import ModelError
+
+CONFIGURATION, GENERATION = "config.json", "generation_config.json"
+"""Files of transformers."""
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Where configurations of transformers say how many positions a model knows."""
@@ -65,3 +70,21 @@ class Generation:
 
 def _is_count(said: Any) -> bool:
     return isinstance(said, int) and not isinstance(said, bool) and said >= 0
+
+
+def generation_of(folder: Path) -> Generation:
+    """Read how a model is used from the configuration that lies in a folder; raises ModelError where that fails."""
+    config = _read(folder / CONFIGURATION)
+    text = config.get("text_config")
+    path = folder / GENERATION
+    return Generation.of(text if isinstance(text, dict) else config, _read(path) if path.exists() else None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(said, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(str(path), f"it cannot be read: {error}", "Download the folder again") from error
+    return said

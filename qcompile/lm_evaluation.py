@@ -24,7 +24,7 @@ from qcompile.errors import ModelError, RecipeError, UnsupportedError
 from qcompile.evaluation import open_decoder
 from qcompile.evaluation_decoder import LanguageModel
 from qcompile.evaluation_scores import negative_log_likelihood
-from qcompile.evaluation_text import TextTokenizer, open_tokenizer, read_settings
+from qcompile.text_tokenizer import TextTokenizer, open_tokenizer, read_settings
 
 NAME = "qcompile"
 

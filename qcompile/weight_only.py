@@ -93,7 +93,9 @@ def select(model: ir.Model, ignore: Collection[str], operators: Collection[str],
     found = layers.float_linears(model)
     refused = {linear.matmul: _refused(linear, ignore, operators) for linear in found}
     chosen = tuple(linear for linear in found if refused[linear.matmul] is None)
-    heads = frozenset(linear.matmul for linear in chosen if head and writes_vocabulary(linear, model))
+    # All that read one weight are heads where one is: their weight is written in front of the first of them.
+    scoring = {linear.weight for linear in chosen if head and writes_vocabulary(linear, model)}
+    heads = frozenset(linear.matmul for linear in chosen if linear.weight in scoring)
     return Selection(chosen, heads, tuple(finding for finding in refused.values() if finding is not None))
 
 

@@ -111,6 +111,7 @@ ROOMS = {
         "qcompile.scheme",
         "qcompile.sealed_json",
         "qcompile.session",
+        "qcompile.text_tokenizer",
     ],
 }
 _BELOW_PASSES = {"graph", "calibration", "solvers", "foundation"}
@@ -152,7 +153,7 @@ RUNTIMES = {
     "openvino_tokenizers": ["qcompile.backends.openvino*"],
     "accelerate": ["qcompile.frontend.huggingface*"],
     "gguf": ["qcompile.frontend.gguf*", "qcompile.artifact_gguf*"],
-    "tokenizers": ["qcompile.frontend*", "qcompile.evaluation_text"],
+    "tokenizers": ["qcompile.frontend*", "qcompile.text_tokenizer"],
     "lm_eval": ["qcompile.lm_evaluation"],
     "nncf": [],
     "jinja2": ["qcompile.report*"],

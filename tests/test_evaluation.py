@@ -16,9 +16,9 @@ from qcompile import Artifact, backends
 from qcompile.errors import InputError, ModelError, RecipeError
 from qcompile.evaluation import Evaluation, evaluate, open_decoder
 from qcompile.evaluation_scores import divergence
-from qcompile.evaluation_text import open_tokenizer, read_ids
 from qcompile.models.decoder_folders import write_decoder_folder
 from qcompile.models.texts import held_out_texts
+from qcompile.text_tokenizer import open_tokenizer, read_ids
 
 WINDOW, STRIDE = 32, 12
 

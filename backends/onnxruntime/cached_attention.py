@@ -106,7 +106,7 @@ def _match(
     if node.attributes.get_int("is_causal", 0) or node.attributes.get_int("qk_matmul_output_mode", 0):
         return "it masks by itself, or returns products"
     if mask not in masks:
-        masks[mask] = _padding(mask, q, past_key)
+        masks[mask] = _padding(mask, q, past_key, context_length)
     padding = masks[mask]
     if isinstance(padding, str):
         return padding
@@ -146,7 +146,7 @@ def _interleaved(rotary: ir.Node | None) -> int:
     return 0 if rotary is None else rotary.attributes.get_int("interleaved", 0)
 
 
-def _padding(mask: ir.Value, q: ir.Value, past_key: ir.Value) -> ir.Value | str:
+def _padding(mask: ir.Value, q: ir.Value, past_key: ir.Value, context_length: int) -> ir.Value | str:
     """Return the input that tells padding where the mask is causal and leaves out no more than that, or why not."""
     part = small_graph(mask)
     if part is None or len(part.numbers) != 1 or q.shape is None or past_key.shape is None:
@@ -154,7 +154,7 @@ def _padding(mask: ir.Value, q: ir.Value, past_key: ir.Value) -> ir.Value | str:
     (padding,) = part.numbers
     if padding.shape is None or len(padding.shape) != 2 or padding.dtype != ir.DataType.INT64:
         return "its mask is not made of int64 [batch, keys]"
-    for past in (0, _PAST):
+    for past in (0, _PAST, max(context_length - _SEQUENCE, 0)):
         if not _is_causal(part, padding, (q.shape, past_key.shape), past):
             return "its mask is not causal with padding alone"
     return padding

@@ -19,6 +19,9 @@ from qcompile.session import check_threads
 
 _MEND = "Compile the model again with output_format='genai'"
 
+_LEAST_ROOM = 2048
+"""Tokens that memory is taken for at least; 131,072 of a model of 1 B parameters would be 8.6 GB."""
+
 
 @dataclasses.dataclass
 class OnnxRuntimeChat:
@@ -31,6 +34,7 @@ class OnnxRuntimeChat:
         has_template: see `qcompile.chat.Chat`.
         generator: of the conversation so far, or None before the first answer.
         held: tokens in the cache of the generator.
+        room: tokens that its cache can hold: memory is taken for all of them at once.
     """
 
     model: Any
@@ -39,13 +43,14 @@ class OnnxRuntimeChat:
     has_template: bool
     generator: Any = None
     held: list[int] = dataclasses.field(default_factory=list)
+    room: int = 0
 
     def answer(self, messages: Sequence[Message], *, max_new_tokens: int, show: Show) -> Answer:
         """See `qcompile.chat.Chat`; the tokens are the most likely ones, or drawn as genai_config.json says."""
         tokens = self._tokens(messages)
         check_length(len(tokens), self.context_length)
         started = time.perf_counter()
-        new = self._append(tokens)
+        new = self._append(tokens, min(len(tokens) + max_new_tokens, self.context_length))
         stream, pieces, count = self.tokenizer.create_stream(), [], 0
         first = started
         while count < max_new_tokens and not self.generator.is_done():
@@ -74,17 +79,22 @@ class OnnxRuntimeChat:
             raise refused_template(error) from error
         return text
 
-    def _append(self, tokens: list[int]) -> int:
-        """Give the generator what its cache does not hold yet; return how many tokens that are."""
+    def _append(self, tokens: list[int], wanted: int) -> int:
+        """Give the generator what its cache does not hold yet; return how many tokens that are.
+
+        Where there is no room for as many tokens as are wanted, a new one gets twice as much, and reads all of them.
+        """
         import onnxruntime_genai
 
         pairs = zip(self.held, tokens, strict=False)
         same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         # The last token was never read, and onnxruntime-genai 0.18 goes on right only behind one that was (measured).
         same = min(same, len(self.held) - 2, len(tokens) - 1)
-        if self.generator is None or same <= 0:
+        if self.generator is None or same <= 0 or wanted > self.room:
+            self.generator = None  # its memory is given back before more is taken
+            self.room = min(max(2 * wanted, _LEAST_ROOM), self.context_length)
             parameters = onnxruntime_genai.GeneratorParams(self.model)
-            parameters.set_search_options(max_length=self.context_length)
+            parameters.set_search_options(max_length=self.room)
             self.generator, same = onnxruntime_genai.Generator(self.model, parameters), 0
         else:
             self.generator.rewind_to(same)

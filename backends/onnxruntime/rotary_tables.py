@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 from qcompile.backends.onnxruntime.small_graphs import small_graph
 
+_MOST_POSITIONS = 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class RotaryTable:
@@ -30,13 +32,13 @@ def rotary_table(rotary: ir.Node, context_length: int) -> RotaryTable | None:
 
     Does not apply where the angles of a position depend on more than that position: on other positions, as with
     frequencies that change with the length, on sizes, or on another input. Nor to caches that the node itself
-    indexes by positions.
+    indexes by positions, and to more than a million of these: the table would take gigabytes.
 
     Args:
         rotary: RotaryEmbedding of opset 23 with cos and sin [batch or 1, sequence, half].
         context_length: number of positions.
     """
-    if len(rotary.inputs) > 3 and rotary.inputs[3] is not None:
+    if context_length > _MOST_POSITIONS or (len(rotary.inputs) > 3 and rotary.inputs[3] is not None):
         return None
     found = [_tabulated(value, context_length) for value in rotary.inputs[1:3]]
     (positions, cos), (other, sin) = found[0] or (None, None), found[1] or (None, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from qcompile.backends.openvino.paged import open_paged
 from qcompile.backends.openvino.runtime import core
 from qcompile.chat import Answer, Chat, Message, Show, has_template
 from qcompile.errors import InputError, MissingDependencyError, ModelError
-from qcompile.generation import Generation
+from qcompile.generation import generation_of
 from qcompile.session import check_threads
 
 _MEND = "Compile the model again with output_format='genai'"
@@ -72,8 +71,7 @@ def open_chat(folder: Path, *, threads: int | None) -> Chat:
         reason = f"conversations on OpenVINO need openvino-genai ({error})"
         raise MissingDependencyError("openvino-genai", reason, "pip install 'qcompile[genai]'") from error
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        context_length = Generation.of(said.get("text_config", said)).context_length
+        context_length = generation_of(folder).context_length
         file = folder / "generation_config.json"
         config = openvino_genai.GenerationConfig(file) if file.exists() else openvino_genai.GenerationConfig()
         model = core().read_model(folder / MODEL_FILE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 from qcompile.errors import ModelError, UnsupportedError
 from qcompile.frontend.gguf import is_gguf_file, open_gguf
-from qcompile.frontend.huggingface import CONFIGURATION, is_folder
-from qcompile.generation import Generation
+from qcompile.frontend.huggingface import is_folder
+from qcompile.generation import CONFIGURATION, GENERATION
 from qcompile.plain_files import check_plain
 
-GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer.json"
 _NEEDED = (CONFIGURATION, TOKENIZER)
 _OTHERS = (
@@ -59,24 +57,6 @@ def write_assets(model: Any, folder: Path) -> tuple[str, ...]:
     for name in written:
         _copy(source / name, folder / name)
     return tuple(written)
-
-
-def generation_of(folder: Path) -> Generation:
-    """Read how a model is used from the configuration that lies in a folder; raises ModelError where that fails."""
-    config = _read(folder / CONFIGURATION)
-    text = config.get("text_config")
-    path = folder / GENERATION
-    return Generation.of(text if isinstance(text, dict) else config, _read(path) if path.exists() else None)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(said, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(str(path), f"it cannot be read: {error}", "Download the folder again") from error
-    return said
 
 
 def _copy(source: Path, target: Path) -> None:

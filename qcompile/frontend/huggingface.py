@@ -11,9 +11,8 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.errors import MissingDependencyError, ModelError, UnsafeModelError
+from qcompile.generation import CONFIGURATION
 from qcompile.plain_files import check_plain
-
-CONFIGURATION = "config.json"
 
 _WRITE = "Give a folder as save_pretrained() writes it"
 

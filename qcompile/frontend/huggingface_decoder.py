@@ -16,8 +16,11 @@ _ATTENTION = "qcompile"
 
 _LAYERS: contextvars.ContextVar[list[_PastLayer]] = contextvars.ContextVar("layers of the cache that is being exported")
 
-_KNOWN = frozenset({"dropout", "scaling", "softcap", "sliding_window", "is_causal", "position_ids", "use_cache"})
-"""What an attention layer says beside its tensors that `_attend` knows, or that is in the mask already."""
+_KNOWN = frozenset({"dropout", "scaling", "softcap", "sliding_window", "is_causal", "position_ids", "use_cache"}) | {
+    "output_router_logits"
+}
+"""What an attention layer says beside its tensors that `_attend` knows, that is in the mask already, or that changes
+only what else a model returns."""
 
 
 class _PastLayer(CacheLayerMixin):  # type: ignore[misc]  # no annotations

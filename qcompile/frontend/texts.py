@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.errors import CalibrationError, MissingDependencyError
-from qcompile.frontend.assets import TOKENIZER, write_assets
+from qcompile.errors import CalibrationError
+from qcompile.frontend.assets import write_assets
 from qcompile.frontend.gguf import is_gguf_file
 from qcompile.frontend.huggingface import is_folder
 from qcompile.plain_files import check_plain
+from qcompile.text_tokenizer import open_tokenizer
 
 
 def text_samples(
@@ -53,13 +54,9 @@ def read_text(path: Path) -> str:
 
 
 def _tokenizer(model: Any) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingDependencyError("tokenizers", f"texts need it ({error})", "pip install 'qcompile[hf]'") from error
     if not (is_folder(model) or is_gguf_file(model)):
         mend = "Give an .npz file of its inputs, or as the model a Hugging Face folder or a GGUF file"
         raise CalibrationError("calibration text", "the model comes without a tokenizer", mend)
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         write_assets(model, Path(folder))
-        return Tokenizer.from_file(str(Path(folder) / TOKENIZER))
+        return open_tokenizer(Path(folder)).tokenizer

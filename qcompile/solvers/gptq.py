@@ -19,7 +19,7 @@ Grid = tuple[Array, Array | None, tuple[int, int]]
 _BLOCK = 128
 _COLUMNS = 2048
 """Outputs that are rounded at a time: each is rounded by itself, and the weight of all of them may be large."""
-_SMALLEST_DAMP, _DAMP_LIMIT = 1e-6, 1.0
+SMALLEST_DAMP, _DAMP_LIMIT = 1e-6, 1.0
 _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 """Mean squares below it, as behind a saturated softmax, are noise."""
 
@@ -75,7 +75,7 @@ def factored(gram: Array, damp_percent: float) -> Array | None:
         try:
             return _upper_factor(damped)
         except np.linalg.LinAlgError:
-            damp = max(10 * damp, _SMALLEST_DAMP)
+            damp = max(10 * damp, SMALLEST_DAMP)
     return None
 
 

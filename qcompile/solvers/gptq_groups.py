@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from qcompile.scheme import GroupScheme
 from qcompile.solvers.descent import Rounded, descend
-from qcompile.solvers.gptq import Grid, factored, rounded_rows
+from qcompile.solvers.gptq import SMALLEST_DAMP, Grid, factored, rounded_rows
 from qcompile.solvers.grouped import Evidence, Grouped, column_blocks, finite, on_all_cores
 from qcompile.solvers.rtn import rtn, searched_scale
 
@@ -89,7 +89,7 @@ def gptq_groups(
 
 
 def _damped(gram: Array, damp_percent: float) -> Array:
-    moments = gram.astype(np.float32)
-    energy = np.diagonal(moments)
-    np.fill_diagonal(moments, energy + np.float32(damp_percent * energy.mean()))
+    """Return the second moments over their mean energy, with this share of it added to each, at least a little."""
+    moments = np.asarray(gram / np.diagonal(gram).mean(dtype=np.float64), np.float32)
+    np.fill_diagonal(moments, np.diagonal(moments) + np.float32(max(damp_percent, SMALLEST_DAMP)))
     return moments

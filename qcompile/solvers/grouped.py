@@ -39,11 +39,12 @@ class Evidence:
     squares: Array | None = None
 
     def energy(self, inputs: int) -> Array:
-        """Mean square of each input, float32 [inputs]; ones where it is not known, not finite or zero throughout."""
+        """Mean square of each input over the largest, float32 [inputs]; ones where none is known, or all are zero."""
         diagonal = self.squares if self.gram is None else np.diagonal(self.gram)
         if diagonal is None or not np.isfinite(diagonal).all() or not (diagonal > SMALLEST_SCALE).any():
             return np.ones(inputs, np.float32)
         energy: Array = np.maximum(diagonal, 0).astype(np.float32)
+        energy /= energy.max()  # their products with squares of a weight are to be numbers
         return energy
 
     def groups(self, inputs: int, scheme: GroupScheme) -> Array:
@@ -62,7 +63,7 @@ class Grouped:
 
     Attributes:
         integers: [inputs, outputs], int8 where the scheme is symmetric, else uint8.
-        scale: float32 [groups, outputs], normal numbers, also negative ones where the scheme is symmetric.
+        scale: float32 [groups, outputs], normal numbers, also negative ones.
         zero_point: uint8 [groups, outputs]; None where the scheme is symmetric.
         remark: what the solver could not do as asked, and did in its place; empty where there is nothing to say.
     """

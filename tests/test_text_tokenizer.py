@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qcompile.errors import InputError, ModelError
-from qcompile.evaluation_text import open_tokenizer, read_ids
 from qcompile.models.decoder_folders import write_decoder_folder
+from qcompile.text_tokenizer import open_tokenizer, read_ids
 
 TEXT = "The value of an expression is\nits last one.</s> And so on"
 
