@@ -97,6 +97,15 @@ def test_one_session_measures_all_weights() -> None:
     assert len(opened) < len(WEIGHTS)
 
 
+def test_a_model_without_floating_outputs_is_judged_by_its_layers() -> None:
+    text = BRANCHES.replace("(float[n, 128] y)", "(int64[n, 1] y)").replace(
+        "y = Add(m, u)", "v = Add(m, u) y = ArgMax(v)"
+    )
+    after = parse(text, **WEIGHTS)
+    settings = dataclasses.replace(AUTO, effective_bits=4.5, calibrator=calibrator(after))
+    assert settings(after).modified
+
+
 def test_effective_bits_counts_scales_and_zero_points():
     assert effective_bits(GroupScheme(4, 64), 128) == 4.5
     assert effective_bits(GroupScheme(3, 32, sym=False), 48) == 3 + 36 * 2 / 48

@@ -47,7 +47,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Compile PyTorch and ONNX models to INT8 for ONNX Runtime and OpenVINO."""
+    """Compile PyTorch, ONNX and language models to 2 to 8 bits for ONNX Runtime and OpenVINO."""
 
 
 def main() -> None:

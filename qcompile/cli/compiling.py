@@ -15,7 +15,12 @@ from qcompile.cli.console import Debug, Json, Trust, failures, print_json, progr
 
 
 def compile_model(
-    model: Annotated[Path, typer.Argument(help="An .onnx file; with --trust-input a .pt, .pth or .pt2 file.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="An .onnx or .gguf file, or a Hugging Face folder; with --trust-input a .pt, .pth or .pt2 file."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an artifact in it is replaced.")],
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name or YAML file.")] = "w8a8-dynamic",
     backend: Annotated[str, typer.Option("--backend", "-b", help="onnxruntime or openvino.")] = "onnxruntime",

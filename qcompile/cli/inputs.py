@@ -69,7 +69,7 @@ def model_file(path: Path) -> Path:
         mend = "Give the path of an .onnx or .gguf file, or of a folder with config.json and safetensors"
         raise ModelError(str(path), "it is a folder without config.json", mend)
     if not path.exists():
-        raise ModelError(str(path), "there is no such file", "Give the path of an .onnx file")
+        raise ModelError(str(path), "there is no such file", "Give the path of a model")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The front doors: PyTorch modules, exported programs and ONNX models become one `onnx_ir.Model`."""
+"""The front doors: PyTorch modules, ONNX models, Hugging Face folders and GGUF become one `onnx_ir.Model`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trace(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None,
 
     Args:
         model: torch.nn.Module, torch.export.ExportedProgram, path of an .onnx file, its bytes, onnx.ModelProto,
-            onnx_ir.Model, or path of a .pt, .pth or .pt2 file.
+            onnx_ir.Model, or path of a Hugging Face folder, a .gguf, .pt, .pth or .pt2 file.
         example_inputs: for a torch.nn.Module: a dict of keyword arguments, a tuple of arguments or one tensor.
         dynamic_shapes: for a torch.nn.Module: as torch.export takes it. None makes the batch and the sequence
             dynamic where the module allows it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,22 @@ def test_pieces_of_a_text_are_its_tokens_in_order(decoder: Path, ids: list[int])
     }
     assert [sample["input_ids"].shape[1] for sample in samples[:-1]] == [100] * (len(samples) - 1)
     assert np.concatenate([sample["input_ids"][0] for sample in samples]).tolist() == ids
+
+
+def test_what_the_tokenizer_cuts_for_others_is_not_cut_here(decoder: Path, ids: list[int], tmp_path: Path) -> None:
+    folder = shutil.copytree(decoder, tmp_path / "cutting")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(5)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (sample,) = text_samples(folder, TEXT, length=len(ids))
+    assert sample["input_ids"][0].tolist() == ids
+
+
+def test_a_damaged_tokenizer_is_refused(decoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(decoder, tmp_path / "damaged")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="it is no tokenizer"):
+        text_samples(folder, TEXT)
 
 
 def test_no_more_pieces_than_asked_for(decoder: Path, ids: list[int]) -> None:

@@ -266,3 +266,21 @@ def test_a_bias_that_others_read_is_corrected_for_its_linear_alone():
     add, multiply = after.graph[-2], after.graph[-1]
     assert np.abs(add.inputs[1].const_value.numpy() - bias).max() > 0.1
     np.testing.assert_array_equal(multiply.inputs[1].const_value.numpy(), bias)
+
+
+@pytest.mark.parametrize("setting", ["n_grid", "sweeps", "iters", "damp_percent"])
+def test_settings_below_zero_are_refused(setting):
+    with pytest.raises(RecipeError, match=setting):
+        QuantizeWeights(**{setting: -1})
+
+
+def test_a_weight_that_a_head_and_another_linear_read_has_the_scheme_of_the_head():
+    nodes = "y = MatMul(x, w) t = Tanh(x) u = MatMul(t, w) z = LogSoftmax(u)"
+    text = f"g (float[n, 16] x) => (float[n, 40] y, float[n, 40] z) {{ {nodes} }}"
+    weight = np.random.default_rng(5).normal(size=(16, 40)).astype(np.float32)
+    after = parse(text, w=weight)
+    QuantizeWeights(4, 16)(after)
+    large = [value for value in after.graph.initializers.values() if value.const_value.size == weight.size]
+    assert [value.dtype for value in large] == [ir.DataType.INT8]
+    assert operators(after).count("DequantizeLinear") == 1
+    run(after.clone(), np.ones((2, 16), np.float32))

@@ -106,6 +106,18 @@ def test_what_cannot_be_factored_is_rounded_to_nearest_and_reported(gram, remark
     np.testing.assert_array_equal(found.scale, nearest.scale)
 
 
+@pytest.mark.parametrize("factor", [1e-18, 1e18])
+def test_inputs_of_any_size_give_the_same_integers(factor):
+    rows = np.random.default_rng(3).normal(size=(200, 64))
+    weight = np.random.default_rng(4).normal(size=(64, 8)).astype(np.float32)
+    scheme = GroupScheme(3, 32)
+    found, expected = (
+        gptq_groups(weight, scheme, Evidence((each.T @ each / len(each)).astype(np.float32)))
+        for each in (rows * factor, rows)
+    )
+    assert (found.integers == expected.integers).mean() > 0.99  # rounded in other places of float32
+
+
 def test_one_sample_is_enough():
     weight, scheme, gram = weights(64, 5), GroupScheme(4, 32), moments(64, rows=1)
     found = gptq_groups(weight, scheme, Evidence(gram))

@@ -136,6 +136,9 @@ def test_angles_that_are_no_multiple_of_eight_stay_outside() -> None:
         (("causal = LessOrEqual", "causal = Less"), "its mask is not causal with padding alone"),
         (("mask = And (causal, real)", "low = Sub (rows, one)\n recent = Greater (columns, low)\n"
           " window = And (causal, recent)\n mask = And (window, real)"), "its mask is not causal with padding alone"),
+        (("mask = And (causal, real)", "wide = Constant <value = int64 {20}> ()\n low = Sub (rows, wide)\n"
+          " recent = Greater (columns, low)\n window = And (causal, recent)\n mask = And (window, real)"),
+         "its mask is not causal with padding alone"),
         (("mask = And (causal, real)", "not = Not (real)\n mask = And (causal, not)"), "not causal with padding"),
         (("(causal, real)", "(causal, causal)"), "its mask is not made of sizes and one input"),
         (("v, mask, past", "v, , past"), "it has no mask"),
