@@ -50,6 +50,10 @@ class UnsupportedError(QCompileError):
     """The backend or the target cannot run what the recipe asks for."""
 
 
+class UnsupportedOperator(UnsupportedError):
+    """A backend has no implementation of an operator, or of one of its attributes or types."""
+
+
 class NothingMatchedError(QCompileError):
     """A pass that was asked for found nothing to work on."""
 

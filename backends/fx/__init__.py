@@ -1,0 +1,11 @@
+"""ONNX models as modules of torch.fx: `lower`, and `OnnxBackend`, through which ONNX's own suite runs them.
+
+Not a backend of `qcompile.compile`.
+"""
+
+from __future__ import annotations
+
+from qcompile.backends.fx.lowering import lower
+from qcompile.backends.fx.onnx_backend import OnnxBackend
+
+__all__ = ["OnnxBackend", "lower"]

@@ -1,0 +1,99 @@
+"""If, Loop and Scan: in Python where the module runs, torch's own operators where it is compiled or exported.
+
+A body is a module and what it reads from around, which follows its own inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from qcompile.backends.fx.host import Host, single
+from qcompile.backends.fx.table import operator
+
+Body: TypeAlias = "tuple[Callable[..., Sequence[Any]], tuple[Any, ...]]"
+
+
+@operator("If")
+def if_(condition: Tensor, *, then_branch: Body, else_branch: Body) -> Sequence[Any]:
+    """One branch or the other. Compiled, both must make tensors of the same shapes."""
+    then, otherwise = then_branch, else_branch
+    if not torch.compiler.is_compiling():
+        module, captured = then if bool(condition) else otherwise
+        return module(*captured)
+    return torch.cond(
+        condition.reshape(()), lambda: tuple(then[0](*then[1])), lambda: tuple(otherwise[0](*otherwise[1])), ()
+    )
+
+
+@operator("Loop", host=("trips",))
+def loop(trips: Host | None, condition: Tensor | None, *carried: Any, body: Body) -> Sequence[Any]:
+    """Repeat while the condition holds, at most so often; what each turn makes besides is stacked."""
+    module, captured = body
+    most = None if trips is None else single(trips)
+    state, made, turn = list(carried), [], 0
+    going = True if condition is None else bool(condition)
+    while going and (most is None or turn < most):
+        results = module(torch.tensor(turn), condition, *state, *captured)
+        condition, state = results[0], list(results[1 : 1 + len(state)])
+        made.append(results[1 + len(state) :])
+        going, turn = bool(condition), turn + 1
+    return *state, *(torch.stack(parts) for parts in zip(*made, strict=True))
+
+
+@operator("Scan", since=9)
+def scan(
+    *inputs: Tensor,
+    body: Body,
+    num_scan_inputs: int,
+    scan_input_axes: Sequence[int] | None = None,
+    scan_input_directions: Sequence[int] | None = None,
+    scan_output_axes: Sequence[int] | None = None,
+    scan_output_directions: Sequence[int] | None = None,
+) -> Sequence[Tensor]:
+    """Apply a body along axes of inputs, carrying a state; what each turn makes is stacked."""
+    module, captured = body
+    count = len(inputs) - num_scan_inputs
+    axes = list(scan_input_axes or [0] * num_scan_inputs)
+    turned = list(scan_input_directions or [0] * num_scan_inputs)
+    read = [
+        (x.movedim(axis, 0).flip(0) if back else x.movedim(axis, 0))
+        for x, axis, back in zip(inputs[count:], axes, turned, strict=True)
+    ]
+    state, made = list(inputs[:count]), []
+    for turn in range(read[0].shape[0]):
+        results = module(*state, *(x[turn] for x in read), *captured)
+        state = list(results[:count])
+        made.append(results[count:])
+    stacked = [torch.stack(parts) for parts in zip(*made, strict=True)]
+    out_axes, back = list(scan_output_axes or [0] * len(stacked)), list(scan_output_directions or [0] * len(stacked))
+    ordered = [x.flip(0) if turn else x for x, turn in zip(stacked, back, strict=True)]
+    return *state, *(x.movedim(0, axis) for x, axis in zip(ordered, out_axes, strict=True))
+
+
+@operator("Scan")
+def scan_8(
+    lengths: Tensor | None,
+    *inputs: Tensor,
+    body: Body,
+    num_scan_inputs: int,
+    directions: Sequence[int] | None = None,
+) -> Sequence[Tensor]:
+    """Scan of opset 8: for each sample of a batch on its own; all of one length."""
+    if lengths is not None:
+        raise NotImplementedError
+    module, captured = body
+    del module, captured
+    samples = [
+        scan(
+            *(x[sample] for x in inputs),
+            body=body,
+            num_scan_inputs=num_scan_inputs,
+            scan_input_directions=directions,
+        )
+        for sample in range(inputs[0].shape[0])
+    ]
+    return [torch.stack(parts) for parts in zip(*samples, strict=True)]

@@ -1,0 +1,99 @@
+"""The table from an operator of ONNX to the function that computes it with torch.
+
+A function takes the operator's inputs by position and its attributes by name, so that what became an input in a later
+opset (the axes of a reduction) is one parameter for both. Parameters with these names are filled by the lowering:
+
+- `like`: a tensor on whose device new ones are made, or None for the processor;
+- `outputs`: how many outputs of the node are named;
+- `types`: types of the node's inputs in ONNX, None where they are not known;
+- `result`: type of the node's first output in ONNX, or None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+FILLED = ("like", "outputs", "types", "result")
+"""Parameters that the lowering fills, see above."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """An entry of the table.
+
+    Attributes:
+        function: what computes it; a tuple for an operator that may have several outputs.
+        since: first opset of the domain in which the operator means this.
+        host: names of the parameters that are numbers in Python (shapes, axes), not tensors.
+        random: it draws random numbers, so that nothing is computed when it is lowered.
+        parameters: names of the function's parameters; empty where it is one of torch's and takes inputs alone.
+        variadic: any number of inputs may follow the parameters.
+    """
+
+    function: Callable[..., Any]
+    since: int
+    host: frozenset[str]
+    random: bool
+    parameters: tuple[str, ...]
+    variadic: bool
+
+    def is_host(self, position: int) -> bool:
+        """True where the input at this position is wanted as numbers in Python."""
+        return position < len(self.parameters) and self.parameters[position] in self.host
+
+
+_TABLE: dict[tuple[str, str], list[Operator]] = {}
+_ON_HOST: dict[str, Callable[..., Any]] = {}
+
+
+def operator(
+    *names: str, domain: str = "", since: int = 1, host: tuple[str, ...] = (), random: bool = False
+) -> Callable[[_Function], _Function]:
+    """Decorator: enter a function for these operators, see `Operator`."""
+
+    def enter(function: _Function) -> _Function:
+        for name in names:
+            _enter(name, function, domain, since, frozenset(host), random)
+        return function
+
+    return enter
+
+
+def enter_torch(functions: dict[str, Callable[..., Any]]) -> None:
+    """Enter functions of torch that take the inputs of the operator in their order, and no attributes."""
+    for name, function in functions.items():
+        _TABLE.setdefault(("", name), []).append(Operator(function, 1, frozenset(), False, (), True))
+
+
+def _enter(name: str, function: Callable[..., Any], domain: str, since: int, host: frozenset[str], random: bool) -> None:
+    given = inspect.signature(function).parameters
+    variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in given.values())
+    parameters = tuple(key for key, parameter in given.items() if parameter.kind is not parameter.VAR_POSITIONAL)
+    entry = Operator(function, since, host, random, parameters, variadic)
+    _TABLE.setdefault((domain, name), []).append(entry)
+
+
+def on_host(*names: str) -> Callable[[_Function], _Function]:
+    """Decorator: enter a function that computes these operators of the standard domain on numbers in Python."""
+
+    def enter(function: _Function) -> _Function:
+        _ON_HOST.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def find(domain: str, name: str, opset: int) -> Operator | None:
+    """The entry for an operator in an opset of its domain, None where there is none."""
+    fitting = [entry for entry in _TABLE.get((domain, name), []) if entry.since <= opset]
+    return max(fitting, key=lambda entry: entry.since, default=None)
+
+
+def find_on_host(name: str) -> Callable[..., Any] | None:
+    """The function for an operator on numbers in Python, None where there is none."""
+    return _ON_HOST.get(name)
