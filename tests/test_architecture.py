@@ -35,6 +35,7 @@ ROOMS = {
     "passes": ["qcompile.passes*"],
     "onnxruntime": ["qcompile.backends.onnxruntime*"],
     "openvino": ["qcompile.backends.openvino*"],
+    "fx": ["qcompile.backends.fx*"],
     "backends": ["qcompile.backends", "qcompile.backends.feeds"],
     "models": ["qcompile.models*"],
     "dynamo": ["qcompile.frontend.dynamo"],
@@ -125,6 +126,7 @@ ARROWS = {
     "backends": {"graph", "foundation"},
     "onnxruntime": {"backends", "graph", "solvers", "foundation"},
     "openvino": {"backends", "graph", "solvers", "foundation"},
+    "fx": {"backends", "graph", "foundation"},
     "untrusted": {"foundation"},
     "frontend": {"untrusted", "graph", "foundation"},
     "report": {"backends", "calibration", "graph", "solvers", "recipe", "foundation"},
@@ -135,13 +137,19 @@ ARROWS = {
     "artifact": {"backends", "frontend", "report", "recipe", "foundation"},
     "models": {"graph", "foundation"},
     "dynamo": {"compile", "frontend", "foundation"},
-    "compile": set(ROOMS) - {"dynamo", "models", "onnxruntime", "openvino"},
+    "compile": set(ROOMS) - {"dynamo", "fx", "models", "onnxruntime", "openvino"},
 }
 # Heavy or optional packages -> the only modules that may import them.
 RUNTIMES = {
     "onnxruntime": ["qcompile.backends.onnxruntime*"],
     "openvino": ["qcompile.backends.openvino*"],
-    "torch": ["qcompile.frontend*", "qcompile.models*", "qcompile.calibration_data", "qcompile.solvers.inc"],
+    "torch": [
+        "qcompile.backends.fx*",
+        "qcompile.frontend*",
+        "qcompile.models*",
+        "qcompile.calibration_data",
+        "qcompile.solvers.inc",
+    ],
     "auto_round": ["qcompile.solvers.inc"],
     "transformers": [
         "qcompile.frontend.huggingface*",

@@ -22,8 +22,8 @@ def body(scope: Scope, graph: ir.Graph, name: str) -> tuple[fx.Node, tuple[fx.No
     """The node of a new submodule for a graph, and the nodes of what it reads from around, which follow its inputs."""
     inner = type(scope)(scope.model, scope.opsets, scope)
     inner.attributes = scope.attributes
-    for value in graph.inputs:
-        inner.give(value, scope.placed(inner.graph.placeholder("given")))
+    for index, value in enumerate(graph.inputs):
+        inner.give(value, scope.placed(inner.graph.placeholder(f"given_{index}")))
     inner.nodes(graph)
     inner.graph.output(tuple(inner.tensor(value) for value in graph.outputs))
     name = next(new for new in numbered(name) if not hasattr(scope.root, new))

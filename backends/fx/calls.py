@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from qcompile.backends.fx.host import Host, from_tensor
+from qcompile.backends.fx.host import from_tensor
 from qcompile.backends.fx.table import FILLED, Operator
 from qcompile.backends.fx.types import tensor_of
 from qcompile.errors import UnsupportedOperator
@@ -89,5 +89,3 @@ def is_several(node: ir.Node) -> bool:
 def results(node: ir.Node, made: Any) -> Sequence[Any]:
     """What a function returned, one for each output."""
     return made if is_several(node) else (made,)
-
-

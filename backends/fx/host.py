@@ -1,4 +1,4 @@
-"""Arrays of a few numbers in Python: shapes and what is computed from them, as ints and SymInts, never on the device."""
+"""Arrays of a few numbers in Python: shapes and what follows from them, as ints and SymInts, never on the device."""
 
 from __future__ import annotations
 
@@ -46,9 +46,16 @@ def _numbers(tensor: torch.Tensor) -> tuple[Number, ...]:
     return tuple(tensor.reshape(-1).tolist())
 
 
-def to_tensor(host: Host, like: torch.Tensor | None) -> torch.Tensor:
+def device_of(like: object) -> torch.device | None:
+    """The device of a tensor, or of the first of a sequence; None, which is the processor, of anything else."""
+    if isinstance(like, torch.Tensor):
+        return like.device
+    return device_of(like[0]) if isinstance(like, (list, tuple)) and like else None
+
+
+def to_tensor(host: Host, like: object) -> torch.Tensor:
     """The tensor of the numbers, filled on the device of another (None: the processor) without waiting for it."""
-    device = None if like is None else like.device
+    device = device_of(like)
     if not host.values:
         return torch.empty(host.shape, dtype=host.dtype, device=device)
     filled = [torch.full((), value, dtype=host.dtype, device=device) for value in host.values]

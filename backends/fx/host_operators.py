@@ -26,7 +26,7 @@ from qcompile.backends.fx.types import torch_type
 
 
 def _divided(a: Any, b: Any) -> Any:
-    """a / b; integers towards zero. Sizes are not negative, so that // does it for them, symbolic or not."""
+    """A / b; integers towards zero. Sizes are not negative, so that // does it for them, symbolic or not."""
     if isinstance(a, float) or isinstance(b, float):
         return a / b
     return -(-a // b) if isinstance(a, int) and a < 0 else a // b
@@ -107,7 +107,7 @@ for _name, _function in _UNARY.items():
 
 @on_host("Where")
 def where(condition: Host, x: Host, y: Host) -> Host:
-    """x where the condition holds, y elsewhere."""
+    """X where the condition holds, y elsewhere."""
     return _elementwise(lambda chosen, a, b: a if chosen else b, None, condition, x, y)
 
 
@@ -272,7 +272,7 @@ for _name, _function in _REDUCTIONS.items():
 
 @on_host("Pow")
 def power(base: Host, exponent: Host) -> Host:
-    """base ** exponent."""
+    """Base ** exponent."""
     return _elementwise(operator.pow, base.dtype, base, exponent)
 
 

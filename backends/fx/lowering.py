@@ -1,4 +1,4 @@
-"""ONNX IR -> torch.fx: each node becomes a call of the function that the table has for it, in the order of the graph."""
+"""ONNX IR -> torch.fx: each node becomes a call of the function that the table has for it, in graph order."""
 
 from __future__ import annotations
 

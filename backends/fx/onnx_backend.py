@@ -13,6 +13,8 @@ import torch
 
 from qcompile.backends.fx.lowering import lower
 from qcompile.backends.fx.types import array_of, tensor_of
+from qcompile.errors import UnsupportedOperator
+from qcompile.graph import RANDOM
 
 
 class OnnxBackend(onnx.backend.base.Backend):  # type: ignore[misc]
@@ -20,7 +22,15 @@ class OnnxBackend(onnx.backend.base.Backend):  # type: ignore[misc]
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> Prepared:
-        """The model, ready to run; raises UnsupportedOperator where it cannot be lowered."""
+        """The model, ready to run; raises UnsupportedOperator where it cannot be lowered, or draws random numbers.
+
+        What is drawn cannot be compared: `lower` takes it.
+        """
+        for node in model.graph.node:
+            if node.op_type in RANDOM:
+                raise UnsupportedOperator(
+                    node.op_type, "what it draws is nobody else's", "Call `lower`, which takes it"
+                )
         return Prepared(ir.from_proto(model), torch.device(device.lower()))
 
     @classmethod

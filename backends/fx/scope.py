@@ -105,8 +105,17 @@ class Scope:
             return outer
         if isinstance(outer, Fixed):
             outer = OnDevice(around.tensor(value))
-        self.captured.append(outer.node)
-        return dataclasses.replace(outer, node=self.graph.placeholder(f"captured_{len(self.captured)}"))
+        return dataclasses.replace(outer, node=self._capture(outer.node))
+
+    def _capture(self, node: fx.Node) -> fx.Node:
+        """A new input of this body, for a node of the graph around it."""
+        self.captured.append(node)
+        inputs = self.graph.find_nodes(op="placeholder")
+        place = inputs[-1] if inputs else next(iter(self.graph.nodes), None)
+        if place is None:
+            return self.graph.placeholder(f"captured_{len(self.captured)}")
+        with self.graph.inserting_after(place) if inputs else self.graph.inserting_before(place):
+            return self.graph.placeholder(f"captured_{len(self.captured)}")
 
     def tensor(self, value: ir.Value, like: fx.Node | None = None) -> fx.Node:
         """The node of a value as a tensor: a constant as a buffer, numbers filled on the device."""
@@ -132,8 +141,7 @@ class Scope:
         if self._anchor is None and self.around is not None:
             outer = self.around.anchor()
             if outer is not None:
-                self.captured.append(outer)
-                self._anchor = self.graph.placeholder("anchor")
+                self._anchor = self._capture(outer)
         return self._anchor or next(iter(self._buffers.values()), None)
 
     def numbers(self, value: ir.Value) -> Host | fx.Node:

@@ -70,7 +70,9 @@ def enter_torch(functions: dict[str, Callable[..., Any]]) -> None:
         _TABLE.setdefault(("", name), []).append(Operator(function, 1, frozenset(), False, (), True))
 
 
-def _enter(name: str, function: Callable[..., Any], domain: str, since: int, host: frozenset[str], random: bool) -> None:
+def _enter(
+    name: str, function: Callable[..., Any], domain: str, since: int, host: frozenset[str], random: bool
+) -> None:
     given = inspect.signature(function).parameters
     variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in given.values())
     parameters = tuple(key for key, parameter in given.items() if parameter.kind is not parameter.VAR_POSITIONAL)

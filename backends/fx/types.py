@@ -114,5 +114,3 @@ def wrapped(values: torch.Tensor, dtype: ir.DataType) -> torch.Tensor:
     if dtype in (ir.DataType.INT2, ir.DataType.INT4):
         low = low - ((low >> (bits - 1)) << bits)
     return low.to(torch_type(dtype))
-
-

@@ -23,13 +23,13 @@ def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 @operator("Gelu")
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """x * (1 + erf(x / sqrt(2))) / 2, or its approximation by tanh."""
+    """X * (1 + erf(x / sqrt(2))) / 2, or its approximation by tanh."""
     return functional.gelu(x, approximate=approximate)
 
 
 @operator("HardSigmoid")
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
-    """alpha * x + beta, within 0 and 1."""
+    """Alpha * x + beta, within 0 and 1."""
     return torch.clamp(alpha * x + beta, 0, 1)
 
 
@@ -40,6 +40,12 @@ def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
 
 
 @operator("PRelu")
+def prelu_1(x: Tensor, slope: Tensor) -> Tensor:
+    """PRelu of opsets below 7: a slope for each channel."""
+    return prelu(x, slope.reshape(-1, *(1 for _ in range(x.dim() - 2))))
+
+
+@operator("PRelu", since=7)
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     """x, and slope * x below 0; the slope broadcasts to x."""
     return torch.where(x < 0, slope * x, x)
@@ -47,13 +53,13 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 @operator("Selu")
 def selu(x: Tensor, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Tensor:
-    """gamma * x, and gamma * alpha * (exp(x) - 1) below 0."""
+    """Gamma * x, and gamma * alpha * (exp(x) - 1) below 0."""
     return gamma * torch.where(x > 0, x, alpha * torch.expm1(torch.clamp(x, max=0)))
 
 
 @operator("Shrink")
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
-    """x + bias below -lambd, x - bias above lambd, else 0."""
+    """X + bias below -lambd, x - bias above lambd, else 0."""
     lower, upper = x < -lambd, x > lambd
     return torch.where(lower, x + bias, torch.where(upper, x - bias, 0)).to(x.dtype)
 
@@ -66,19 +72,22 @@ def softplus(x: Tensor) -> Tensor:
 
 @operator("Swish")
 def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """x * sigmoid(alpha * x)."""
+    """X * sigmoid(alpha * x)."""
     return x * torch.sigmoid(alpha * x)
 
 
 @operator("ThresholdedRelu")
 def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """x where it is above alpha, else 0."""
+    """X where it is above alpha, else 0."""
     return torch.where(x > alpha, x, torch.zeros_like(x))
 
 
 @operator("Softmax", since=13)
 def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along an axis."""
+    """exp(x) / sum(exp(x)) along an axis; float16 on the processor in the steps, and roundings, of ONNX's function."""
+    if x.dtype is torch.float16 and x.device.type == "cpu":
+        powers = torch.exp(x - x.amax(axis, keepdim=True))
+        return powers / powers.sum(axis, keepdim=True)
     return torch.softmax(x, axis)
 
 

@@ -84,18 +84,13 @@ def attention(
     total = key.shape[2]
     square = attn_mask is None and past_key is None and nonpad_kv_seqlen is None
     square = square and left_window_size < 0 and right_window_size < 0
-    grouped = query.shape[1] != key.shape[1]
     products = None
     if outputs < 4 and not softcap and softmax_precision is None:
         bias = None
         if not square:
-            allowed = _allowed(
-                query, total, offset, nonpad_kv_seqlen, is_causal, left_window_size, right_window_size
-            )
+            allowed = _allowed(query, total, offset, nonpad_kv_seqlen, is_causal, left_window_size, right_window_size)
             bias = _bias(attn_mask, allowed, total, query.dtype)
-        made = functional.scaled_dot_product_attention(
-            query, key, value, bias, is_causal=bool(is_causal) and square, scale=factor, enable_gqa=grouped
-        )
+        made = _fused(query, key, value, bias, bool(is_causal) and square, factor)
     else:
         allowed = _allowed(query, total, offset, nonpad_kv_seqlen, is_causal, left_window_size, right_window_size)
         bias = _bias(attn_mask, allowed, total, query.dtype)
@@ -112,6 +107,17 @@ def attention(
         )
     made = made.transpose(1, 2).flatten(2) if flat else made
     return (made, key, value, products)[:outputs] if products is not None else (made, key, value)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float) -> Tensor:
+    grouped, kind = query.shape[1] != key.shape[1], query.dtype
+    if kind is torch.float16 and query.device.type == "cpu":
+        # torch's kernel for the processor rounds the probabilities to float16: up to two steps of the result.
+        query, key, value = query.float(), key.float(), value.float()
+        bias = bias.float() if bias is not None and bias.dtype is kind else bias
+    return functional.scaled_dot_product_attention(
+        query, key, value, bias, is_causal=causal, scale=scale, enable_gqa=grouped
+    ).to(kind)
 
 
 def _explicit(

@@ -99,7 +99,9 @@ def conv_transpose(
         cut = []
         for have, want in zip(reach, wanted, strict=True):
             total = max(have - want, 0)
-            cut.append((total - total // 2, total // 2) if auto_pad != "SAME_UPPER" else (total // 2, total - total // 2))
+            cut.append(
+                (total - total // 2, total // 2) if auto_pad != "SAME_UPPER" else (total // 2, total - total // 2)
+            )
             if have < want:
                 cut[-1] = (0, have - want)
     else:

@@ -105,7 +105,7 @@ for _name, _function in {
 
 @operator("Div")
 def div(a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int | None = None) -> Tensor:
-    """a / b; integers towards zero, as in C."""
+    """A / b; integers towards zero, as in C."""
     b = aligned(a, b, axis, broadcast)
     return torch.div(a, b) if a.is_floating_point() else computed(torch.div, a, b, rounding_mode="trunc")
 
@@ -118,7 +118,7 @@ def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
 
 @operator("Pow")
 def power(a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int | None = None) -> Tensor:
-    """a ** b in the type of a."""
+    """A ** b in the type of a."""
     b = aligned(a, b, axis, broadcast)
     if b.is_floating_point() and not a.is_floating_point():
         return torch.pow(a.to(b.dtype), b).to(a.dtype)

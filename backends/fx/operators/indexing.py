@@ -69,7 +69,7 @@ def _part(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
 
 @operator("ScatterElements", "Scatter")
 def scatter_elements(x: Tensor, index: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
-    """x with elements at indices along an axis replaced, or combined."""
+    """X with elements at indices along an axis replaced, or combined."""
     place = counted(index, x.shape[axis])
     if reduction == "none":
         return wide(x).scatter(axis, place, wide(updates)).to(x.dtype)
@@ -79,7 +79,7 @@ def scatter_elements(x: Tensor, index: Tensor, updates: Tensor, *, axis: int = 0
 
 @operator("ScatterND")
 def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
-    """x with the entries at the places that the last axis of the index says replaced, or combined."""
+    """X with the entries at the places that the last axis of the index says replaced, or combined."""
     depth = index.shape[-1]
     places = tuple(counted(index[..., axis], x.shape[axis]) for axis in range(depth))
     if reduction == "none":
@@ -101,7 +101,7 @@ def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "n
 def tensor_scatter(
     past: Tensor, update: Tensor, write_indices: Tensor | None = None, *, axis: int = -2, mode: str = "linear"
 ) -> Tensor:
-    """A cache with new entries along an axis, from an own position for each sample; circular: behind the end, in front."""
+    """A cache with new entries along an axis, from a position for each sample; circular: over the end."""
     axis %= past.dim()
     places = torch.arange(update.shape[axis], device=past.device)[None, :]
     if write_indices is not None:
@@ -195,5 +195,3 @@ def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_ax
     places = torch.where(steps < ends, ends - 1 - steps, steps)
     rows = torch.arange(moved.shape[0], device=x.device)[:, None]
     return moved[rows, places].movedim((0, 1), (batch_axis, time_axis))
-
-

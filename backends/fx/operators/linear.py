@@ -12,6 +12,8 @@ from qcompile.backends.fx.table import operator
 @operator("MatMul")
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """The product of matrices, batches broadcast."""
+    if a.dtype is torch.float16 and a.device.type == "cpu":  # torch rounds partial sums there
+        return torch.matmul(a.float(), b.float()).half()
     return computed(torch.matmul, a, b)
 
 
@@ -23,11 +25,11 @@ def gemm(
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
-    transA: int = 0,  # noqa: N803
-    transB: int = 0,  # noqa: N803
+    transA: int = 0,
+    transB: int = 0,
     broadcast: int = 1,  # noqa: ARG001 - opsets below 7 say so where torch would do it anyway
 ) -> Tensor:
-    """alpha * a @ b + beta * c, either of a and b transposed."""
+    """Alpha * a @ b + beta * c, either of a and b transposed."""
     made = torch.matmul(a.t() if transA else a, b.t() if transB else b)
     made = made if alpha == 1 else (alpha * made).to(made.dtype)
     if c is None:
@@ -63,5 +65,3 @@ def matmul_integer(
     """The product of integers less their zero points, in int32."""
     left = centred(a, a_zero_point, rows=True)
     return torch.matmul(left, centred(b, b_zero_point)).to(torch.int32)
-
-

@@ -99,9 +99,7 @@ def group_normalization(
 
 
 @operator("GroupNormalization", since=18)
-def group_normalization_18(
-    x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5, num_groups: int
-) -> Tensor:
+def group_normalization_18(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5, num_groups: int) -> Tensor:
     """As from opset 21 on, with a scale and a bias for each group."""
     made = functional.group_norm(x, num_groups, eps=epsilon)
     repeats = x.shape[1] // num_groups
@@ -111,7 +109,7 @@ def group_normalization_18(
 
 @operator("LRN")
 def lrn(x: Tensor, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int) -> Tensor:
-    """x / (bias + alpha / size * the sum of squares of near channels) ** beta."""
+    """X / (bias + alpha / size * the sum of squares of near channels) ** beta."""
     before, behind = (size - 1) // 2, math.ceil((size - 1) / 2)
     squares = functional.pad(x.square().movedim(1, -1), (before, behind))
     sums = squares.unfold(-1, size, 1).sum(-1).movedim(-1, 1)
@@ -120,7 +118,7 @@ def lrn(x: Tensor, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 
 @operator("LpNormalization")
 def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
-    """x over its norm along an axis; 0 where that is 0."""
+    """X over its norm along an axis; 0 where that is 0."""
     norm = x.abs().sum(axis, keepdim=True) if p == 1 else x.square().sum(axis, keepdim=True).sqrt()
     return torch.where(norm == 0, torch.zeros_like(x), x / torch.where(norm == 0, torch.ones_like(norm), norm))
 
@@ -133,20 +131,19 @@ def mean_variance_normalization(x: Tensor, *, axes: Sequence[int] = (0, 2, 3)) -
     return (x - mean) / (deviation + 1e-9)
 
 
-@operator("Dropout", host=("ratio", "training_mode"), random=True)
+@operator("Dropout", host=("ratio", "training_mode"))
 def dropout(
     x: Tensor,
     ratio: Host | float | None = None,
     training_mode: Host | None = None,
     *,
-    seed: int | None = None,  # noqa: ARG001 - torch draws otherwise than any other
+    seed: int | None = None,  # noqa: ARG001 - nothing is drawn
 ) -> tuple[Tensor, Tensor]:
-    """x and a mask of what is kept: all, except in training."""
+    """X and a mask of what is kept, which is all. Raises UnsupportedOperator in training with a ratio above 0."""
     share = 0.5 if ratio is None else single(ratio)
-    if training_mode is None or not single(training_mode) or share == 0:
-        return x, torch.ones_like(x, dtype=torch.bool)
-    kept = torch.rand(x.shape, device=x.device) >= share
-    return torch.where(kept, x / (1 - share), torch.zeros_like(x)), kept
+    if training_mode is not None and single(training_mode) and share != 0:
+        raise UnsupportedOperator("Dropout", "it is in training mode, and drops at random", "Export for inference")
+    return x, torch.ones_like(x, dtype=torch.bool)
 
 
 @operator("NegativeLogLikelihoodLoss")

@@ -63,7 +63,7 @@ def quantize_linear(
     types: tuple[ir.DataType | None, ...],
     result: ir.DataType | None,
 ) -> Tensor:
-    """x / scale + zero_point, rounded to the type of the zero point."""
+    """X / scale + zero_point, rounded to the type of the zero point."""
     given = types[2] if zero_point is not None else None
     dtype = ir.DataType(output_dtype) if output_dtype else given or result or ir.DataType.UINT8
     kind = torch_type(precision) if precision else (torch.float32 if x.dtype is torch.int32 else x.dtype)
@@ -97,7 +97,7 @@ def dequantize_linear(
 
 @operator("DynamicQuantizeLinear")
 def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x in uint8 over its own range with 0; the scale; the zero point."""
+    """X in uint8 over its own range with 0; the scale; the zero point."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = (high - low) / 255
     safe = torch.where(scale == 0, torch.ones_like(scale), scale)
@@ -157,5 +157,3 @@ def q_linear_conv(
     shift = None if bias is None else bias.to(torch.float64) * x_scale.to(torch.float64) * w_scale.to(torch.float64)
     made = conv(left, right, shift, group=group, pads=pads, strides=strides, **settings)
     return rounded(made / y_scale.to(torch.float64), y_zero_point, types[7] or ir.DataType.UINT8)
-
-

@@ -20,8 +20,9 @@ _ACTIVATIONS: dict[str, Callable[[Tensor, float | None, float | None], Tensor]] 
     "Affine": lambda x, alpha, beta: (1.0 if alpha is None else alpha) * x + (0.0 if beta is None else beta),
     "LeakyRelu": lambda x, alpha, _beta: activations.leaky_relu(x, alpha=0.01 if alpha is None else alpha),
     "ThresholdedRelu": lambda x, alpha, _beta: activations.thresholded_relu(x, alpha=1.0 if alpha is None else alpha),
-    "ScaledTanh": lambda x, alpha, beta: (1.0 if alpha is None else alpha)
-    * torch.tanh((1.0 if beta is None else beta) * x),
+    "ScaledTanh": lambda x, alpha, beta: (
+        (1.0 if alpha is None else alpha) * torch.tanh((1.0 if beta is None else beta) * x)
+    ),
     "HardSigmoid": lambda x, alpha, beta: activations.hard_sigmoid(
         x, alpha=0.2 if alpha is None else alpha, beta=0.5 if beta is None else beta
     ),
@@ -34,7 +35,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor, float | None, float | None], Tensor]] 
 def _chosen(
     names: Sequence[str], alphas: Sequence[float], betas: Sequence[float], clip: float | None, operator_name: str
 ) -> list[Callable[[Tensor], Tensor]]:
-    """The activation functions, behind the clip of what they get. Settings are given to those that have them, in order."""
+    """The activation functions, behind the clip of what they get; settings are given in the order of the names."""
     left = {"alpha": list(alphas), "beta": list(betas)}
     found = []
     for name in names:

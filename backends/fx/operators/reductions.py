@@ -112,7 +112,9 @@ def _place(function: Callable[..., Tensor], x: Tensor, axis: int, keep: int, las
     """Where the extreme is; `argmax` of torch may return any of several, so the places are compared."""
     x = wide(x)
     found = x == function(x, axis, keepdim=True)
-    steps = torch.arange(x.shape[axis], device=x.device).reshape([-1, *(1 for _ in range(x.dim() - 1 - axis % x.dim()))])
+    steps = torch.arange(x.shape[axis], device=x.device).reshape(
+        [-1, *(1 for _ in range(x.dim() - 1 - axis % x.dim()))]
+    )
     if last:
         return torch.where(found, steps, -1).amax(axis, keepdim=bool(keep))
     return torch.where(found, steps, x.shape[axis]).amin(axis, keepdim=bool(keep))
@@ -155,7 +157,12 @@ def cum_prod(x: Tensor, axis: Host, *, exclusive: int = 0, reverse: int = 0) -> 
 
 @operator("TopK", host=("k",))
 def top_k(
-    x: Tensor, k: Host | int, *, axis: int = -1, largest: int = 1, sorted: int = 1  # noqa: ARG001 - always sorted
+    x: Tensor,
+    k: Host | int,
+    *,
+    axis: int = -1,
+    largest: int = 1,
+    sorted: int = 1,  # noqa: ARG001 - always sorted
 ) -> tuple[Tensor, Tensor]:
     """The largest along an axis and where they are, the first of equals first."""
     ordered, places = torch.sort(wide(x), dim=axis, descending=bool(largest), stable=True)
@@ -164,9 +171,7 @@ def top_k(
 
 
 @operator("Unique")
-def unique(
-    x: Tensor, *, axis: int | None = None, sorted: int = 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def unique(x: Tensor, *, axis: int | None = None, sorted: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each value once, where it first is, which it is for each element, and how often."""
     if axis is None:
         x, axis = x.reshape(-1), 0

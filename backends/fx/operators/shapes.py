@@ -8,14 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qcompile.backends.fx.host import Host, Number, Numbers, ints, single
+from qcompile.backends.fx.host import Host, Number, Numbers, device_of, ints, single
 from qcompile.backends.fx.table import operator
 from qcompile.backends.fx.types import torch_type
-
-
-def filled(like: Tensor | None) -> torch.device | None:
-    """The device of new tensors."""
-    return None if like is None else like.device
 
 
 @operator("Reshape", host=("shape",))
@@ -89,27 +84,27 @@ def tile(x: Tensor, repeats: Numbers) -> Tensor:
 
 
 @operator("ConstantOfShape", host=("shape",))
-def constant_of_shape(shape: Numbers, *, value: Host | None = None, like: Tensor | None) -> Tensor:
+def constant_of_shape(shape: Numbers, *, value: Host | None = None, like: object) -> Tensor:
     """One number everywhere."""
     filling = value or Host((0.0,), (1,), torch.float32)
-    return torch.full(ints(shape), filling.values[0], dtype=filling.dtype, device=filled(like))
+    return torch.full(ints(shape), filling.values[0], dtype=filling.dtype, device=device_of(like))
 
 
 @operator("Range", host=("start", "limit", "delta"))
-def range_(start: Host, limit: Host, delta: Host, *, like: Tensor | None) -> Tensor:
+def range_(start: Host, limit: Host, delta: Host, *, like: object) -> Tensor:
     """From a number up to another, in steps."""
     first, last, step = single(start), single(limit), single(delta)
     if isinstance(step, (int, float)) and isinstance(first, (int, float)) and isinstance(last, (int, float)):
         count = max(math.ceil((last - first) / step), 0)
         return _counted(first, step, count, start.dtype, like)
     if step == 1:  # of symbolic ends
-        return torch.arange(first, last, dtype=start.dtype, device=filled(like))
-    return torch.arange(first, last, step, dtype=start.dtype, device=filled(like))
+        return torch.arange(first, last, dtype=start.dtype, device=device_of(like))
+    return torch.arange(first, last, step, dtype=start.dtype, device=device_of(like))
 
 
-def _counted(first: Number, step: Number, count: int, dtype: torch.dtype, like: Tensor | None) -> Tensor:
-    """first + step * (0, 1, ..): of exactly `count` elements, which rounding cannot change."""
-    return (torch.arange(count, device=filled(like)) * step + first).to(dtype)
+def _counted(first: Number, step: Number, count: int, dtype: torch.dtype, like: object) -> Tensor:
+    """First + step * (0, 1, ..): of exactly `count` elements, which rounding cannot change."""
+    return (torch.arange(count, device=device_of(like)) * step + first).to(dtype)
 
 
 @operator("EyeLike")
