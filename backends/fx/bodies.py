@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
 from torch import fx
 
 from qcompile.backends.fx import calls
-from qcompile.graph import numbered
+from qcompile.graph import is_standard, numbered
 
 if TYPE_CHECKING:
     from qcompile.backends.fx.scope import Scope
 
-__all__ = ["body", "drop_absent", "function_of", "numbered"]
+__all__ = ["body", "drop_absent", "function_of", "is_counted", "numbered"]
 
 
 def body(scope: Scope, graph: ir.Graph, name: str) -> tuple[fx.Node, tuple[fx.Node, ...]]:
@@ -29,6 +29,21 @@ def body(scope: Scope, graph: ir.Graph, name: str) -> tuple[fx.Node, tuple[fx.No
     name = next(new for new in numbered(name) if not hasattr(scope.root, new))
     scope.root.add_module(name, inner.module())
     return scope.graph.get_attr(name), tuple(inner.captured)
+
+
+def is_counted(node: ir.Node, graph: ir.Graph) -> bool:
+    """True for the body of a Loop whose condition holds for ever, so that the number of turns alone ends it."""
+    given, made = node.inputs[1], graph.outputs[0]
+    if given is not None and (given.const_value is None or not given.const_value.numpy().all()):
+        return False
+    producer = made.producer()
+    while producer is not None and is_standard(producer, "Identity"):
+        source = producer.inputs[0]
+        assert source is not None
+        made, producer = source, source.producer()
+    if producer is not None and is_standard(producer, "Constant"):
+        return bool(producer.attributes["value"].as_tensor().numpy().all())
+    return made is graph.inputs[1] or (made.const_value is not None and bool(made.const_value.numpy().all()))
 
 
 def function_of(
@@ -53,10 +68,11 @@ def function_of(
     return ir.serde.deserialize_function(proto), defaults | attributes
 
 
-def _standard(
-    schema: onnx.defs.OpSchema, node: ir.Node, opset: int, attributes: Mapping[str, ir.Attr]
-) -> onnx.FunctionProto:
-    """ONNX's own function for a node, made for the types of its inputs where it depends on them."""
+def _standard(schema: Any, node: ir.Node, opset: int, attributes: Mapping[str, ir.Attr]) -> onnx.FunctionProto:
+    """ONNX's own function for a node, made for the types of its inputs where it depends on them.
+
+    The schema is an onnx.defs.OpSchema, of which onnx's stubs lack what makes functions.
+    """
     proto = onnx.FunctionProto()
     if schema.has_function:
         fitting = [version for version in schema.function_opset_versions if version <= opset]
@@ -80,8 +96,8 @@ def _standard(
 
 def _type(value: ir.Value | None) -> bytes:
     if value is None:
-        return onnx.TypeProto().SerializeToString()
-    return ir.serde.serialize_value(value).type.SerializeToString()
+        return bytes(onnx.TypeProto().SerializeToString())
+    return bytes(ir.serde.serialize_value(value).type.SerializeToString())
 
 
 def drop_absent(function: ir.Function, inputs: Sequence[object]) -> None:

@@ -73,7 +73,14 @@ def keywords(node: ir.Node, entry: Operator, given: Mapping[str, ir.Attr], like:
     if unknown:
         raise unsupported(node, f"the attribute {unknown[0]!r} is not known")
     types = tuple(None if value is None else value.dtype for value in node.inputs)
-    filled = {"like": like, "outputs": len(node.outputs), "types": types, "result": node.outputs[0].dtype}
+    filled = {
+        "like": like,
+        "outputs": len(node.outputs),
+        "types": types,
+        "result": node.outputs[0].dtype,
+        "counted": False,
+        "in_place": False,
+    }
     return found | {name: filled[name] for name in FILLED if name in entry.parameters}
 
 

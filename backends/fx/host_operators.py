@@ -33,11 +33,11 @@ def _divided(a: Any, b: Any) -> Any:
 
 
 def _least(a: Any, b: Any) -> Any:
-    return torch.sym_min(a, b)
+    return torch.sym_min(a, b)  # type: ignore[no-untyped-call]
 
 
 def _most(a: Any, b: Any) -> Any:
-    return torch.sym_max(a, b)
+    return torch.sym_max(a, b)  # type: ignore[no-untyped-call]
 
 
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
@@ -92,7 +92,7 @@ def _enter_unary(name: str, function: Callable[[Any], Any]) -> None:
     @on_host(name)
     def apply(x: Host) -> Host:
         made = tuple(function(value) for value in x.values)
-        return x._replace(values=tuple(torch.sym_float(value) for value in made) if x.dtype.is_floating_point else made)
+        return x._replace(values=tuple(_floating(value) for value in made) if x.dtype.is_floating_point else made)
 
     apply.__name__ = apply.__qualname__ = f"host_{name.lower()}"
 
@@ -101,8 +101,8 @@ for _name, _function in _BINARY.items():
     _enter_binary(_name, _function, None)
 for _name, _function in _COMPARISONS.items():
     _enter_binary(_name, _function, torch.bool)
-for _name, _function in _UNARY.items():
-    _enter_unary(_name, _function)
+for _name, _alone in _UNARY.items():
+    _enter_unary(_name, _alone)
 
 
 @on_host("Where")
@@ -114,22 +114,35 @@ def where(condition: Host, x: Host, y: Host) -> Host:
 @on_host("Cast")
 def cast(x: Host, *, to: int, saturate: int = 1, round_mode: str = "up") -> Host:  # noqa: ARG001 - for float8 alone
     """The numbers in another type."""
-    dtype = torch_type(to)
+    return _converted(x, torch_type(to))
+
+
+def _converted(x: Host, dtype: torch.dtype) -> Host:
     kind: Callable[[Any], Number]
     if dtype is torch.bool:
         kind = bool
     elif dtype.is_floating_point:
-        kind = torch.sym_float
+        kind = _floating
     else:
         kind = _integer if x.dtype.is_floating_point else operator.pos
     return Host(tuple(map(kind, x.values)), x.shape, dtype)
 
 
+@on_host("CastLike")
+def cast_like(x: Host, target: Host, *, saturate: int = 1, round_mode: str = "up") -> Host:  # noqa: ARG001 - as above
+    """The numbers in the type of others."""
+    return _converted(x, target.dtype)
+
+
+def _floating(number: Any) -> Any:
+    return torch.sym_float(number)  # type: ignore[no-untyped-call]
+
+
 def _integer(number: Any) -> Any:
-    return torch.sym_int(number)
+    return torch.sym_int(number)  # type: ignore[no-untyped-call]
 
 
-@on_host("ConstantOfShape")
+@on_host("ConstantOfShape", symbolic=0)
 def constant_of_shape(shape: Host, *, value: Host | None = None) -> Host:
     """One number everywhere."""
     sizes = tuple(ints(shape))
@@ -137,14 +150,14 @@ def constant_of_shape(shape: Host, *, value: Host | None = None) -> Host:
     return Host(filling.values * math.prod(sizes), sizes, filling.dtype)
 
 
-@on_host("Expand")
+@on_host("Expand", symbolic=1)
 def expand(x: Host, shape: Host) -> Host:
     """Broadcast to a shape, in both directions."""
     target = broadcast_shape(x.shape, tuple(ints(shape)))
     return x._replace(values=tuple(x.values[place] for place in positions(x.shape, target)), shape=target)
 
 
-@on_host("Reshape")
+@on_host("Reshape", symbolic=1)
 def reshape(x: Host, shape: Numbers, *, allowzero: int = 0) -> Host:  # noqa: ARG001 - no array of ours is empty
     """Another shape; 0 keeps a size, -1 is what is left."""
     sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(ints(shape))]
@@ -153,7 +166,7 @@ def reshape(x: Host, shape: Numbers, *, allowzero: int = 0) -> Host:  # noqa: AR
     return x._replace(shape=tuple(sizes))
 
 
-@on_host("Unsqueeze")
+@on_host("Unsqueeze", symbolic=1)
 def unsqueeze(x: Host, axes: Numbers) -> Host:
     """New axes of size 1."""
     chosen = ints(axes)
@@ -163,7 +176,7 @@ def unsqueeze(x: Host, axes: Numbers) -> Host:
     return x._replace(shape=tuple(1 if axis in new else next(old) for axis in range(rank)))
 
 
-@on_host("Squeeze")
+@on_host("Squeeze", symbolic=1)
 def squeeze(x: Host, axes: Numbers | None = None) -> Host:
     """Without these axes, or all of size 1."""
     gone = {axis for axis, size in enumerate(x.shape) if size == 1}
@@ -179,7 +192,7 @@ def flatten(x: Host, *, axis: int = 1) -> Host:
     return x._replace(shape=(before, len(x.values) // before))
 
 
-@on_host("Gather")
+@on_host("Gather", symbolic=1)
 def gather(x: Host, index: Host, *, axis: int = 0) -> Host:
     """Entries along an axis."""
     chosen = taken(x, axis, ints(index))
@@ -187,7 +200,7 @@ def gather(x: Host, index: Host, *, axis: int = 0) -> Host:
     return chosen._replace(shape=(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
-@on_host("Slice")
+@on_host("Slice", symbolic=1)
 def slice_(
     x: Host,
     starts: Numbers,
@@ -227,7 +240,7 @@ def concat(*parts: Host, axis: int) -> Host:
     return parts[0]._replace(values=tuple(values), shape=(*parts[0].shape[:axis], size, *parts[0].shape[axis + 1 :]))
 
 
-@on_host("Split")
+@on_host("Split", symbolic=1)
 def split(x: Host, split: Numbers | None = None, *, axis: int = 0, num_outputs: int = 0, outputs: int) -> list[Host]:
     """Parts of an axis, of these sizes or of one."""
     size = x.shape[axis]
@@ -252,7 +265,7 @@ def transpose(x: Host, *, perm: Sequence[int] | None = None) -> Host:
 
 
 def _enter_reduction(name: str, function: Callable[[Any, Any], Any]) -> None:
-    @on_host(name)
+    @on_host(name, symbolic=1)
     def apply(x: Host, axes: Numbers | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
         chosen = [] if axes is None else sorted({axis % len(x.shape) for axis in ints(axes)}, reverse=True)
         if not chosen and noop_with_empty_axes:

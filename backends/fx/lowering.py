@@ -16,10 +16,13 @@ def lower(model: ir.Model) -> torch.fx.GraphModule:
     """The module of torch that computes what the model does.
 
     Its parameters are the inputs of the model in their order, named like them where the name is one of Python's; it
-    returns a dict from each output's name to its tensor (a list of tensors for a sequence). `input_names` and
-    `output_names` of it are the names in ONNX. Initializers are buffers, so that they move and are saved with the
+    returns a dict from each output's name to its tensor (a list of tensors for a sequence). `meta` of it has
+    the `input_names` and `output_names` in ONNX. Initializers are buffers, so that they move and are saved with the
     module; an input that has a default value in the model is a constant, not an input. What follows from shapes alone
     is computed in Python, with symbolic sizes under torch.export and torch.compile.
+
+    A cache that is an input, and that a TensorScatter alone reads, is written in place. If and Loop run in Python, and
+    are torch's cond and while_loop where the module is compiled or exported; Scan and recurrent operators are unrolled.
 
     Does not change the model. Integers of 16 to 64 bits without sign are computed in int64: exact below 2**63.
 
@@ -38,8 +41,8 @@ def lower(model: ir.Model) -> torch.fx.GraphModule:
     scope.nodes(copy.graph)
     scope.graph.output({str(value.name): scope.tensor(value) for value in copy.graph.outputs})
     module = scope.module()
-    module.input_names = tuple(str(value.name) for value in given)
-    module.output_names = tuple(str(value.name) for value in copy.graph.outputs)
+    module.meta["input_names"] = tuple(str(value.name) for value in given)
+    module.meta["output_names"] = tuple(str(value.name) for value in copy.graph.outputs)
     return module
 
 

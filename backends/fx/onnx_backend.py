@@ -17,7 +17,7 @@ from qcompile.errors import UnsupportedOperator
 from qcompile.graph import RANDOM
 
 
-class OnnxBackend(onnx.backend.base.Backend):  # type: ignore[misc]
+class OnnxBackend(onnx.backend.base.Backend):
     """Runs models through `lower`, on the processor or on CUDA."""
 
     @classmethod
@@ -39,7 +39,7 @@ class OnnxBackend(onnx.backend.base.Backend):  # type: ignore[misc]
         return device == "CPU" or (device == "CUDA" and torch.cuda.is_available())
 
 
-class Prepared(onnx.backend.base.BackendRep):  # type: ignore[misc]
+class Prepared(onnx.backend.base.BackendRep):
     """A lowered model that takes and gives arrays."""
 
     def __init__(self, model: ir.Model, device: torch.device) -> None:

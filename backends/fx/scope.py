@@ -199,14 +199,15 @@ class Scope:
         ]
         if not all(numbers) or not any(isinstance(operand, OnHost) for operand in operands):
             return False
-        sized = is_standard(node, "ConstantOfShape", "Expand", "Tile")
-        if sized and not isinstance(operands[-1], Fixed):
+        found = find_on_host(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if found is None:
             return False
-        return node.domain in ("", "ai.onnx") and find_on_host(node.op_type) is not None
+        return found[1] is None or not any(isinstance(operand, OnHost) for operand in operands[found[1] :])
 
     def _on_host(self, node: ir.Node) -> None:
-        function = find_on_host(node.op_type)
-        assert function is not None
+        found = find_on_host(node.op_type)
+        assert found is not None
+        function = found[0]
         arguments = calls.attributes(node, self.attributes)
         if node.op_type == "Split":
             arguments["outputs"] = len(node.outputs)
@@ -249,6 +250,10 @@ class Scope:
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.GRAPH:
                 keywords[name] = bodies.body(self, attribute.as_graph(), name)
+                if "counted" in entry.parameters:
+                    keywords["counted"] = bodies.is_counted(node, attribute.as_graph())
+        if "in_place" in entry.parameters:
+            keywords["in_place"] = self._is_own(node.inputs[0])
         made = self.graph.call_function(entry.function, tuple(arguments), keywords)
         if not calls.is_several(node):
             self.give(node.outputs[0], OnDevice(made))
@@ -256,6 +261,12 @@ class Scope:
         for index, output in enumerate(node.outputs):
             if output.name:
                 self.give(output, OnDevice(self.graph.call_function(calls.item, (made, index))))
+
+    def _is_own(self, value: ir.Value | None) -> bool:
+        """True for an input of the model that one node alone reads, and that is no output."""
+        return (
+            value is not None and value.is_graph_input() and len(value.uses()) == 1 and not value.is_graph_output()
+        ) and self.around is None
 
     def _known(self, value: ir.Value | None) -> Operand | None:
         return None if value is None else self._values.get(value)

@@ -6,7 +6,9 @@ opset (the axes of a reduction) is one parameter for both. Parameters with these
 - `like`: a tensor on whose device new ones are made, or None for the processor;
 - `outputs`: how many outputs of the node are named;
 - `types`: types of the node's inputs in ONNX, None where they are not known;
-- `result`: type of the node's first output in ONNX, or None.
+- `result`: type of the node's first output in ONNX, or None;
+- `counted`: whether the number of turns alone ends a Loop, see `bodies.is_counted`;
+- `in_place`: whether the first input is one of the model that nothing else reads, so that it may be written to.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-FILLED = ("like", "outputs", "types", "result")
+FILLED = ("like", "outputs", "types", "result", "counted", "in_place")
 """Parameters that the lowering fills, see above."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -48,7 +50,7 @@ class Operator:
 
 
 _TABLE: dict[tuple[str, str], list[Operator]] = {}
-_ON_HOST: dict[str, Callable[..., Any]] = {}
+_ON_HOST: dict[str, tuple[Callable[..., Any], int | None]] = {}
 
 
 def operator(
@@ -80,11 +82,15 @@ def _enter(
     _TABLE.setdefault((domain, name), []).append(entry)
 
 
-def on_host(*names: str) -> Callable[[_Function], _Function]:
-    """Decorator: enter a function that computes these operators of the standard domain on numbers in Python."""
+def on_host(*names: str, symbolic: int | None = None) -> Callable[[_Function], _Function]:
+    """Decorator: enter a function that computes these operators of the standard domain on numbers in Python.
+
+    The others of its inputs than the first `symbolic` must be constants, for they decide on the size of what is made,
+    or on which numbers are taken; None: all may be symbolic.
+    """
 
     def enter(function: _Function) -> _Function:
-        _ON_HOST.update(dict.fromkeys(names, function))
+        _ON_HOST.update(dict.fromkeys(names, (function, symbolic)))
         return function
 
     return enter
@@ -96,6 +102,6 @@ def find(domain: str, name: str, opset: int) -> Operator | None:
     return max(fitting, key=lambda entry: entry.since, default=None)
 
 
-def find_on_host(name: str) -> Callable[..., Any] | None:
-    """The function for an operator on numbers in Python, None where there is none."""
+def find_on_host(name: str) -> tuple[Callable[..., Any], int | None] | None:
+    """The function for an operator on numbers in Python, and how many inputs may be symbolic, see `on_host`."""
     return _ON_HOST.get(name)

@@ -14,7 +14,11 @@ from qcompile.backends.fx.types import torch_type
 
 def _heads(x: Tensor, count: int | None) -> Tensor:
     """[batch, length, heads * size] -> [batch, heads, length, size]; four dimensions as they are."""
-    return x if x.dim() == 4 or count is None else x.unflatten(-1, (count, -1)).transpose(1, 2)
+    return (
+        x
+        if x.dim() == 4 or count is None
+        else x.reshape(x.shape[0], x.shape[1], count, x.shape[2] // count).transpose(1, 2)
+    )
 
 
 def _allowed(

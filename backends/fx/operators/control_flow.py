@@ -10,9 +10,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops import while_loop
 
 from qcompile.backends.fx.host import Host, single
 from qcompile.backends.fx.table import operator
+from qcompile.errors import UnsupportedOperator
 
 Body: TypeAlias = "tuple[Callable[..., Sequence[Any]], tuple[Any, ...]]"
 
@@ -23,25 +25,67 @@ def if_(condition: Tensor, *, then_branch: Body, else_branch: Body) -> Sequence[
     then, otherwise = then_branch, else_branch
     if not torch.compiler.is_compiling():
         module, captured = then if bool(condition) else otherwise
-        return module(*captured)
-    return torch.cond(
-        condition.reshape(()), lambda: tuple(then[0](*then[1])), lambda: tuple(otherwise[0](*otherwise[1])), ()
+        return list(module(*captured))
+    made: Sequence[Any] = torch.cond(
+        condition.reshape(()), lambda: _fresh(then[0](*then[1])), lambda: _fresh(otherwise[0](*otherwise[1])), ()
     )
+    return made
+
+
+def _fresh(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copies: torch's control flow refuses tensors that share memory."""
+    return tuple(value.clone() for value in values)
 
 
 @operator("Loop", host=("trips",))
-def loop(trips: Host | None, condition: Tensor | None, *carried: Any, body: Body) -> Sequence[Any]:
-    """Repeat while the condition holds, at most so often; what each turn makes besides is stacked."""
+def loop(
+    trips: Host | None, condition: Tensor | None, *carried: Any, body: Body, counted: bool, outputs: int
+) -> Sequence[Any]:
+    """Repeat while the condition holds, at most so often; what each turn makes besides is stacked.
+
+    Compiled, a loop that a known number of turns ends is unrolled; one that data end carries a state of fixed shapes.
+
+    Raises:
+        UnsupportedOperator: compiled, data end the loop and it makes something in each turn.
+    """
     module, captured = body
     most = None if trips is None else single(trips)
+    if torch.compiler.is_compiling() and not counted:
+        return _while(most, condition, carried, body, outputs)
     state, made, turn = list(carried), [], 0
-    going = True if condition is None else bool(condition)
+    going = counted or condition is None or bool(condition)
+    if condition is None:
+        condition = torch.ones((), dtype=torch.bool)
     while going and (most is None or turn < most):
-        results = module(torch.tensor(turn), condition, *state, *captured)
+        results = module(torch.full((), turn, dtype=torch.int64), condition, *state, *captured)
         condition, state = results[0], list(results[1 : 1 + len(state)])
         made.append(results[1 + len(state) :])
-        going, turn = bool(condition), turn + 1
+        going, turn = counted or bool(condition), turn + 1
     return *state, *(torch.stack(parts) for parts in zip(*made, strict=True))
+
+
+def _while(
+    most: Any, condition: Tensor | None, carried: Sequence[Tensor], body: Body, outputs: int
+) -> Sequence[Tensor]:
+    """A Loop as torch's while_loop."""
+    module, captured = body
+    if outputs > len(carried):
+        raise UnsupportedOperator(
+            "Loop", "data end it, and it makes something in each turn", "Run it without compiling"
+        )
+    device = carried[0].device if carried else None
+    going = torch.ones((), dtype=torch.bool, device=device) if condition is None else condition.reshape(()).clone()
+    turn = torch.zeros((), dtype=torch.int64, device=device)
+
+    def holds(turn: Tensor, going: Tensor, *_: Tensor) -> Tensor:
+        return going if most is None else going & (turn < most)
+
+    def once(turn: Tensor, going: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        made = _fresh(module(turn, going, *state, *captured))
+        return turn + 1, made[0].reshape(()), *made[1:]
+
+    made = while_loop(holds, once, (turn, going, *_fresh(carried)))  # type: ignore[no-untyped-call]
+    return list(made[2:])
 
 
 @operator("Scan", since=9)
@@ -82,11 +126,9 @@ def scan_8(
     num_scan_inputs: int,
     directions: Sequence[int] | None = None,
 ) -> Sequence[Tensor]:
-    """Scan of opset 8: for each sample of a batch on its own; all of one length."""
+    """Scan of opset 8: for each sample of a batch on its own; all of one length, else raises UnsupportedOperator."""
     if lengths is not None:
-        raise NotImplementedError
-    module, captured = body
-    del module, captured
+        raise UnsupportedOperator("Scan", "sequences of several lengths are not supported", "Convert it to opset 9")
     samples = [
         scan(
             *(x[sample] for x in inputs),

@@ -84,22 +84,24 @@ def _compared(function: Callable[..., Tensor], name: str) -> None:
     apply.__name__ = apply.__qualname__ = name.lower()
 
 
-for _name, _function in {
+_ARITHMETIC: dict[str, Callable[..., Tensor]] = {
     "Add": torch.add,
     "Sub": torch.sub,
     "Mul": torch.mul,
     "BitwiseAnd": torch.bitwise_and,
     "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor,
-}.items():
-    _binary(_function, _name)
-for _name, _function in {
+}
+_COMPARISONS: dict[str, Callable[..., Tensor]] = {
     "Equal": torch.eq,
     "Less": torch.lt,
     "LessOrEqual": torch.le,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
-}.items():
+}
+for _name, _function in _ARITHMETIC.items():
+    _binary(_function, _name)
+for _name, _function in _COMPARISONS.items():
     _compared(_function, _name)
 
 

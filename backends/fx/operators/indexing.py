@@ -99,9 +99,18 @@ def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "n
 
 @operator("TensorScatter")
 def tensor_scatter(
-    past: Tensor, update: Tensor, write_indices: Tensor | None = None, *, axis: int = -2, mode: str = "linear"
+    past: Tensor,
+    update: Tensor,
+    write_indices: Tensor | None = None,
+    *,
+    axis: int = -2,
+    mode: str = "linear",
+    in_place: bool,
 ) -> Tensor:
-    """A cache with new entries along an axis, from a position for each sample; circular: over the end."""
+    """A cache with new entries along an axis, from a position for each sample; circular: over the end.
+
+    Where it may be written to, and no gradient is asked of it, the entries are written into the cache that was given.
+    """
     axis %= past.dim()
     places = torch.arange(update.shape[axis], device=past.device)[None, :]
     if write_indices is not None:
@@ -110,7 +119,11 @@ def tensor_scatter(
         places = places % past.shape[axis]
     rows = torch.arange(past.shape[0], device=past.device)[:, None]
     moved, new = past.movedim(axis, 1), update.movedim(axis, 1)
-    return moved.index_put((rows, places.expand(past.shape[0], -1)), new).movedim(1, axis)
+    where = (rows, places.expand(past.shape[0], -1))
+    if in_place and not past.requires_grad:
+        moved.index_put_(where, new)
+        return past
+    return moved.index_put(where, new).movedim(1, axis)
 
 
 @operator("Compress")

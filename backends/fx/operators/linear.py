@@ -46,7 +46,8 @@ def einsum(*operands: Tensor, equation: str) -> Tensor:
 @operator("Det")
 def determinant(x: Tensor) -> Tensor:
     """The determinant of each matrix."""
-    return torch.linalg.det(x)
+    made: Tensor = torch.linalg.det(x)
+    return made
 
 
 def centred(x: Tensor, zero_point: Tensor | None, rows: bool = False) -> Tensor:

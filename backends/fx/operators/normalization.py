@@ -37,8 +37,8 @@ def batch_normalization(
     if not spatial:
         raise UnsupportedOperator("BatchNormalization", "spatial=0 is not supported", "Convert it to opset 9")
     if not training_mode:
-        kinds = [values.to(x.dtype) for values in (mean, variance, scale, bias)]
-        return (functional.batch_norm(x, *kinds, eps=epsilon),)
+        of, spread, factor, shift = (values.to(x.dtype) for values in (mean, variance, scale, bias))
+        return (functional.batch_norm(x, of, spread, factor, shift, eps=epsilon),)
     axes = (0, *range(2, x.dim()))
     now, spread = x.mean(axes), x.var(axes, unbiased=False)
     shift, width = _channelwise(now, x.dim()), _channelwise(spread, x.dim())

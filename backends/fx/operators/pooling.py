@@ -41,8 +41,8 @@ def _windows(
         start = torch.arange(counts[axis], device=x.device) * steps[axis]
         inside = torch.arange(kernel[axis], device=x.device) * spread[axis]
         places = (start[:, None] + inside).reshape(-1)
-        x = x.index_select(2 + axis, places).unflatten(2 + axis, (counts[axis], kernel[axis]))
-        x = x.movedim(3 + axis, -1)
+        sizes = (*x.shape[: 2 + axis], counts[axis], kernel[axis], *x.shape[3 + axis :])
+        x = x.index_select(2 + axis, places).reshape(sizes).movedim(3 + axis, -1)
     return x.flatten(2 + rank)
 
 

@@ -167,10 +167,10 @@ def gru(
 
     def make(index: int) -> Step:
         gate, candidate = functions[2 * index : 2 * index + 2]
-        weights, biases = r[index].split(hidden_size), of_state[index].split(hidden_size)
+        weights, biases = torch.split(r[index], hidden_size), torch.split(of_state[index], hidden_size)
 
         def step(x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-            parts = (x @ w[index].t() + of_input[index]).split(hidden_size, -1)
+            parts = torch.split(x @ w[index].t() + of_input[index], hidden_size, -1)
             update, reset = (gate(parts[k] + hidden @ weights[k].t() + biases[k]) for k in range(2))
             if linear_before_reset:
                 new = candidate(parts[2] + reset * (hidden @ weights[2].t() + biases[2]))
@@ -211,11 +211,11 @@ def lstm(
 
     def make(index: int) -> Step:
         gate, candidate, squash = functions[3 * index : 3 * index + 3]
-        to_input, to_output, to_forget = views[index].split(hidden_size)
+        to_input, to_output, to_forget = torch.split(views[index], hidden_size)
 
         def step(x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
             total = x @ w[index].t() + hidden @ r[index].t() + of_input[index] + of_state[index]
-            given, out, forget, new = total.split(hidden_size, -1)
+            given, out, forget, new = torch.split(total, hidden_size, -1)
             entering = gate(given + to_input * cell)
             kept = 1 - entering if input_forget else gate(forget + to_forget * cell)
             cell = kept * cell + entering * candidate(new)

@@ -92,7 +92,8 @@ def _one_axis(x: Tensor, axis: int, made: int, scale: float, rule: _Rule, start:
         if rule.exclude_outside:
             weights = torch.where((near >= 0) & (near < size), weights, torch.zeros_like(weights))
             weights = weights / weights.sum(-1, keepdim=True)
-        parts = x.index_select(axis, near.clamp(0, size - 1).reshape(-1)).unflatten(axis, near.shape)
+        parts = x.index_select(axis, near.clamp(0, size - 1).reshape(-1))
+        parts = parts.reshape(*x.shape[:axis], *near.shape, *x.shape[axis + 1 :])
         shape = [1] * parts.dim()
         shape[axis], shape[axis + 1] = near.shape
         result = (parts * weights.to(x.dtype).reshape(shape)).sum(axis + 1)

@@ -59,9 +59,9 @@ def concat_from_sequence(sequence: list[Tensor], *, axis: int, new_axis: int = 0
 def split_to_sequence(x: Tensor, split: Host | None = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
     """Parts of a tensor: of these sizes, of one size, or single entries."""
     if split is None:
-        parts = x.split(1, axis)
+        parts = torch.split(x, 1, axis)
         return list(parts) if keepdims else [part.squeeze(axis) for part in parts]
-    return list(x.split(ints(split) if split.shape else int(single(split)), axis))
+    return list(torch.split(x, ints(split) if split.shape else int(single(split)), axis))
 
 
 @operator("Optional")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
-from qcompile.backends.fx.host import Host, Number, Numbers, device_of, ints, single
+from qcompile.backends.fx.host import Host, Numbers, device_of, ints, single
 from qcompile.backends.fx.table import operator
 from qcompile.backends.fx.types import torch_type
 
@@ -94,17 +95,13 @@ def constant_of_shape(shape: Numbers, *, value: Host | None = None, like: object
 def range_(start: Host, limit: Host, delta: Host, *, like: object) -> Tensor:
     """From a number up to another, in steps."""
     first, last, step = single(start), single(limit), single(delta)
-    if isinstance(step, (int, float)) and isinstance(first, (int, float)) and isinstance(last, (int, float)):
-        count = max(math.ceil((last - first) / step), 0)
-        return _counted(first, step, count, start.dtype, like)
-    if step == 1:  # of symbolic ends
-        return torch.arange(first, last, dtype=start.dtype, device=device_of(like))
-    return torch.arange(first, last, step, dtype=start.dtype, device=device_of(like))
-
-
-def _counted(first: Number, step: Number, count: int, dtype: torch.dtype, like: object) -> Tensor:
-    """First + step * (0, 1, ..): of exactly `count` elements, which rounding cannot change."""
-    return (torch.arange(count, device=device_of(like)) * step + first).to(dtype)
+    if not start.dtype.is_floating_point:
+        if guard_or_false((last - first) * step <= 0):
+            first = last
+        return torch.arange(first, last, step, dtype=start.dtype, device=device_of(like))
+    # Of exactly so many elements, which rounding cannot change.
+    count = max(math.ceil((last - first) / step), 0)
+    return (torch.arange(count, device=device_of(like)) * step + first).to(start.dtype)
 
 
 @operator("EyeLike")

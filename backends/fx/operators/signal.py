@@ -18,7 +18,8 @@ def _transform(x: Tensor, length: Host | None, axis: int, inverse: int, onesided
     signal = torch.complex(x[..., 0], x[..., 1] if x.shape[-1] == 2 else torch.zeros_like(x[..., 0]))
     if inverse and onesided:
         count = 2 * (x.shape[axis] - 1) if length is None else int(single(length))
-        return torch.fft.irfft(signal, count, axis)[..., None]
+        real: Tensor = torch.fft.irfft(signal, count, axis)
+        return real[..., None]
     count = x.shape[axis] if length is None else int(single(length))
     made = torch.fft.ifft(signal, count, axis) if inverse else torch.fft.fft(signal, count, axis)
     if onesided:
