@@ -243,7 +243,7 @@ class Scope:
     def _call(self, node: ir.Node, entry: Operator) -> None:
         like = next((o.node for o in map(self._known, node.inputs) if isinstance(o, OnDevice)), None)
         arguments = [
-            None if value is None else (self.numbers(value) if entry.is_host(index) else self.tensor(value, like))
+            None if value is None else self._argument(value, entry, index, like)
             for index, value in enumerate(node.inputs)
         ]
         keywords: dict[str, Any] = calls.keywords(node, entry, self.attributes, like or self.anchor())
@@ -261,6 +261,10 @@ class Scope:
         for index, output in enumerate(node.outputs):
             if output.name:
                 self.give(output, OnDevice(self.graph.call_function(calls.item, (made, index))))
+
+    def _argument(self, value: ir.Value, entry: Operator, index: int, like: fx.Node | None) -> Host | fx.Node:
+        follows = isinstance(self.operand(value), OnHost)
+        return self.numbers(value) if entry.is_host(index, follows) else self.tensor(value, like)
 
     def _is_own(self, value: ir.Value | None) -> bool:
         """True for an input of the model that one node alone reads, and that is no output."""

@@ -32,6 +32,7 @@ class Operator:
         function: what computes it; a tuple for an operator that may have several outputs.
         since: first opset of the domain in which the operator means this.
         host: names of the parameters that are numbers in Python (shapes, axes), not tensors.
+        either: names of those that are numbers where they follow from shapes, and tensors where not.
         random: it draws random numbers, so that nothing is computed when it is lowered.
         parameters: names of the function's parameters; empty where it is one of torch's and takes inputs alone.
         variadic: any number of inputs may follow the parameters.
@@ -40,13 +41,15 @@ class Operator:
     function: Callable[..., Any]
     since: int
     host: frozenset[str]
+    either: frozenset[str]
     random: bool
     parameters: tuple[str, ...]
     variadic: bool
 
-    def is_host(self, position: int) -> bool:
-        """True where the input at this position is wanted as numbers in Python."""
-        return position < len(self.parameters) and self.parameters[position] in self.host
+    def is_host(self, position: int, follows: bool = False) -> bool:
+        """True where the input at this position is wanted as numbers in Python; `follows`: it follows from shapes."""
+        name = self.parameters[position] if position < len(self.parameters) else ""
+        return name in self.host or (follows and name in self.either)
 
 
 _TABLE: dict[tuple[str, str], list[Operator]] = {}
@@ -54,13 +57,18 @@ _ON_HOST: dict[str, tuple[Callable[..., Any], int | None]] = {}
 
 
 def operator(
-    *names: str, domain: str = "", since: int = 1, host: tuple[str, ...] = (), random: bool = False
+    *names: str,
+    domain: str = "",
+    since: int = 1,
+    host: tuple[str, ...] = (),
+    either: tuple[str, ...] = (),
+    random: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Decorator: enter a function for these operators, see `Operator`."""
 
     def enter(function: _Function) -> _Function:
         for name in names:
-            _enter(name, function, domain, since, frozenset(host), random)
+            _enter(name, domain, _entry(function, since, frozenset(host), frozenset(either), random))
         return function
 
     return enter
@@ -69,17 +77,20 @@ def operator(
 def enter_torch(functions: dict[str, Callable[..., Any]]) -> None:
     """Enter functions of torch that take the inputs of the operator in their order, and no attributes."""
     for name, function in functions.items():
-        _TABLE.setdefault(("", name), []).append(Operator(function, 1, frozenset(), False, (), True))
+        _enter(name, "", Operator(function, 1, frozenset(), frozenset(), False, (), True))
 
 
-def _enter(
-    name: str, function: Callable[..., Any], domain: str, since: int, host: frozenset[str], random: bool
-) -> None:
+def _enter(name: str, domain: str, entry: Operator) -> None:
+    _TABLE.setdefault((domain, name), []).append(entry)
+
+
+def _entry(
+    function: Callable[..., Any], since: int, host: frozenset[str], either: frozenset[str], random: bool
+) -> Operator:
     given = inspect.signature(function).parameters
     variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in given.values())
     parameters = tuple(key for key, parameter in given.items() if parameter.kind is not parameter.VAR_POSITIONAL)
-    entry = Operator(function, since, host, random, parameters, variadic)
-    _TABLE.setdefault((domain, name), []).append(entry)
+    return Operator(function, since, host, either, random, parameters, variadic)
 
 
 def on_host(*names: str, symbolic: int | None = None) -> Callable[[_Function], _Function]:

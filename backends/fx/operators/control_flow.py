@@ -19,12 +19,13 @@ from qcompile.errors import UnsupportedOperator
 Body: TypeAlias = "tuple[Callable[..., Sequence[Any]], tuple[Any, ...]]"
 
 
-@operator("If")
-def if_(condition: Tensor, *, then_branch: Body, else_branch: Body) -> Sequence[Any]:
-    """One branch or the other. Compiled, both must make tensors of the same shapes."""
+@operator("If", either=("condition",))
+def if_(condition: Tensor | Host, *, then_branch: Body, else_branch: Body) -> Sequence[Any]:
+    """One branch or the other. Compiled, both must make tensors of the same shapes, unless shapes decide."""
     then, otherwise = then_branch, else_branch
-    if not torch.compiler.is_compiling():
-        module, captured = then if bool(condition) else otherwise
+    if isinstance(condition, Host) or not torch.compiler.is_compiling():
+        chosen = single(condition) if isinstance(condition, Host) else condition
+        module, captured = then if bool(chosen) else otherwise
         return list(module(*captured))
     made: Sequence[Any] = torch.cond(
         condition.reshape(()), lambda: _fresh(then[0](*then[1])), lambda: _fresh(otherwise[0](*otherwise[1])), ()

@@ -46,6 +46,16 @@ def _windows(
     return x.flatten(2 + rank)
 
 
+_LARGEST = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_MEANS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+
+
+def _even(kernel: Sequence[int], pads: Sequence[tuple[int, int]]) -> list[int] | None:
+    """The pads as torch's pooling takes them: the same at both ends, at most half the kernel; else None."""
+    fits = all(before == behind and 2 * before <= width for (before, behind), width in zip(pads, kernel, strict=True))
+    return [before for before, _ in pads] if fits else None
+
+
 def _settings(
     x: Tensor,
     kernel: Sequence[int],
@@ -73,6 +83,9 @@ def max_pool(
 ) -> tuple[Tensor, ...]:
     """The largest of each window, and where it is in the flat tensor."""
     steps, spread, added = _settings(x, kernel_shape, strides, dilations, pads, auto_pad)
+    even = _even(kernel_shape, added)
+    if outputs < 2 and not ceil_mode and even is not None and x.is_floating_point() and len(steps) in _LARGEST:
+        return (_LARGEST[len(steps)](x, list(kernel_shape), steps, even, spread),)
     least = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     windows = _windows(x, kernel_shape, steps, spread, added, ceil_mode, least)
     values, chosen = windows.max(-1)
@@ -106,6 +119,9 @@ def average_pool(
 ) -> Tensor:
     """The mean of each window: of its elements, with those of the pads where they count."""
     steps, spread, added = _settings(x, kernel_shape, strides, dilations, pads, auto_pad)
+    even = _even(kernel_shape, added)
+    if not ceil_mode and even is not None and set(spread) == {1} and len(steps) in _MEANS:
+        return _MEANS[len(steps)](x, list(kernel_shape), steps, even, False, bool(count_include_pad))
     total = _windows(x, kernel_shape, steps, spread, added, ceil_mode, 0).sum(-1)
     ones = torch.ones_like(x[:1, :1])
     if count_include_pad:
