@@ -85,6 +85,7 @@ class QuantizeCodebooks(Pass):
                 qdq.replace_input(linear.matmul, linear.weight, value)
                 findings.append(layers.finding(linear, "quantized", sqnr_db=sqnr))
             del part  # with hundreds of rows of every value
+        chosen.mark_tables({weight: value for weight, (value, _) in done.items()})
         remove_unused(done)
         return Result(model, modified=bool(done), findings=tuple(findings))
 

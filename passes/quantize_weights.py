@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from qcompile import layers, qdq, tied_tables, weight_only
+from qcompile import layers, qdq, weight_only
 from qcompile.bit_allocation import Schemes, allocate_bits
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics
@@ -122,7 +122,6 @@ class QuantizeWeights(Pass):
             parts = weight_only.calibrated(self.calibrator, model, others)
             auto, told = allocate_bits(model, parts, self.schemes, self.effective_bits, self.calibrator)
             findings.append(told)
-        tied = {linear.weight: tied_tables.table_of(linear, model) for linear in heads}
         # A head that is rounded to nearest needs statistics for the report alone: the last others' run collects them.
         for group in [others + heads] if _is_nearly_float(self.head) else [others, heads]:
             for part in weight_only.calibrated(self.calibrator, model, group, grams=self.solver in NEEDS_MOMENTS):
@@ -130,9 +129,7 @@ class QuantizeWeights(Pass):
                     head = self.head if layers.node_of(linear) in chosen.heads else None
                     findings.append(self._quantize(linear, head, auto, part, done))
                 del part  # with hundreds of rows of every value
-        for weight, table in tied.items():
-            if table is not None:
-                tied_tables.mark(done[weight][0], table)
+        chosen.mark_tables({weight: value for weight, (value, _) in done.items()})
         remove_unused(done)
         return Result(model, modified=bool(done), findings=tuple(findings))
 

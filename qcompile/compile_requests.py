@@ -43,7 +43,11 @@ def check_format(output_format: Any, model: Any) -> None:
     """Raise UnsupportedError for a format that there is not, or that the model has nothing for; see `check_assets`."""
     if output_format not in _FORMATS:
         gguf = output_format == "gguf"
-        mend = "Use qcompile.export_gguf" if gguf else f"Use one of {', '.join(_FORMATS)}"
+        mend = (
+            "Use qcompile.export_gguf, on the command line qcompile export"
+            if gguf
+            else f"Use one of {', '.join(_FORMATS)}"
+        )
         reason = "a GGUF file is made of the float weights, by no recipe" if gguf else "there is no such format"
         raise UnsupportedError(f"output_format {output_format!r}", reason, mend)
     if output_format == "genai":

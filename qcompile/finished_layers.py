@@ -97,7 +97,7 @@ def layers_beside(output: Path | None) -> Iterator[FinishedLayers]:
         interrupted = True
         raise
     finally:
-        if not interrupted:
+        if not interrupted or not any(folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -106,7 +106,8 @@ def _dataclass(annotation: type[Any], value: Any, subject: str) -> Any:
         else value
     )
     if not isinstance(data, Mapping):
-        advice = f"Give a mapping of {', '.join(hints)}, such as {{dtype: int8}}"
+        example = next((f"{{{field.name}: {field.default}}}" for field in dataclasses.fields(annotation)), "{}")
+        advice = f"Give a mapping of {', '.join(hints)}, such as {example}"
         raise RecipeError(subject, f"{value!r} is not a {annotation.__name__}", advice)
     for key in data:
         if key not in hints:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -80,12 +80,20 @@ class Selection:
     Attributes:
         linears: those, in graph order.
         heads: products of those among them that score a vocabulary, where these have a scheme of their own.
+        tables: weight of a head -> table of an embedding that it is, transposed.
         findings: why the others are not.
     """
 
     linears: tuple[Linear, ...]
     heads: frozenset[ir.Node]
+    tables: Mapping[ir.Value, ir.Value]
     findings: tuple[Finding, ...]
+
+    def mark_tables(self, written: Mapping[ir.Value, ir.Value]) -> None:
+        """Say, of what was written for the weights of heads, which tables they were: see `tied_tables.mark`."""
+        for weight, table in self.tables.items():
+            if weight in written:
+                tied_tables.mark(written[weight], table)
 
 
 def select(model: ir.Model, ignore: Collection[str], operators: Collection[str], head: GroupScheme | None) -> Selection:
@@ -96,7 +104,9 @@ def select(model: ir.Model, ignore: Collection[str], operators: Collection[str],
     # All that read one weight are heads where one is: their weight is written in front of the first of them.
     scoring = {linear.weight for linear in chosen if head and writes_vocabulary(linear, model)}
     heads = frozenset(linear.matmul for linear in chosen if linear.weight in scoring)
-    return Selection(chosen, heads, tuple(finding for finding in refused.values() if finding is not None))
+    tables = {each.weight: tied_tables.table_of(each, model) for each in chosen if each.matmul in heads}
+    known = {weight: table for weight, table in tables.items() if table is not None}
+    return Selection(chosen, heads, known, tuple(finding for finding in refused.values() if finding is not None))
 
 
 def _refused(linear: Linear, ignore: Collection[str], operators: Collection[str]) -> Finding | None:

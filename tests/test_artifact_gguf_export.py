@@ -9,7 +9,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tests.language_models import write_language_model
 
 import qcompile
 from qcompile.artifact_gguf import KINDS
@@ -17,6 +16,7 @@ from qcompile.backends import get
 from qcompile.decoder_inputs import complete
 from qcompile.errors import ArtifactError, ModelError, UnsupportedError
 from qcompile.frontend.gguf import open_gguf
+from qcompile.models.decoder_folders import write_decoder_folder
 from qcompile.models.random_decoders import random_decoder
 from tests.cli.commands import run
 from tests.frontend.gguf_files import Decoder, write_decoder
@@ -120,7 +120,7 @@ def test_refusals(tmp_path: Path) -> None:
         qcompile.export_gguf(tmp_path / "model.onnx", tmp_path / "b.gguf")
     with pytest.raises(UnsupportedError, match=r"made of the float weights, by no recipe. Use qcompile.export_gguf"):
         qcompile.compile(source, "w4a16-rtn", output_format="gguf")
-    empty = write_language_model(tmp_path / "model")
+    empty = write_decoder_folder(tmp_path / "model")
     (empty / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"there is no model.safetensors"):
         qcompile.export_gguf(empty, tmp_path / "b.gguf")

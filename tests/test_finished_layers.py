@@ -154,6 +154,9 @@ def test_the_layers_go_with_the_end_of_the_work_but_not_where_the_user_interrupt
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(KeyboardInterrupt), layers_beside(tmp_path / "out"):
         raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []  # there was nothing to keep
+    with pytest.raises(KeyboardInterrupt), layers_beside(tmp_path / "out") as store:
+        _interrupted_behind_a_layer(store)
     assert [path.name for path in tmp_path.iterdir()] == [".out.qcompile-layers"]
     with layers_beside(None) as temporary:
         assert temporary.folder.is_dir()
@@ -183,3 +186,8 @@ def _files_of(output: Path) -> dict[str, bytes]:
 
 def _not_called() -> Grouped:
     raise AssertionError(f"{finished_layers.__name__} has it")
+
+
+def _interrupted_behind_a_layer(store: FinishedLayers) -> None:
+    store.solved(WEIGHT, NOTHING_SEEN, 4, lambda: rtn(WEIGHT, GroupScheme(4, 16)))
+    raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from qcompile.backends import get
 from qcompile.block_weights import of_value
 from qcompile.calibration import Calibrator
 from qcompile.passes.observe_channels import ObserveChannels
+from qcompile.passes.quantize_codebooks import QuantizeCodebooks
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
 from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.reference_evaluator import evaluate
@@ -77,6 +78,13 @@ def test_another_table_of_the_same_shape_has_its_own_copy():
     QuantizeWeights()(model)
     QuantizeEmbeddings(min_elements=1)(model)
     assert set(integers(model)) >= {(128, ROWS), (ROWS, 128)}
+
+
+def test_a_head_beside_weights_in_codebooks_shares_the_table_too():
+    model = parse(TEXT, table=table(), head=np.ascontiguousarray(table().T))
+    QuantizeCodebooks()(model)
+    QuantizeEmbeddings(min_elements=1)(model)
+    assert integers(model) == [(ROWS, 128)]
 
 
 def test_what_gptq_makes_of_the_head_is_read_by_both():

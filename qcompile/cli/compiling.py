@@ -85,7 +85,7 @@ def compile_model(
             print_json(paths | {"report": artifact.report.to_dict()})
         else:
             typer.echo(artifact.report.summary())
-            typer.echo(f"{artifact.model_path}")
+            typer.echo(f"{artifact.path if output_format == 'genai' else artifact.model_path}")
 
 
 def recipes(

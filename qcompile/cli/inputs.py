@@ -93,7 +93,11 @@ def calibration(
                 raise CalibrationError(option, "there is no calibration data", "Give it with --calibration")
         return None
     if not path.exists():
-        raise CalibrationError(str(path), "there is no such file or folder", "Give an .npz file or a folder of them")
+        raise CalibrationError(
+            str(path),
+            "there is no such file or folder",
+            "Give a text file for a language model, an .npz file, or a folder of them",
+        )
     if path.suffix == ".txt" and model is not None:
         return Calibration(text_samples(model, read_text(path), count=count), cache=cache)
     return Calibration(SampleFolder(path) if path.is_dir() else path, count, cache=cache)

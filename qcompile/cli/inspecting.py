@@ -32,10 +32,12 @@ def inspect(
     with failures(as_json, debug):
         from qcompile import inspection
         from qcompile.cli import inputs
+        from qcompile.frontend.huggingface import is_folder
+        from qcompile.manifest import MANIFEST
 
         with progress_bar() as progress:
             progress(f"reading {path.name}", 0.0)
-            if path.is_dir() and not (path / "config.json").is_file():
+            if path.is_dir() and ((path / MANIFEST).is_file() or not is_folder(path)):
                 facts: ArtifactFacts | ModelFacts = inspection.inspect_artifact(path)
             else:
                 facts = inspection.inspect_model(inputs.model_file(path), trust_input=trust_input)

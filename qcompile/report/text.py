@@ -84,6 +84,12 @@ def _quoted(name: str) -> str:
     return plain if len(plain.splitlines()) == 1 else escaped
 
 
+def _alone(report: Report, measured: Sequence[float]) -> str:
+    count = len(report.quantized_layers())
+    which = "each layer" if len(measured) >= count else f"{len(measured)} of {count} layers, the others without data,"
+    return f"{which} alone: median {statistics.median(measured):.1f} dB, worst {min(measured):.1f} dB"
+
+
 def headlines(report: Report) -> list[str]:
     """Return one line each for latency, size, accuracy, layers and channel scales, of what was measured."""
     lines = []
@@ -107,9 +113,7 @@ def headlines(report: Report) -> list[str]:
         lines.append(f"layers    {counted} of {len(report.layers)}")
         measured = [layer.sqnr_db for layer in report.layers if layer.sqnr_db is not None]
         if measured:
-            lines.append(
-                f"SQNR      each layer alone: median {statistics.median(measured):.1f} dB, worst {min(measured):.1f} dB"
-            )
+            lines.append(f"SQNR      {_alone(report, measured)}")
     best = report.ranked_layers()[:1]
     if best and best[0].gain_db is not None and best[0].gain_db > 0:
         gain = f"{best[0].gain_db:.1f} dB for the outputs"
