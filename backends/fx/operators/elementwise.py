@@ -65,7 +65,7 @@ def aligned(a: Tensor, b: Tensor, axis: int | None, broadcast: int | None) -> Te
     if not broadcast or axis is None:
         return b
     axis %= a.dim()
-    return b.reshape(*b.shape, *(1 for _ in range(a.dim() - axis - b.dim())))
+    return b.reshape((*b.shape, *(1 for _ in range(a.dim() - axis - b.dim()))))
 
 
 def _binary(function: Callable[..., Tensor], name: str) -> None:

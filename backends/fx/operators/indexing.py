@@ -23,7 +23,7 @@ def gather(x: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
     axis %= x.dim()
     chosen = counted(index, x.shape[axis])
     made = x.index_select(axis, chosen.reshape(-1))
-    return made.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return made.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 @operator("GatherElements")

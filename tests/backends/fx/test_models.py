@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx.reference
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 
+import qcompile
 from qcompile.backends.fx import lower
 from qcompile.canonical import canonical_passes
 from qcompile.frontend import trace
@@ -83,6 +85,16 @@ def test_a_step_of_a_decoder_waits_for_nothing_and_is_one_graph(tmp_path: Path) 
     operators = {str(node.target) for node in exported.graph.nodes}
     assert "aten.scaled_dot_product_attention.default" in operators
     assert "aten.item.default" not in operators
+
+
+@pytest.mark.parametrize("recipe", ["w8a8-dynamic", "nf4", "w4a8"])
+def test_rewritten_models_equal_the_reference_of_onnx(recipe: str) -> None:
+    module, feed = random_decoder("llama")
+    model = trace(module, example_inputs=feed, dynamic_shapes=dynamic_axes(feed))
+    model = qcompile.rewrite(model, recipe=recipe, calibration=[feed])
+    lowered = lower(model)
+    expected = onnx.reference.ReferenceEvaluator(ir.to_proto(model)).run(None, dict(feed))
+    _assert_same(lowered, _tensors(lowered, feed), expected)
 
 
 @pytest.mark.data
