@@ -1,5 +1,3 @@
-import bisect
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -238,24 +236,20 @@ def test_the_page_of_the_report_may_lie_in_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("external", [None, "model.onnx.data"])
-def test_of_200_single_byte_flips_each_is_refused(external, tmp_path):
+def test_of_up_to_200_single_byte_flips_each_is_refused(external, tmp_path):
+    """As many in each file: where the smallest is a hundredth of the bytes, it would seldom have its turn."""
     folder = tmp_path / "out"
     write(folder, lambda inside: save(inside, external))
     paths = sorted(path for path in folder.iterdir())
-    ends = list(itertools.accumulate(path.stat().st_size for path in paths))
     rng = np.random.default_rng(0)
-    refused = {path.name: 0 for path in paths}
-    for place in rng.choice(ends[-1], size=200, replace=False):
-        index = bisect.bisect_right(ends, place)
-        path, offset = paths[index], int(place) - ends[index] + paths[index].stat().st_size
+    for path in paths:
         whole = path.read_bytes()
-        flipped = whole[offset] ^ int(rng.integers(1, 256))
-        path.write_bytes(whole[:offset] + bytes([flipped]) + whole[offset + 1 :])
-        with pytest.raises(ArtifactError):
-            load(folder)
+        for offset in rng.choice(len(whole), size=min(len(whole), 200 // len(paths)), replace=False):
+            flipped = whole[offset] ^ int(rng.integers(1, 256))
+            path.write_bytes(whole[:offset] + bytes([flipped]) + whole[offset + 1 :])
+            with pytest.raises(ArtifactError):
+                load(folder)
         path.write_bytes(whole)
-        refused[path.name] += 1
-    assert min(refused.values()) > 0, "every file had its turn"
     load(folder)
 
 
