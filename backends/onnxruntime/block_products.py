@@ -115,12 +115,8 @@ def write_product(
     assert block is not None or stored.level == _FLOAT_ACTIVATIONS
     new = ir.node("MatMulNBits", [read, *operands], attributes, domain=CONTRIB, name=product.name)
     new.metadata_props.update(product.metadata_props)
-    before, after = product.outputs[0], new.outputs[0]
-    after.shape, after.type = before.shape, before.type
     model.graph.insert_before(product, new)
-    name, before.name = before.name, None
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    after.name = name
+    graph.take_over(product.outputs[0], new.outputs[0])
     model.graph.remove(product, safe=True)
 
 

@@ -229,10 +229,7 @@ def _write(
     fused.metadata_props.update(node.metadata_props)
     model.graph.insert_before(node, fused)
     for old, new in zip(node.outputs, fused.outputs, strict=True):
-        new.shape, new.type = old.shape, old.type
-        name, old.name = old.name, None
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        new.name = name
+        graph.take_over(old, new)
     model.graph.remove(node, safe=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends.onnxruntime.linears import CONTRIB
-from qcompile.graph import Names
+from qcompile.graph import Names, take_over
 from qcompile.initializers import new_initializer, shared_initializer
 
 _PASTS, _TOTAL, _INPUTS = (3, 4), 6, 9
@@ -119,13 +119,13 @@ class _Attention:
         choice.metadata_props.update(self.node.metadata_props)
         self.graph.insert_before(self.node, choice)
         result, *presents = self.node.outputs
-        _take_over(result, choice.outputs[0])
+        take_over(result, choice.outputs[0])
         for old, new, step in zip(presents, choice.outputs[1:], steps, strict=True):
             if self.floats_outside:
                 new.name, new.shape, new.type = self.names.new(f"{old.name}.integers"), old.shape, _INT8
-                _take_over(old, self._floats(new, step))
+                take_over(old, self._floats(new, step))
             else:
-                _take_over(old, new)
+                take_over(old, new)
                 new.type = _INT8
         self.graph.remove(self.node, safe=True)
 
@@ -200,10 +200,3 @@ _INT8 = ir.TensorType(ir.DataType.INT8)
 
 def _multiplied(tape: ir.tape.Tape, integers: ir.Value, step: ir.Value) -> ir.Value:
     return tape.op("Mul", [tape.op("Cast", [integers], {"to": ir.DataType.FLOAT}), step])
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    new.shape, new.type = old.shape, old.type
-    name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name = name

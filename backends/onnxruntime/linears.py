@@ -159,12 +159,8 @@ def _replace(model: ir.Model, matmul: ir.Node, last: ir.Node, nodes: Sequence[ir
     """Put `nodes` in the place of the nodes from `matmul` to `last`; the product keeps the name of the layer."""
     nodes[0].name = matmul.name
     nodes[0].metadata_props.update(matmul.metadata_props)
-    old, new = last.outputs[0], nodes[-1].outputs[0]
-    new.shape, new.type = old.shape, old.type
     model.graph.insert_before(last, nodes)
-    name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name = name
+    graph.take_over(last.outputs[0], nodes[-1].outputs[0])
     for node in dict.fromkeys((last, matmul)):
         model.graph.remove(node, safe=True)
 

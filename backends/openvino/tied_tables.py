@@ -30,14 +30,11 @@ def gather_of_weight(model: ir.Model, weight: BlockWeight, value: ir.Value) -> N
             continue
         turned = ir.node("Transpose", [value], {"perm": [1, 0]}, name=names.new(f"{value.name}.rows"))
         gathered = ir.node("Gather", [turned.outputs[0], rows.inputs[1]], {"axis": 0}, name=names.new(str(rows.name)))
-        old, new = product.outputs[0], gathered.outputs[0]
-        new.type, new.shape = old.type, old.shape
-        turned.outputs[0].type = old.type
+        turned.outputs[0].type = product.outputs[0].type
         turned.outputs[0].shape = ir.Shape((weight.outputs, weight.inputs))
         turned.outputs[0].name = str(turned.name)
         model.graph.insert_before(product, [turned, gathered])
-        new.name, old.name = old.name, None
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.take_over(product.outputs[0], gathered.outputs[0])
         model.graph.remove(product, safe=True)
 
 
