@@ -61,6 +61,11 @@ def writes_vocabulary(linear: Linear, model: ir.Model) -> bool:
     That is where its weight is the table of an embedding, transposed; or where its output, only scaled or reshaped, is
     an output of the graph, and twice as wide as its input.
     """
+    return _is_output(linear) or tied_tables.table_of(linear, model) is not None
+
+
+def _is_output(linear: Linear) -> bool:
+    """Whether what a linear writes, only scaled or reshaped, is an output of the graph, twice as wide as its input."""
     inputs, outputs = linear.weight.shape.numpy() if linear.weight.shape is not None else (0, 0)
     value = linear.output
     while not value.is_graph_output():
@@ -68,9 +73,7 @@ def writes_vocabulary(linear: Linear, model: ir.Model) -> bool:
         if reader is None or not is_standard(reader, *_KEEPS_FEATURES):
             break
         value = reader.outputs[0]
-    if value.is_graph_output() and outputs >= _WIDER * inputs:
-        return True
-    return tied_tables.table_of(linear, model) is not None
+    return value.is_graph_output() and outputs >= _WIDER * inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +104,12 @@ def select(model: ir.Model, ignore: Collection[str], operators: Collection[str],
     found = layers.float_linears(model)
     refused = {linear.matmul: _refused(linear, ignore, operators) for linear in found}
     chosen = tuple(linear for linear in found if refused[linear.matmul] is None)
+    compared = {linear.weight: tied_tables.table_of(linear, model) for linear in chosen} if head else {}
+    tables = {weight: table for weight, table in compared.items() if table is not None}
     # All that read one weight are heads where one is: their weight is written in front of the first of them.
-    scoring = {linear.weight for linear in chosen if head and writes_vocabulary(linear, model)}
+    scoring = tables.keys() | {linear.weight for linear in chosen if head and _is_output(linear)}
     heads = frozenset(linear.matmul for linear in chosen if linear.weight in scoring)
-    tables = {each.weight: tied_tables.table_of(each, model) for each in chosen if each.matmul in heads}
-    known = {weight: table for weight, table in tables.items() if table is not None}
-    return Selection(chosen, heads, known, tuple(finding for finding in refused.values() if finding is not None))
+    return Selection(chosen, heads, tables, tuple(finding for finding in refused.values() if finding is not None))
 
 
 def _refused(linear: Linear, ignore: Collection[str], operators: Collection[str]) -> Finding | None:
