@@ -26,13 +26,13 @@ from qcompile.errors import (
     first_line,
 )
 from qcompile.frontend import external_data
-from qcompile.frontend.assets import TOKENIZER
 from qcompile.manifest import FILES, REPORT, SIGNATURE, Manifest, check_native
 from qcompile.plain_files import check_plain
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from qcompile.sealed_json import sealed, unsealed
 from qcompile.session import Feed, Session
+from qcompile.text_tokenizer import TOKENIZER
 
 _REPLACED_WHILE_READ = 100
 """How often an artifact is read again because another process replaced it meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,6 +68,12 @@ class Chat(Protocol):
         Raises InputError where the messages are longer than the context, or the model's template has no place for them.
         """
         ...
+
+
+def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens begin both sequences."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def has_template(folder: Path) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer.json"
-_SETTINGS = "tokenizer_config.json"
+SETTINGS = "tokenizer_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def open_tokenizer(path: Path) -> TextTokenizer:
         raise ModelError(str(file), f"it is no tokenizer: {first_line(error)}", "Give the model's own") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    said = read_settings(file.parent / _SETTINGS)
+    said = read_settings(file.parent / SETTINGS)
     begins, ends = (_token(tokenizer, said.get(name)) for name in ("bos_token", "eos_token"))
     return TextTokenizer(tokenizer, begins, ends)
 

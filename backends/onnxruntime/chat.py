@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.chat import Answer, Message, Show, check_length, has_template, plain_text, refused_template
+from qcompile.chat import Answer, Message, Show, check_length, has_template, in_common, plain_text, refused_template
 from qcompile.errors import MissingDependencyError, ModelError
 from qcompile.session import check_threads
 
@@ -86,10 +85,8 @@ class OnnxRuntimeChat:
         """
         import onnxruntime_genai
 
-        pairs = zip(self.held, tokens, strict=False)
-        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         # The last token was never read, and onnxruntime-genai 0.18 goes on right only behind one that was (measured).
-        same = min(same, len(self.held) - 2, len(tokens) - 1)
+        same = min(in_common(self.held, tokens), len(self.held) - 2, len(tokens) - 1)
         if self.generator is None or same <= 0 or wanted > self.room:
             self.generator = None  # its memory is given back before more is taken
             self.room = min(max(2 * wanted, _LEAST_ROOM), self.context_length)

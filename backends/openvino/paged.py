@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from qcompile.backends.openvino.patterns import LAYOUT_ONLY
 from qcompile.backends.openvino.runtime import core, openvino, opset, runtime_errors
 from qcompile.backends.openvino.session import DEVICE, refused
+from qcompile.chat import in_common
 from qcompile.errors import InputError
 from qcompile.session import check_threads
 
@@ -61,8 +61,7 @@ class PagedDecoder:
 
     def known(self, tokens: Sequence[int]) -> int:
         """Return how many tokens need not be read again: those that begin both sequences, without the last."""
-        pairs = zip(tokens[:-1], self.read, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return in_common(tokens[:-1], self.read)
 
     def logits(self, new: Sequence[int]) -> np.ndarray:
         """Read tokens behind those that were read, and return the logits of the last, float32 [vocabulary].

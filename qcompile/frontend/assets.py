@@ -12,11 +12,11 @@ from qcompile.frontend.gguf import is_gguf_file, open_gguf
 from qcompile.frontend.huggingface import is_folder
 from qcompile.generation import CONFIGURATION, GENERATION
 from qcompile.plain_files import check_plain
+from qcompile.text_tokenizer import SETTINGS, TOKENIZER
 
-TOKENIZER = "tokenizer.json"
 _NEEDED = (CONFIGURATION, TOKENIZER)
 _OTHERS = (
-    *(GENERATION, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+    *(GENERATION, SETTINGS, "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt"),
 )
 """Files of Hugging Face's tokenizers and of generation; nothing else of a folder goes into an artifact."""

@@ -14,7 +14,7 @@ from qcompile.frontend.assets import write_assets
 from qcompile.frontend.gguf import is_gguf_file
 from qcompile.frontend.huggingface import is_folder
 from qcompile.plain_files import check_plain
-from qcompile.text_tokenizer import open_tokenizer
+from qcompile.text_tokenizer import TextTokenizer, open_tokenizer
 
 
 def text_samples(
@@ -37,7 +37,7 @@ def text_samples(
     tokenizer = _tokenizer(model)
     # A token is seldom longer than these characters on average; where it is, there are fewer pieces.
     used = text if count is None else text[: count * length * 12]
-    ids = np.asarray(tokenizer.encode(used, add_special_tokens=False).ids, np.int64)
+    ids = np.asarray(tokenizer.encode(used, special=False), np.int64)
     pieces = [{"input_ids": ids[None, start : start + length]} for start in range(0, ids.size, length)]
     if not pieces:
         raise CalibrationError("calibration text", "it has no tokens", "Give text of the kind that the model will see")
@@ -53,10 +53,10 @@ def read_text(path: Path) -> str:
         raise CalibrationError(str(path), f"it cannot be read as text: {error}", "Give a UTF-8 text file") from error
 
 
-def _tokenizer(model: Any) -> Any:
+def _tokenizer(model: Any) -> TextTokenizer:
     if not (is_folder(model) or is_gguf_file(model)):
         mend = "Give an .npz file of its inputs, or as the model a Hugging Face folder or a GGUF file"
         raise CalibrationError("calibration text", "the model comes without a tokenizer", mend)
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         write_assets(model, Path(folder))
-        return open_tokenizer(Path(folder)).tokenizer
+        return open_tokenizer(Path(folder))
