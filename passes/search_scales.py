@@ -82,7 +82,7 @@ class SearchScales(Pass):
         found = [each for each in layers.float_linears(model) if each.x not in scaled and self._scales(each, model)]
         groups = channel_groups.find(found)
         names = [str(x.name) for group in groups if group.folds for x, _ in group.readings]
-        statistics = self.calibrator.collect(model, dict.fromkeys(names, -1))
+        statistics = self.calibrator.collect(model, dict.fromkeys(names, -1), for_rows=True)
         findings = [self._scale(group, statistics, claims) for group in reversed(groups)]
         modified = any(finding.action == "converted" for finding in findings)
         return Result(model, modified=modified, findings=tuple(reversed(findings)))

@@ -26,6 +26,9 @@ from qcompile.unused_nodes import RemoveUnusedNodes
 
 __all__ = ["Calibrator", "ChannelStatistics"]
 
+_POSITIONS_PER_ROW = 8
+"""Neighbours in a sample are alike: rows are drawn from more of them than are kept."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibrator:
@@ -86,7 +89,7 @@ class Calibrator:
         return masks
 
     def collect(
-        self, model: ir.Model, axes: Mapping[str, int], *, gram: Collection[str] = ()
+        self, model: ir.Model, axes: Mapping[str, int], *, gram: Collection[str] = (), for_rows: bool = False
     ) -> dict[str, ChannelStatistics]:
         """Return value name -> statistics of the float model as it is now; the model itself is not changed.
 
@@ -94,18 +97,22 @@ class Calibrator:
             model: the float model.
             axes: names of values of the main graph -> their channel axis (-1 for linears, 1 for convolutions).
             gram: those of them whose matrix of second moments is wanted.
+            for_rows: of the statistics only the rows are of use: samples are left out, evenly, where the others have
+                each value at `_POSITIONS_PER_ROW` times as many positions as rows are kept of it.
 
         Raises:
             CalibrationError: the data does not fit the model, or the model has no such value.
         """
         if not axes:
             return {}
-        statistics = self._cached(self._observed(model, axes, gram))
+        statistics = self._cached(self._observed(model, axes, gram, for_rows=for_rows and not gram))
         if self.on_collect is not None:
             self.on_collect(model, statistics)
         return statistics
 
-    def _observed(self, model: ir.Model, axes: Mapping[str, int], gram: Collection[str]) -> _Observed:
+    def _observed(
+        self, model: ir.Model, axes: Mapping[str, int], gram: Collection[str], *, for_rows: bool
+    ) -> _Observed:
         max_rows = self._affordable_rows(model, axes)
         observed = model.clone()
         outputs = len(observed.graph.outputs)
@@ -113,7 +120,8 @@ class Calibrator:
         assert isinstance(result, Observation)
         del observed.graph.outputs[:outputs]  # the runtime need not compute what only they read
         RemoveUnusedNodes()(observed)
-        return _Observed(observed, self.samples(model), result.groups, max_rows)
+        enough = _POSITIONS_PER_ROW * max_rows if for_rows else None
+        return _Observed(observed, self.samples(model), result.groups, max_rows, enough)
 
     def _cached(self, observed: _Observed) -> dict[str, ChannelStatistics]:
         folder = Calibration.of(self.data).cache
@@ -121,7 +129,7 @@ class Calibrator:
             return self._run(observed)
         # The observers are in the model that is hashed: statistics of other observers are never taken for these.
         model = calibration_cache.fingerprint(observed.model)
-        key = f"{model} {observed.samples.fingerprint} {observed.max_rows} {self.seed}"
+        key = f"{model} {observed.samples.fingerprint} {observed.max_rows} {observed.enough} {self.seed}"
         path = pathlib.Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
         statistics = calibration_cache.load(path, [value for group in observed.groups for value in group.values])
         if statistics is None:
@@ -133,7 +141,9 @@ class Calibrator:
         session = self.open_session(observed.model)
         collection = _Collection(observed.groups, observed.max_rows, self.seed)
         for index, feed in enumerate(observed.samples):
-            collection.add(_run_sample(session, collection.feed(feed), index))
+            share = (index + 1) / observed.samples.count
+            if observed.enough is None or collection.positions < observed.enough * share:
+                collection.add(_run_sample(session, collection.feed(feed), index))
             if self.progress is not None:
                 self.progress(index + 1, observed.samples.count)
         del session
@@ -157,12 +167,14 @@ class _Observed:
         samples: what it is run on.
         groups: the values that are observed.
         max_rows: most rows kept of each.
+        enough: at how many positions each is to be seen; None: at all.
     """
 
     model: ir.Model
     samples: Spool
     groups: tuple[RowGroup, ...]
     max_rows: int
+    enough: int | None
 
 
 def _check_mask(name: str, model: ir.Model, samples: Spool) -> None:
@@ -191,6 +203,11 @@ class _Collection:
         self._groups = groups
         self._reservoirs = [RowReservoir(group.values, max_rows, seed) for group in groups]
         self._running = {value: RunningStatistics() for group in groups for value in group.values}
+
+    @property
+    def positions(self) -> int:
+        """At how many positions every value has been seen."""
+        return min((reservoir.count for reservoir in self._reservoirs), default=0)
 
     def feed(self, sample: Feed) -> Feed:
         """Return the sample with the instrumented model's extra input."""

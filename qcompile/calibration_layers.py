@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
@@ -41,7 +42,13 @@ class LayerStatistics:
 
 
 def layer_statistics(
-    calibrator: Calibrator, model: ir.Model, chosen: Sequence[Layer], written: Collection[ir.Value], *, grams: bool
+    calibrator: Calibrator,
+    model: ir.Model,
+    chosen: Sequence[Layer],
+    written: Collection[ir.Value],
+    *,
+    grams: bool,
+    for_rows: bool = False,
 ) -> Iterator[LayerStatistics]:
     """Yield the layers, in order, with their statistics: so many at a time that their second moments fit in 160 MiB.
 
@@ -51,7 +58,9 @@ def layer_statistics(
         chosen: the layers.
         written: outputs of convolutions, or of activations behind them, to collect too.
         grams: collect second moments of what linears and 1x1 convolutions of up to MOST_INPUTS multiply.
+        for_rows: of other statistics only the rows are of use, see `Calibrator.collect`.
     """
+    collect = functools.partial(_collect, calibrator, model, written=written, grams=grams, for_rows=for_rows)
     part: list[Layer] = []
     read: dict[str, int] = {}
     size = 0
@@ -62,9 +71,9 @@ def layer_statistics(
             read[name] = layers.input_axis(layer)
             size += 8 * layers.accumulated(layer) ** 2 if grams and _has_gram(layer) else 0
         if size > _GRAM_BYTES:
-            yield _collect(calibrator, model, part, read, written, grams)
+            yield collect(part, read)
             part, read, size = [], {}, 0
-    yield _collect(calibrator, model, part, read, written, grams)
+    yield collect(part, read)
 
 
 def _has_gram(layer: Layer) -> bool:
@@ -76,13 +85,15 @@ def _collect(
     model: ir.Model,
     part: Sequence[Layer],
     read: Mapping[str, int],
+    *,
     written: Collection[ir.Value],
     grams: bool,
+    for_rows: bool,
 ) -> LayerStatistics:
     second_moments = {str(layer.x.name) for layer in part if grams and _has_gram(layer)}
     ends = {layers.activated_output(layer) for layer in part if isinstance(layer, Convolution)}
     outputs = {str(value.name): 1 for value in written if value in ends}
-    values = calibrator.collect(model, {**read, **outputs}, gram=second_moments)
+    values = calibrator.collect(model, {**read, **outputs}, gram=second_moments, for_rows=for_rows)
     observed, patches = with_patches(model, part)
     found = calibrator.collect(observed, dict.fromkeys(patches.values(), 1))
     return LayerStatistics(tuple(part), values, {layer: found[name] for layer, name in patches.items()})

@@ -47,6 +47,8 @@ HEAD = GroupScheme(8, 64)
 
 _COLUMNS = 4096
 """Outputs that are computed at a time: a vocabulary has many."""
+_PRODUCTS, _LEAST_ROWS = 2**31, 64
+"""So many products tell the signal-to-noise ratio of a layer for the report; and no fewer rows."""
 
 _KEEPS_FEATURES = ("Cast", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Tanh", "Unsqueeze")
 """What may stand between the linear that writes logits and the output of the graph."""
@@ -134,7 +136,7 @@ def calibrated(
     """Yield the statistics of some linears at a time, of the model as those before have made it; without data, none."""
     if calibrator is None or not chosen:
         return iter([LayerStatistics(tuple(chosen))])
-    return layer_statistics(calibrator, model, chosen, [], grams=grams)
+    return layer_statistics(calibrator, model, chosen, [], grams=grams, for_rows=True)
 
 
 def evidence(statistics: ChannelStatistics | None) -> Evidence:
@@ -157,8 +159,10 @@ class InGroups(Protocol):
 
 
 def output_sqnr(weight: np.ndarray, found: InGroups, group_size: int, rows: np.ndarray) -> float | None:
-    """Return the signal-to-noise ratio of rows @ weight in dB; None without rows."""
-    return decibels(*output_powers(weight, found, group_size, rows)) if len(rows) else None
+    """Return the signal-to-noise ratio of rows @ weight in dB, of some rows where the weight is large; None without."""
+    most = max(_LEAST_ROWS, _PRODUCTS // max(weight.size, 1))
+    some = rows[:: -(-len(rows) // most) or 1]
+    return decibels(*output_powers(weight, found, group_size, some)) if len(rows) else None
 
 
 def output_powers(weight: np.ndarray, found: InGroups, group_size: int, rows: np.ndarray) -> tuple[float, float]:

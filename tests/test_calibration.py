@@ -92,6 +92,44 @@ def test_statistics_are_those_of_all_valid_rows(model, padded_to):
     assert found["a"].gram is None
 
 
+def test_samples_beyond_those_that_give_enough_positions_are_left_out_evenly(model):
+    feeds = list(samples(12, lengths=(8,)))
+    told = []
+    session = Counting()
+    whole = calibrator(feeds, max_rows=4, open_session=session).collect(model, {"a": -1})
+    assert len(session.ran) == len(feeds)
+    session = Counting()
+    rows = calibrator(feeds, max_rows=4, open_session=session, progress=lambda *at: told.append(at))
+    found = rows.collect(model, {"a": -1}, for_rows=True)["a"]
+    assert session.ran == [feeds[index]["ids"].tolist() for index in (0, 3, 6, 9)]  # 8 positions for each of 4 rows
+    assert (found.count, len(found.rows)) == (32, 4)
+    assert whole["a"].count == 96
+    assert told[-1] == (12, 12)
+    session = Counting()
+    calibrator(feeds, max_rows=4, open_session=session).collect(model, {"y": -1}, gram=["y"], for_rows=True)
+    assert len(session.ran) == len(feeds)  # second moments are of all
+    session = Counting()
+    calibrator(feeds[:3], max_rows=4, open_session=session).collect(model, {"a": -1}, for_rows=True)
+    assert len(session.ran) == 3  # fewer than enough
+
+
+class Counting:
+    """The runtime, and the sequences that it ran."""
+
+    def __init__(self):
+        self.ran = []
+
+    def __call__(self, model):
+        session, run = OnnxRuntime()(model), self.ran
+
+        class Session:
+            def run(self, feed):
+                run.append(feed["ids"].tolist())
+                return session.run(feed)
+
+        return Session()
+
+
 def test_padding_does_not_change_statistics(model):
     axes = {"a": -1, "f": -1, "y": -1}
     short = calibrator(samples(6)).collect(model, axes)
