@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompile import channel_groups, layers, weight_only
 from qcompile.calibration import Calibrator, ChannelStatistics
+from qcompile.calibration_layers import layer_statistics
 from qcompile.channel_groups import Claims, Group
 from qcompile.channel_scales import Placement
 from qcompile.contract import Finding, Keeps, Pass, Result
@@ -81,8 +82,10 @@ class SearchScales(Pass):
         claims, scaled = channel_groups.claimed(model)
         found = [each for each in layers.float_linears(model) if each.x not in scaled and self._scales(each, model)]
         groups = channel_groups.find(found)
-        names = [str(x.name) for group in groups if group.folds for x, _ in group.readings]
-        statistics = self.calibrator.collect(model, dict.fromkeys(names, -1), for_rows=True)
+        folded = {x for group in groups if group.folds for x, _ in group.readings}
+        readers = [linear for linear in found if linear.x in folded]
+        parts = layer_statistics(self.calibrator, model, readers, [], grams=False, for_rows=True)
+        statistics = {name: seen for part in parts for name, seen in part.values.items()}
         findings = [self._scale(group, statistics, claims) for group in reversed(groups)]
         modified = any(finding.action == "converted" for finding in findings)
         return Result(model, modified=modified, findings=tuple(reversed(findings)))

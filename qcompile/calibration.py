@@ -17,7 +17,8 @@ from qcompile.calibration_masks import PaddingMask, padding_masks
 from qcompile.calibration_observation import SAMPLING_INPUT, Instrument, Observation, RowGroup, Statistic, output_name
 from qcompile.calibration_rows import RowReservoir
 from qcompile.calibration_sample import Array, Feed
-from qcompile.calibration_spool import Spool
+from qcompile.calibration_spool import FeedFile, Spool
+from qcompile.calibration_stages import Stage, behind
 from qcompile.calibration_statistics import ChannelStatistics, RunningStatistics
 from qcompile.errors import CalibrationError, QCompileError
 from qcompile.memory import return_freed_memory
@@ -88,8 +89,42 @@ class Calibrator:
                 raise CalibrationError(subject, "it marks every position as padding", "Leave the sample out")
         return masks
 
+    def begin(self, model: ir.Model) -> Stage:
+        """Return the samples in front of the model."""
+        samples = self.samples(model)
+        return Stage(samples, samples.fingerprint)
+
+    def advance(self, model: ir.Model, stage: Stage, cut: tuple[str, ...]) -> Stage:
+        """Run the model from a stage to the next cut; of the samples those that the last collection used.
+
+        Args:
+            model: the model as it is now, in front of the cut as it will stay.
+            stage: where it begins.
+            cut: see `find_cut`.
+        """
+        piece = behind(model, stage.cut)
+        inputs = {str(value.name) for value in model.graph.inputs}
+        values = {value.name: value for node in piece.graph for value in node.outputs}
+        piece.graph.outputs[:] = [values[name] for name in cut]
+        RemoveUnusedNodes()(piece)
+        session, samples = self.open_session(piece), FeedFile()
+        for index, feed in enumerate(stage.samples):
+            if not stage.used or index in stage.used:
+                kept = {name: array for name, array in feed.items() if name in inputs}
+                samples.append({**kept, **_run_sample(session, feed, index)})
+        del session
+        return_freed_memory()
+        made = f"{stage.fingerprint} {calibration_cache.fingerprint(piece)} {sorted(stage.used)}"
+        return Stage(samples, hashlib.sha256(made.encode()).hexdigest(), cut)
+
     def collect(
-        self, model: ir.Model, axes: Mapping[str, int], *, gram: Collection[str] = (), for_rows: bool = False
+        self,
+        model: ir.Model,
+        axes: Mapping[str, int],
+        *,
+        gram: Collection[str] = (),
+        for_rows: bool = False,
+        stage: Stage | None = None,
     ) -> dict[str, ChannelStatistics]:
         """Return value name -> statistics of the float model as it is now; the model itself is not changed.
 
@@ -99,29 +134,31 @@ class Calibrator:
             gram: those of them whose matrix of second moments is wanted.
             for_rows: of the statistics only the rows are of use: samples are left out, evenly, where the others have
                 each value at `_POSITIONS_PER_ROW` times as many positions as rows are kept of it.
+            stage: where the runs begin, with everything in `axes` behind it; None: in front of the model.
 
         Raises:
             CalibrationError: the data does not fit the model, or the model has no such value.
         """
         if not axes:
             return {}
-        statistics = self._cached(self._observed(model, axes, gram, for_rows=for_rows and not gram))
+        begin = stage or self.begin(model)
+        statistics = self._cached(self._observed(model, begin, axes, gram, for_rows=for_rows and not gram))
         if self.on_collect is not None:
             self.on_collect(model, statistics)
         return statistics
 
     def _observed(
-        self, model: ir.Model, axes: Mapping[str, int], gram: Collection[str], *, for_rows: bool
+        self, model: ir.Model, stage: Stage, axes: Mapping[str, int], gram: Collection[str], *, for_rows: bool
     ) -> _Observed:
         max_rows = self._affordable_rows(model, axes)
-        observed = model.clone()
+        observed = behind(model, stage.cut)
         outputs = len(observed.graph.outputs)
         result = self.instrument(axes, rows=max_rows, gram=gram, masks=self.masks(model))(observed)
         assert isinstance(result, Observation)
         del observed.graph.outputs[:outputs]  # the runtime need not compute what only they read
         RemoveUnusedNodes()(observed)
         enough = _POSITIONS_PER_ROW * max_rows if for_rows else None
-        return _Observed(observed, self.samples(model), result.groups, max_rows, enough)
+        return _Observed(observed, stage, result.groups, max_rows, enough)
 
     def _cached(self, observed: _Observed) -> dict[str, ChannelStatistics]:
         folder = Calibration.of(self.data).cache
@@ -129,7 +166,7 @@ class Calibrator:
             return self._run(observed)
         # The observers are in the model that is hashed: statistics of other observers are never taken for these.
         model = calibration_cache.fingerprint(observed.model)
-        key = f"{model} {observed.samples.fingerprint} {observed.max_rows} {observed.enough} {self.seed}"
+        key = f"{model} {observed.stage.fingerprint} {observed.max_rows} {observed.enough} {self.seed}"
         path = pathlib.Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
         statistics = calibration_cache.load(path, [value for group in observed.groups for value in group.values])
         if statistics is None:
@@ -140,12 +177,14 @@ class Calibrator:
     def _run(self, observed: _Observed) -> dict[str, ChannelStatistics]:
         session = self.open_session(observed.model)
         collection = _Collection(observed.groups, observed.max_rows, self.seed)
-        for index, feed in enumerate(observed.samples):
-            share = (index + 1) / observed.samples.count
+        samples = observed.stage.samples
+        for index, feed in enumerate(samples):
+            share = (index + 1) / samples.count
             if observed.enough is None or collection.positions < observed.enough * share:
                 collection.add(_run_sample(session, collection.feed(feed), index))
+                observed.stage.used.add(index)
             if self.progress is not None:
-                self.progress(index + 1, observed.samples.count)
+                self.progress(index + 1, samples.count)
         del session
         return_freed_memory()
         return collection.finish()
@@ -160,18 +199,18 @@ class Calibrator:
 
 @dataclasses.dataclass(frozen=True)
 class _Observed:
-    """A model that tells the statistics of its values, with nothing in it but what they need, and the samples to run.
+    """A model that tells the statistics of its values, with nothing in it but what they need.
 
     Attributes:
         model: the instrumented model.
-        samples: what it is run on.
+        stage: where it begins, with the samples to run.
         groups: the values that are observed.
         max_rows: most rows kept of each.
         enough: at how many positions each is to be seen; None: at all.
     """
 
     model: ir.Model
-    samples: Spool
+    stage: Stage
     groups: tuple[RowGroup, ...]
     max_rows: int
     enough: int | None

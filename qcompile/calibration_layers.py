@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from qcompile import layers
+from qcompile import calibration_stages, layers
 from qcompile.calibration import Calibrator, ChannelStatistics
+from qcompile.calibration_stages import Stage
 from qcompile.graph import Convolution
 from qcompile.layers import Layer
 from qcompile.multiplied import multiplies_input, with_patches
 from qcompile.weight_rounding import MOST_INPUTS
 
-_GRAM_BYTES = 160 * 2**20
+Part = Sequence[Layer]
+
+_GRAM_BYTES, _WEIGHT_BYTES = 160 * 2**20, 2**30
+"""Of second moments that are held at a time, and of float weights that a runtime is given for them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +56,8 @@ def layer_statistics(
 ) -> Iterator[LayerStatistics]:
     """Yield the layers, in order, with their statistics: so many at a time that their second moments fit in 160 MiB.
 
+    The model runs from where the layers before ended, as the caller has made them, not from its inputs.
+
     Args:
         calibrator: source of the statistics.
         model: the model as it is now; the caller may change the layers that were yielded.
@@ -60,20 +66,35 @@ def layer_statistics(
         grams: collect second moments of what linears and 1x1 convolutions of up to MOST_INPUTS multiply.
         for_rows: of other statistics only the rows are of use, see `Calibrator.collect`.
     """
-    collect = functools.partial(_collect, calibrator, model, written=written, grams=grams, for_rows=for_rows)
+    stage = calibrator.begin(model)
+    parts = list(_parts(chosen, grams=grams))
+    for index, part in enumerate(parts):
+        yield _collect(calibrator, model, part, stage, written=written, grams=grams, for_rows=for_rows)
+        done, later = ([layers.node_of(layer) for each in some for layer in each] for some in _halves(parts, index + 1))
+        cut = calibration_stages.find_cut(model, done, later) if later else None
+        if cut is not None:
+            stage = calibrator.advance(model, stage, cut)
+
+
+def _halves(parts: Sequence[Part], at: int) -> tuple[Sequence[Part], Sequence[Part]]:
+    return parts[:at], parts[at:]
+
+
+def _parts(chosen: Sequence[Layer], *, grams: bool) -> Iterator[Part]:
     part: list[Layer] = []
-    read: dict[str, int] = {}
-    size = 0
+    seen: set[ir.Value] = set()
+    moments = weights = 0
     for layer in chosen:
         part.append(layer)
-        name = str(layer.x.name)
-        if name not in read:
-            read[name] = layers.input_axis(layer)
-            size += 8 * layers.accumulated(layer) ** 2 if grams and _has_gram(layer) else 0
-        if size > _GRAM_BYTES:
-            yield collect(part, read)
-            part, read, size = [], {}, 0
-    yield collect(part, read)
+        if layer.x not in seen:
+            seen.add(layer.x)
+            moments += 8 * layers.accumulated(layer) ** 2 if grams and _has_gram(layer) else 0
+        weights += 0 if layer.weight.shape is None else 4 * math.prod(layer.weight.shape.numpy())
+        if moments > _GRAM_BYTES or weights > _WEIGHT_BYTES:
+            yield part
+            part, seen, moments, weights = [], set(), 0, 0
+    if part:
+        yield part
 
 
 def _has_gram(layer: Layer) -> bool:
@@ -83,8 +104,8 @@ def _has_gram(layer: Layer) -> bool:
 def _collect(
     calibrator: Calibrator,
     model: ir.Model,
-    part: Sequence[Layer],
-    read: Mapping[str, int],
+    part: Part,
+    stage: Stage,
     *,
     written: Collection[ir.Value],
     grams: bool,
@@ -93,7 +114,8 @@ def _collect(
     second_moments = {str(layer.x.name) for layer in part if grams and _has_gram(layer)}
     ends = {layers.activated_output(layer) for layer in part if isinstance(layer, Convolution)}
     outputs = {str(value.name): 1 for value in written if value in ends}
-    values = calibrator.collect(model, {**read, **outputs}, gram=second_moments, for_rows=for_rows)
+    read = {str(layer.x.name): layers.input_axis(layer) for layer in part}
+    values = calibrator.collect(model, {**read, **outputs}, gram=second_moments, for_rows=for_rows, stage=stage)
     observed, patches = with_patches(model, part)
-    found = calibrator.collect(observed, dict.fromkeys(patches.values(), 1))
+    found = calibrator.collect(observed, dict.fromkeys(patches.values(), 1), stage=stage)
     return LayerStatistics(tuple(part), values, {layer: found[name] for layer, name in patches.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -47,46 +48,66 @@ class Levels:
             self.constant_in.setdefault(level, index)
 
 
-class Spool:
-    """Checked samples in a temporary file, which goes when the spool does.
+class FeedFile:
+    """Feeds in a temporary file, which goes when this does.
 
     It has no name, but on Windows: samples may be private, and nothing is left of them where the process is killed.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="qcompile-calibration-")  # noqa: SIM115  # open as long as this is
+        weakref.finalize(self, self._file.close)
+        self._places: list[tuple[int, dict[str, np.dtype[Any]]]] = []
+
+    @property
+    def count(self) -> int:
+        """Number of feeds."""
+        return len(self._places)
+
+    def append(self, feed: Feed) -> None:
+        """Store a feed; of texts the characters."""
+        start = self._file.seek(0, os.SEEK_END)
+        for array in feed.values():
+            np.save(self._file, as_characters(array))
+        self._file.flush()  # where the disk is full, that is said here
+        self._places.append((start, {name: array.dtype for name, array in feed.items()}))
+
+    def __iter__(self) -> Iterator[Feed]:
+        """Yield the feeds in order."""
+        for start, dtypes in self._places:
+            self._file.seek(start)  # another iterator may have read meanwhile
+            yield {name: _restored(np.load(self._file), dtype) for name, dtype in dtypes.items()}
+
+
+class Spool(FeedFile):
+    """Checked samples, and what they are.
 
     Attributes:
-        count: number of samples.
         fingerprint: sha256 over names, dtypes, shapes and contents of all samples in order.
         levels: input name -> whether it looks like a mask.
     """
 
     def __init__(self, calibration: Calibration, inputs: Sequence[ir.Value]) -> None:
-        self._file = tempfile.TemporaryFile(prefix="qcompile-calibration-")  # noqa: SIM115  # open as long as the spool
-        weakref.finalize(self, self._file.close)
-        self._starts: list[int] = []
+        super().__init__()
         self.levels = {str(value.name): Levels() for value in inputs}
         digest = hashlib.sha256()
-        for feed in calibration.read(inputs):
-            self._dtypes = {name: array.dtype for name, array in feed.items()}
-            stored = {name: array.astype(str) if array.dtype.hasobject else array for name, array in feed.items()}
-            for name, array in stored.items():  # of texts the characters: of objects there are only addresses
-                digest.update(f"{name} {array.dtype} {array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
-                self.levels[name].add(array, len(self._starts))
-            self._starts.append(self._file.tell())
-            for array in stored.values():
-                np.save(self._file, array)
-            self._file.flush()  # where the disk is full, that is said here
-        self.count = len(self._starts)
+        for index, feed in enumerate(calibration.read(inputs)):
+            for name, array in feed.items():
+                stored = as_characters(array)
+                digest.update(f"{name} {stored.dtype} {stored.shape}".encode())
+                digest.update(np.ascontiguousarray(stored).tobytes())
+                self.levels[name].add(stored, index)
+            self.append(feed)
         if self.count == 0:
             raise CalibrationError(
                 "calibration data", "it holds no sample", "Give one at least; a generator serves once"
             )
         self.fingerprint = digest.hexdigest()
 
-    def __iter__(self) -> Iterator[Feed]:
-        """Yield the samples in order."""
-        for start in self._starts:
-            self._file.seek(start)  # another iterator may have read meanwhile
-            yield {name: _restored(np.load(self._file), dtype) for name, dtype in self._dtypes.items()}
+
+def as_characters(array: Array) -> Array:
+    """Return an array of texts as its characters: of objects there are only addresses; others as they are."""
+    return array.astype(str) if array.dtype.hasobject else array
 
 
 def _restored(array: Array, dtype: np.dtype[Any]) -> Array:
