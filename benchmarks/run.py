@@ -20,6 +20,7 @@ NAMES = (
     "compile_time",
     "language_model",
     "weight_only_loss",
+    "weight_only_error",
     "solver_time",
     "stream_memory",
 )
