@@ -101,3 +101,44 @@ def test_output_of_the_model_stays() -> None:
     model = pair()
     model.graph.outputs.append(next(node for node in model.graph if node.op_type == "MatMul").outputs[0])
     assert products(joined(model)) == 2
+
+
+def with_minimums(
+    sums: tuple[str, str] = ("sums", "sums"), total: str = "ReduceSum <keepdims = 0> (blocks, last)"
+) -> ir.Model:
+    """Two linears of x whose weights have a minimum in each block, and which have a bias."""
+    rng = np.random.default_rng(7)
+    named = dict(zip(("qa", "sa", "za", "qb", "sb", "zb"), (*weight(8, 32), *weight(24, 32)), strict=True))
+    for name, width in (("a", 8), ("b", 24)):
+        named |= {f"minimum_{name}": rng.standard_normal((2, width)).astype(np.float32)}
+        named |= {f"bias_{name}": rng.standard_normal(width).astype(np.float32)}
+    model = parse(
+        f"(float[N,S,{INPUTS}] x) => (float[N,S,8] ya, float[N,S,24] yb) {{"
+        " a = DequantizeLinear <axis = 0, block_size = 32> (qa, sa, za) pa = MatMul (x, a)"
+        " b = DequantizeLinear <axis = 0, block_size = 32> (qb, sb, zb) pb = MatMul (x, b)"
+        f" blocks = Reshape (x, shape) sums = {total} again = {total}"
+        f" ma = MatMul ({sums[0]}, minimum_a) ta = Add (pa, ma) fa = Add (ta, bias_a) ya = Relu (fa)"
+        f" mb = MatMul ({sums[1]}, minimum_b) tb = Add (mb, pb) fb = Add (bias_b, tb) yb = Relu (fb) }}",
+        shape=np.array([0, 0, 2, -1]),
+        last=np.array([-1]),
+        **named,
+    )
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    return model
+
+
+def test_minimums_of_blocks_are_joined_too() -> None:
+    model = joined(with_minimums())
+    assert [node.op_type for node in model.graph if node.op_type in ("MatMul", "Add", "Split")] == [
+        *("MatMul", "MatMul", "Add", "Add", "Split")
+    ]
+    assert all(value.uses() for value in model.graph.initializers.values())
+
+
+def test_minimums_of_unlike_sums_stay_apart() -> None:
+    assert products(joined(with_minimums(("sums", "again")))) == 4
+
+
+def test_what_else_is_added_stays_behind_the_joined_linear() -> None:
+    model = joined(with_minimums(("sums", "again"), "ReduceMax <keepdims = 0> (blocks, last)"))
+    assert products(model) == 3
