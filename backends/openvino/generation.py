@@ -18,7 +18,7 @@ from qcompile.backends.openvino.decompression import expanded_when_loaded
 from qcompile.backends.openvino.joined_heads import rotate_together
 from qcompile.backends.openvino.joined_linears import join_linears
 from qcompile.backends.openvino.lowering import save
-from qcompile.backends.openvino.minimums import keep_minimums_precise
+from qcompile.backends.openvino.minimums import lower_minimums
 from qcompile.backends.openvino.runtime import core, runtime_errors
 from qcompile.backends.openvino.session import GROUP_SIZE, OpenVinoSession, Precision, load, refused
 from qcompile.backends.openvino.stateful_session import StatefulSession
@@ -63,7 +63,7 @@ def lower_generator(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
         keep_caches(result, caches)
         attend_to_states(result)
         compress_weights(result)
-        keep_minimums_precise(result)
+        lower_minimums(result)
         result.validate_nodes_and_infer_types()
         result.set_rt_info(str(group_size), ["runtime_options", GROUP_SIZE])
         result.set_rt_info(json.dumps([[cache.past, cache.present] for cache in caches]), _CACHES)

@@ -15,7 +15,7 @@ from qcompile.backends.openvino.compression import compress_weights
 from qcompile.backends.openvino.concatenations import quantize_concatenations_to_uint8
 from qcompile.backends.openvino.conversion import converted
 from qcompile.backends.openvino.decompression import expanded_when_loaded
-from qcompile.backends.openvino.minimums import keep_minimums_precise
+from qcompile.backends.openvino.minimums import lower_minimums
 from qcompile.backends.openvino.per_tensor import scale_outputs_at_run_time
 from qcompile.backends.openvino.readback import kept_in_float
 from qcompile.backends.openvino.residuals import split_norm_branches
@@ -56,7 +56,7 @@ def lower(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
         decompose_attention(result)
         split_norm_branches(result)
         compress_weights(result)
-        keep_minimums_precise(result)
+        lower_minimums(result)
         result.validate_nodes_and_infer_types()
         result.set_rt_info(str(group_size), ["runtime_options", GROUP_SIZE])
         save(result, folder / MODEL_FILE)
