@@ -21,14 +21,14 @@ from qcompile.calibration_masks import PaddingMask
 from qcompile.compile_job import Job
 from qcompile.errors import RecipeError
 from qcompile.initializers import data_bytes
-from qcompile.outcome import cosine_of_output
+from qcompile.outputs import Outputs, farthest_cosine, without_padding
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import exactly
 from qcompile.report.budget import BudgetReport
 from qcompile.restoring import restored, shared_weights
 from qcompile.session import Feed, Session
 from qcompile.solvers.fewest_kept import Units, fewest_kept
-from qcompile.verify import Outputs, difference, outputs_of, run_all, without_padding
+from qcompile.verify import difference, outputs_of, run_all
 from qcompile.verify_gains import output_gains
 from qcompile.verify_layers import accumulated_errors, layer_outputs, output_names
 from qcompile.work import Work
@@ -238,9 +238,7 @@ def _metric(budget: AccuracyBudget, session: Session, work: Work) -> tuple[Metri
 def _agreement(exact: Outputs, samples: Sequence[Feed], masks: Sequence[PaddingMask], run: Run) -> float:
     """Return the mean cosine to the outputs of the float model, of the output that is farthest from it."""
     sides = (without_padding(side, samples, masks) for side in (exact, [run(sample) for sample in samples]))
-    before, after = sides
-    found = [cosine_of_output(before, after, name) for name in before[0]]
-    return min((each for each in found if not math.isnan(each)), default=1.0)
+    return farthest_cosine(*sides)
 
 
 def _write_down(work: Work, before: ir.Model, layers: Collection[str]) -> None:

@@ -10,8 +10,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import InputError, ModelError
 from qcompile.graph import bodies
+from qcompile.outputs import without_padding
 from qcompile.session import Feed, OpenSession
-from qcompile.verify import EXACT_TOLERANCE, difference, outputs_of, without_padding
+from qcompile.verify import EXACT_TOLERANCE, difference, outputs_of
 
 _VALUES = 32
 """Values that are looked at in one run: all of them at once may be many times the memory of a run."""

@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,14 @@ from qcompile.graph import all_nodes, layer_name
 from qcompile.initializers import without_data
 from qcompile.latency import durations
 from qcompile.memory import return_freed_memory
+from qcompile.outputs import Outputs, cosine_of_output, is_numeric, without_padding
 from qcompile.pipeline import Log
 from qcompile.recipe import Recipe
 from qcompile.report.data import ActivationRange, LayerReport, Report
 from qcompile.scheme import Scheme
 from qcompile.session import Feed, Session
 from qcompile.unlisted import unlisted
-from qcompile.verify import Outputs, difference, is_numeric, run_all, without_padding
+from qcompile.verify import difference, run_all
 
 LATENCY_SECONDS = 1.0
 """How long the float model and the artifact are timed, together."""
@@ -257,25 +258,3 @@ def check_finite(
             if is_numeric(array) and np.all(np.isfinite(array)) and not np.all(np.isfinite(actual[output])):
                 reason = f"it computes NaN or infinity in output {output} where the float model does not"
                 raise VerificationError(f"artifact {name}", reason, _REPORT)
-
-
-def cosine(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Cosine between two arrays, as one vector each; None where both are empty; 1 or 0 for what has no numbers."""
-    if np.size(first) == 0 and np.size(second) == 0:
-        return None
-    if np.shape(first) != np.shape(second) or not is_numeric(first):
-        return float(np.array_equal(first, second))
-    x, y = (np.ravel(array).astype(np.float64) for array in (first, second))
-    size = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y) / size if size > 0 else float(np.array_equal(x, y))
-
-
-def mean_cosine(found: Iterable[float | None]) -> float:
-    """Mean over the samples; NaN: there was nothing to compare."""
-    cosines = [each for each in found if each is not None]
-    return statistics.fmean(cosines) if cosines else float("nan")
-
-
-def cosine_of_output(before: Outputs, after: Outputs, name: str) -> float:
-    """Mean over the samples of the cosine between what two models compute for an output; NaN: nothing to compare."""
-    return mean_cosine(cosine(first[name], second[name]) for first, second in zip(before, after, strict=True))

@@ -20,6 +20,7 @@ from qcompile.first_difference import first_difference
 from qcompile.layers import float_layers
 from qcompile.manifest import check_native
 from qcompile.nothing_matched import USE_FLOAT32, nothing_matched
+from qcompile.outputs import without_padding
 from qcompile.random_outputs import refuse_random
 from qcompile.recipe import short
 from qcompile.recipe_settings import BOUND
@@ -28,7 +29,7 @@ from qcompile.report.budget import BudgetReport
 from qcompile.report.forms import FormReport
 from qcompile.session import Feed, OpenSession
 from qcompile.untouched import of_other_types, other_types, quantized_already
-from qcompile.verify import check_exact, check_valid, difference, outputs_of, without_padding
+from qcompile.verify import check_exact, check_valid, difference, outputs_of
 from qcompile.verify_layers import accumulated_errors, layer_outputs, output_names
 from qcompile.verify_rounding import Verdict, judge
 

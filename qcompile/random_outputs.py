@@ -9,8 +9,9 @@ import onnx_ir as ir
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import ModelError
 from qcompile.graph import RANDOM, all_nodes, is_standard, layer_name
+from qcompile.outputs import without_padding
 from qcompile.session import Feed, OpenSession
-from qcompile.verify import EXACT_TOLERANCE, difference, run_all, without_padding
+from qcompile.verify import EXACT_TOLERANCE, difference, run_all
 
 _MEND = (
     "Export it in evaluation mode, module.eval(), or give random numbers as an input; or pass verify=False "

@@ -19,7 +19,8 @@ from qcompile.calibration_sample import counted
 from qcompile.compile_requests import first_sample
 from qcompile.errors import CalibrationError, ModelError, VerificationError
 from qcompile.manifest import Port, ports
-from qcompile.outcome import check_finite, check_shapes, cosine, mean_cosine
+from qcompile.outcome import check_finite, check_shapes
+from qcompile.outputs import cosine, mean_cosine, without_padding
 from qcompile.pipeline import Progress
 from qcompile.report.data import MEASURED_ON
 from qcompile.report.text import decibel
@@ -31,7 +32,6 @@ from qcompile.verify import (
     synthetic_samples,
     total_difference,
     usable_masks,
-    without_padding,
 )
 
 _GIVE = "Give the model that the artifact was compiled from"

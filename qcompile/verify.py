@@ -15,6 +15,7 @@ from qcompile.decoder_inputs import complete, is_computed
 from qcompile.errors import InputError, ModelError, VerificationError
 from qcompile.initializers import without_data
 from qcompile.memory import return_freed_memory
+from qcompile.outputs import Outputs, is_numeric
 from qcompile.session import Feed, OpenSession, Session
 from qcompile.solvers.sqnr import decibels, powers
 
@@ -32,8 +33,6 @@ _MOST_MADE_UP = 2**28
 
 MADE_UP = "made-up inputs"
 """What `synthetic_samples` makes, in words."""
-
-Outputs = Sequence[Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,27 +64,6 @@ def check_valid(model: ir.Model, pass_name: str) -> None:
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:
         reason = f"it leaves a model that onnx's checker refuses: {str(error).strip()}"
         raise VerificationError(f"pass {pass_name}", reason, "Report this, or leave the pass out") from error
-
-
-def without_padding(
-    outputs: Outputs, samples: Sequence[Feed], masks: Sequence[PaddingMask]
-) -> list[dict[str, np.ndarray]]:
-    """Keep the valid positions of every output that has a mask's dims in front: [batch, sequence, ...] to [valid, ...].
-
-    What a model computes at padded positions is never read, and says nothing about its accuracy. Where all positions of
-    a sample are valid, its outputs stay as they are.
-    """
-    kept = []
-    for found, sample in zip(outputs, samples, strict=True):
-        arrays = dict(found)
-        for mask in masks:
-            valid = sample[mask.name] == mask.valid
-            if valid.all():
-                continue
-            fits = {name: array for name, array in arrays.items() if array.shape[: valid.ndim] == valid.shape}
-            arrays.update({name: array[valid] for name, array in fits.items()})
-        kept.append(arrays)
-    return kept
 
 
 def outputs_of(model: ir.Model, samples: Sequence[Feed], open_session: OpenSession) -> list[dict[str, np.ndarray]]:
@@ -208,11 +186,6 @@ def _ratio(found: Collection[_Comparison]) -> float:
     if not any(item.count for item in found) or any(item.other_shape for item in found):
         return float("nan")
     return decibels(sum(item.power for item in found), sum(item.noise for item in found))
-
-
-def is_numeric(array: np.ndarray) -> bool:
-    """True for numbers and truth values; False for texts."""
-    return np.asarray(array).dtype.kind not in "OSUT"
 
 
 def check_exact(found: Difference, pass_name: str, first: str | None = None, rounding: str = "") -> None:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from qcompile.calibration_masks import PaddingMask
+from qcompile.outputs import Outputs, without_padding
 from qcompile.restoring import restored
 from qcompile.session import Feed, OpenSession
-from qcompile.verify import Outputs, difference, outputs_of, without_padding
+from qcompile.verify import difference, outputs_of
 
 
 def output_gains(

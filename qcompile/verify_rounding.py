@@ -20,12 +20,13 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from qcompile.calibration_masks import PaddingMask
 from qcompile.errors import InputError, ModelError
+from qcompile.outputs import Outputs, without_padding
 from qcompile.reference_coverage import not_covered
 from qcompile.reference_evaluator import OutOfReachError, evaluate
 from qcompile.reference_precision import in_float64
 from qcompile.reference_ties import exact_values, loose_decisions
 from qcompile.session import Feed, OpenSession
-from qcompile.verify import EXACT_TOLERANCE, Difference, Outputs, difference, outputs_of, without_padding
+from qcompile.verify import EXACT_TOLERANCE, Difference, difference, outputs_of
 
 MOST_LOST = 2.0
 """How many times as far from float64 a runtime may be with an exact pass as without it: one bit is lost."""

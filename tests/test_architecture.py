@@ -71,6 +71,7 @@ ROOMS = {
         "qcompile.smoothing_problem",
         "qcompile.weight_only",
         "qcompile.bit_allocation",
+        "qcompile.outputs",
     ],
     "graph": [
         "qcompile.graph*",

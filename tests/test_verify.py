@@ -18,7 +18,6 @@ from qcompile.verify import (
     outputs_of,
     synthetic_samples,
     usable_masks,
-    without_padding,
 )
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
@@ -55,14 +54,6 @@ def test_equal_outputs_pass_and_constant_ones_compare_by_magnitude():
     check_exact(difference([{"y": np.full(3, 2.0)}], [{"y": np.full(3, 2.0)}]), "p")
     assert difference([{"y": np.full(3, 2.0)}], [{"y": np.full(3, 2.2)}]).relative == pytest.approx(0.1)
     check_exact(difference([], []), "p")
-
-
-def test_padding_does_not_count():
-    outputs = [{"y": np.arange(12.0).reshape(2, 2, 3), "z": np.zeros(5)}]
-    sample = [{"mask": np.array([[1, 0], [1, 1]])}]
-    (kept,) = without_padding(outputs, sample, [PaddingMask("mask")])
-    assert kept["y"].tolist() == [[0, 1, 2], [6, 7, 8], [9, 10, 11]]
-    assert kept["z"].shape == (5,)
 
 
 def test_made_up_inputs_fit_types_and_shapes():
