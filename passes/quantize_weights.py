@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import layers, qdq, weight_only
-from qcompile.bit_allocation import Schemes, allocate_bits
+from qcompile.bit_allocation import Schemes, Told, allocate_bits, check_target, fewest_bits
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics
 from qcompile.contract import Finding, Keeps, Pass, Result
@@ -24,6 +25,9 @@ from qcompile.scheme import GroupScheme
 from qcompile.solvers.grouped import Evidence, Grouped
 from qcompile.solvers.rtn import rtn
 from qcompile.weight_only import NEEDS_MOMENTS, SOLVERS, BiasCorrection, Solver
+
+_EFFECTIVE_BITS = 4.25
+"""For each number, with bits "auto" and no other word on how many."""
 
 Done = dict[ir.Value, tuple[ir.Value, Finding]]
 """Float weight -> what is read in its place, and what was said of it."""
@@ -51,7 +55,10 @@ class QuantizeWeights(Pass):
         bias_correction: "linears": what rounding adds to outputs on average is taken off the bias where a linear has
             one; of tied weights, that of the first. "none": MiniLM loses more (1 - cosine on held-out text: rtn .047
             for .033 in 4 bits, .161 for .128 in 3; gptq .0103 for .0102, .0344 for .0342).
-        effective_bits: of bits "auto", the most for each number of all weights together, with scales and zero points.
+        effective_bits: of bits "auto", the most for each number of all weights together, with scales and zero points;
+            None: 4.25, where there is no `max_drop`.
+        max_drop: of bits "auto", in the place of `effective_bits`: the fewest bits with which the cosine to the outputs
+            before this pass drops by no more, see `fewest_bits`; needs calibration data.
         widths: what bits "auto" chooses from: 3 are stored in 4 by every runtime.
         head: scheme of a linear that scores a vocabulary, see `weight_only.writes_vocabulary`; None: as the others. In
             8 bits it is rounded to nearest, in fewer it is solved as the others are.
@@ -75,7 +82,8 @@ class QuantizeWeights(Pass):
     sweeps: int = 1
     iters: int = 200
     bias_correction: BiasCorrection = "linears"
-    effective_bits: float = 4.25
+    effective_bits: float | None = None
+    max_drop: float | None = None
     widths: tuple[int, ...] = (2, 4, 8)
     head: GroupScheme | None = weight_only.HEAD
     ignore: frozenset[str] = frozenset()
@@ -91,6 +99,7 @@ class QuantizeWeights(Pass):
             _ = self.schemes
         except ValueError as error:
             raise RecipeError("quantize_weights", str(error), "Give 1 to 8 bits, and a positive group_size") from error
+        check_target(self.bits, self.effective_bits, self.max_drop)
         counts = {"n_grid": self.n_grid, "sweeps": self.sweeps, "iters": self.iters, "damp_percent": self.damp_percent}
         for name, number in counts.items():
             if number < 0:
@@ -106,8 +115,11 @@ class QuantizeWeights(Pass):
         """Solve without data: what cannot is rounded to nearest, and no range is cut.
 
         Cut ranges have the smaller error of weights, and not always of outputs: the loss of SmolLM2 rises by .26 nats
-        with none cut, and by .37 with hqq (4 bits in groups of 64; 1.25 and 1.65 in 3 bits).
+        with none cut, and by .37 with hqq (4 bits in groups of 64; 1.25 and 1.65 in 3 bits). Without data there are no
+        outputs that `max_drop` could be held to.
         """
+        if self.max_drop is not None:
+            return None
         return dataclasses.replace(self, solver="rtn", n_grid=0) if self.solver in NEEDS_MOMENTS else self
 
     def call(self, model: ir.Model) -> Result:
@@ -117,11 +129,7 @@ class QuantizeWeights(Pass):
         heads = [linear for linear in chosen.linears if linear.matmul in chosen.heads]
         findings = list(chosen.findings)
         done: Done = {}
-        auto: Schemes = {}
-        if self.bits == "auto" and others:
-            parts = weight_only.calibrated(self.calibrator, model, others)
-            auto, told = allocate_bits(model, parts, self.schemes, self.effective_bits, self.calibrator)
-            findings.append(told)
+        auto, told = self._allocated(model, others)
         # A head that is rounded to nearest needs statistics for the report alone: the last others' run collects them.
         for group in [others + heads] if _is_nearly_float(self.head) else [others, heads]:
             for part in weight_only.calibrated(self.calibrator, model, group, grams=self.solver in NEEDS_MOMENTS):
@@ -131,7 +139,21 @@ class QuantizeWeights(Pass):
                 del part  # with hundreds of rows of every value
         chosen.mark_tables({weight: value for weight, (value, _) in done.items()})
         remove_unused(done)
+        if told is not None:
+            findings.append(told(model))
         return Result(model, modified=bool(done), findings=tuple(findings))
+
+    def _allocated(self, model: ir.Model, linears: Sequence[Linear]) -> tuple[Schemes, Told | None]:
+        """Return a scheme for each weight where bits are "auto", and what says so."""
+        if self.bits != "auto" or not linears:
+            return {}, None
+        parts = weight_only.calibrated(self.calibrator, model, linears)
+        if self.max_drop is None:
+            budget = _EFFECTIVE_BITS if self.effective_bits is None else self.effective_bits
+            return allocate_bits(model, parts, self.schemes, budget, self.calibrator)
+        assert self.calibrator is not None  # `without_calibration` leaves the pass out
+        grid = {"n_grid": self.n_grid} if self.solver == "rtn" else {}
+        return fewest_bits(model, parts, self.schemes, self.max_drop, self.calibrator, **grid)
 
     def _quantize(
         self, linear: Layer, head: GroupScheme | None, auto: Schemes, seen: LayerStatistics, done: Done

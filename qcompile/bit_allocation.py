@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,10 +13,11 @@ from qcompile import weight_only
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics
 from qcompile.contract import Finding
+from qcompile.errors import RecipeError
 from qcompile.graph import Linear, constant_array
+from qcompile.rounding_trials import RoundingTrials, relative
 from qcompile.scheme import GroupScheme
-from qcompile.session import Feed, Session
-from qcompile.solvers.allocation import Allocation, Option, allocate
+from qcompile.solvers.allocation import Allocation, Option, allocate, fewest
 from qcompile.solvers.grouped import Grouped
 from qcompile.solvers.rtn import rtn
 from qcompile.solvers.sqnr import powers
@@ -23,14 +25,11 @@ from qcompile.solvers.sqnr import powers
 Schemes = Mapping[ir.Value, GroupScheme]
 """Weight -> how it is stored."""
 
-_SAMPLES = 2
-"""Samples of the calibration data that the model is run on for each weight."""
+Told = Callable[[ir.Model], Finding]
+"""What is to be said of the bits, given the model that has them."""
 
 _GRID = 8
 """See `rtn`: the scale that is found in so many steps is near enough to compare weights."""
-
-_LOST = 1e9
-"""Relative error that stands for one that is not finite."""
 
 
 def effective_bits(scheme: GroupScheme, inputs: int) -> float:
@@ -42,13 +41,26 @@ def effective_bits(scheme: GroupScheme, inputs: int) -> float:
     return scheme.bits + (32 + zero) * scheme.groups(inputs) / max(inputs, 1)
 
 
+def check_target(bits: int | str, effective_bits: float | None, max_drop: float | None) -> None:
+    """Raise RecipeError for more than one word on how many bits "auto" gives, or one that means nothing."""
+    if max_drop is None:
+        return
+    subject = f"quantize_weights.max_drop {max_drop:g}"
+    if bits != "auto":
+        raise RecipeError(subject, f"bits are {bits} for all weights", 'Set bits to "auto" too, or leave it out')
+    if effective_bits is not None:
+        raise RecipeError(subject, f"effective_bits is {effective_bits:g} already", "Leave one of them out")
+    if max_drop < 0:
+        raise RecipeError(subject, "it is less than 0", "Give a number from 0 on, such as 0.01")
+
+
 def allocate_bits(
     model: ir.Model,
     parts: Iterable[LayerStatistics],
     schemes: Sequence[GroupScheme],
     budget: float,
     calibrator: Calibrator | None,
-) -> tuple[Schemes, Finding]:
+) -> tuple[Schemes, Told]:
     """Return a scheme for each weight so that all take `budget` bits for each number, and what is to be said of it.
 
     The error of a scheme is the noise in the output of the model over its power, when this weight alone is rounded. It
@@ -65,76 +77,145 @@ def allocate_bits(
         budget: effective bits for each number of all weights together; where no choice fits, each gets the smallest.
         calibrator: of the data.
     """
-    middle, local = len(schemes) // 2, dict[ir.Value, list[float]]()
+    found = _rounded(parts, schemes, _GRID, () if calibrator is None else (_middle(schemes),))
+    trials = None
+    if calibrator is not None and found:
+        trials = RoundingTrials(model, _arrays(found), calibrator)
+    options = _options(found, schemes, trials)
+    count = sum(each.count for each in found)
+    allocation = allocate(options, budget * count)
+    reached = _reached(allocation, count)
+    met = (
+        f"{reached}; {budget:g} were asked" if allocation.met else f"{reached}, the fewest; {budget:g} is not possible"
+    )
+    return _chosen(found, schemes, allocation), lambda _model: _finding(met)
+
+
+def fewest_bits(
+    model: ir.Model,
+    parts: Iterable[LayerStatistics],
+    schemes: Sequence[GroupScheme],
+    max_drop: float,
+    calibrator: Calibrator,
+    *,
+    n_grid: int = _GRID,
+) -> tuple[Schemes, Told]:
+    """Return a scheme for each weight so that they are small and the model keeps its outputs; what is to be said of it.
+
+    Weights get more bits in the order of `allocate_bits`, each time with all of them rounded to nearest, until the
+    cosine to the outputs of the model drops by no more than it may, see `RoundingTrials.drop`. A solver that does
+    better than rounding to nearest leaves a margin, which is told: the outputs of the model that it has made are
+    measured.
+
+    Args:
+        model: as in `allocate_bits`, as for the next two.
+        parts: the same.
+        schemes: the same.
+        max_drop: most that the cosine may drop; where no choice does, each weight gets the most bits that help it.
+        calibrator: of the data. All weights rounded are in memory with the float ones, while they are tried.
+        n_grid: see `rtn`.
+    """
+    found = _rounded(parts, schemes, n_grid, range(len(schemes)))
+    trials = RoundingTrials(model, _arrays(found), calibrator)
+
+    def drop(chosen: Sequence[int]) -> float:
+        size = schemes[0].group_size
+        return trials.drop({e.name: e.ways[way].weight(size) for e, way in zip(found, chosen, strict=True)})
+
+    allocation = fewest(_options(found, schemes, trials), drop, max_drop)
+    trials.close()
+    reached = _reached(allocation, sum(each.count for each in found))
+    most = "" if allocation.met else ", the most that help"
+
+    def told(made: ir.Model) -> Finding:
+        lost = trials.drop_of(made)
+        verdict = "met" if lost <= max_drop else "NOT met"
+        asked = f"the cosine to float's outputs drops by {lost:.3g}, at most {max_drop:g} was asked: {verdict}"
+        return _finding(f"{reached}{most}; {asked}")
+
+    return _chosen(found, schemes, allocation), told
+
+
+@dataclasses.dataclass
+class _Rounded:
+    """A weight in each of the schemes.
+
+    Attributes:
+        value: the weight.
+        shape: [inputs, outputs].
+        ways: it rounded to nearest, by the index of a scheme, where it is kept.
+        errors: noise over power of what its linears compute with it, for each scheme, added up.
+    """
+
+    value: ir.Value
+    shape: tuple[int, int]
+    ways: dict[int, Grouped]
+    errors: list[float]
+
+    @property
+    def name(self) -> str:
+        return str(self.value.name)
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def _rounded(
+    parts: Iterable[LayerStatistics], schemes: Sequence[GroupScheme], n_grid: int, kept: Collection[int]
+) -> list[_Rounded]:
+    """Return each weight in the schemes; only what is kept of them takes memory."""
+    found = dict[ir.Value, _Rounded]()
     for part in parts:
         for linear in part.layers:
             assert isinstance(linear, Linear)
-            weight, found = _array(linear.weight), []
-            for scheme in schemes:
-                grouped = rtn(weight, scheme, weight_only.evidence(part.of(linear.x)), n_grid=_GRID)
-                found.append(_error(weight, part, linear, grouped, scheme))
-            before = local.get(linear.weight, [0.0] * len(schemes))
-            local[linear.weight] = [one + other for one, other in zip(before, found, strict=True)]
-    sizes = {weight: _array(weight).shape for weight in local}
-    reached = {weight: float(_count(sizes[weight])) * errors[middle] for weight, errors in local.items()}
-    if calibrator is not None and local:
-        reached = _at_the_end(model, list(local), schemes[middle], calibrator) or reached
-    options = [
+            weight, known = _array(linear.weight), weight_only.evidence(part.of(linear.x))
+            each = found.setdefault(linear.weight, _Rounded(linear.weight, weight.shape, {}, [0.0] * len(schemes)))
+            for index, scheme in enumerate(schemes):
+                way = rtn(weight, scheme, known, n_grid=n_grid)
+                each.errors[index] += _error(weight, part, linear, way, scheme)
+                if index in kept:
+                    each.ways.setdefault(index, way)
+    return list(found.values())
+
+
+def _options(
+    found: Sequence[_Rounded], schemes: Sequence[GroupScheme], trials: RoundingTrials | None
+) -> list[list[Option]]:
+    """Return size and error of each scheme of each weight."""
+    middle = _middle(schemes)
+    reached = [each.count * each.errors[middle] for each in found]
+    if trials is not None:
+        reached = _at_the_end(found, schemes[middle], middle, trials) or reached
+    return [
         [
-            Option(
-                effective_bits(scheme, sizes[weight][0]) * _count(sizes[weight]),
-                reached[weight] * error / (errors[middle] or 1.0),
-            )
-            for scheme, error in zip(schemes, errors, strict=True)
+            Option(effective_bits(scheme, each.shape[0]) * each.count, far * error / (each.errors[middle] or 1.0))
+            for scheme, error in zip(schemes, each.errors, strict=True)
         ]
-        for weight, errors in local.items()
+        for each, far in zip(found, reached, strict=True)
     ]
-    count = sum(map(_count, sizes.values()))
-    allocation = allocate(options, budget * count)
-    chosen = {weight: schemes[index] for weight, index in zip(local, allocation.chosen, strict=True)}
-    return chosen, _told(allocation, count, budget)
 
 
-def _at_the_end(
-    model: ir.Model, weights: Sequence[ir.Value], scheme: GroupScheme, calibrator: Calibrator
-) -> dict[ir.Value, float]:
+def _at_the_end(found: Sequence[_Rounded], scheme: GroupScheme, way: int, trials: RoundingTrials) -> list[float]:
     """Return the noise over the power of what the model computes when each weight alone is rounded to nearest.
 
-    Nothing of a model without floating outputs.
-
-    It is one session, which gets the weights with each run: 2.3 s on MiniLM, where one for each weight took 33 s.
-    Of several outputs those count that most weights reach: logits, not the keys of the first layer.
+    Nothing of a model without floating outputs. Of several outputs those count that most weights reach: logits, not the
+    keys of the first layer.
     """
-    feeds = list(itertools.islice(calibrator.samples(model), _SAMPLES))
-    arrays = {str(weight.name): _array(weight) for weight in weights}
-    session = calibrator.open_session(_fed_with(model, arrays))
-    exact, noise = _outputs(session, feeds, arrays), []
-    if not exact:
-        return {}
-    for name, array in arrays.items():
-        rounded = rtn(array, scheme, n_grid=_GRID).weight(scheme.group_size)
-        found = _outputs(session, feeds, {**arrays, name: rounded})
-        noise.append([_ratio(*powers(one, other)) for one, other in zip(exact, found, strict=True)])
+    noise = np.array([trials.noise({each.name: each.ways[way].weight(scheme.group_size)}) for each in found])
+    if not noise.size:
+        return []
     counts = np.count_nonzero(noise, axis=0)
-    last = np.asarray(noise)[:, counts == counts.max()]
-    return {weight: float(error) for weight, error in zip(weights, last.mean(axis=1), strict=True)}
+    return [float(error) for error in noise[:, counts == counts.max()].mean(axis=1)]
 
 
-def _fed_with(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """Return a copy of a model that has these weights as inputs: one session computes with any of them rounded."""
-    given = model.clone()
-    for name in names:
-        weight = given.graph.initializers.pop(name)
-        weight.const_value = None
-        given.graph.inputs.append(weight)
-    return given
+def _middle(schemes: Sequence[GroupScheme]) -> int:
+    """Return the index of the scheme with which weights are tried alone."""
+    return len(schemes) // 2
 
 
-def _outputs(session: Session, feeds: Sequence[Feed], weights: Feed) -> list[np.ndarray]:
-    """Return each floating output, of all feeds in a row."""
-    found = [session.run({**feed, **weights}) for feed in feeds]
-    floats = [name for name, array in found[0].items() if array.dtype.kind == "f"]
-    return [np.concatenate([outputs[name].ravel() for outputs in found]) for name in floats]
+def _arrays(found: Sequence[_Rounded]) -> dict[str, np.ndarray]:
+    return {each.name: _array(each.value) for each in found}
 
 
 def _array(weight: ir.Value) -> np.ndarray:
@@ -143,25 +224,20 @@ def _array(weight: ir.Value) -> np.ndarray:
     return array
 
 
-def _count(shape: tuple[int, int]) -> int:
-    return shape[0] * shape[1]
+def _chosen(found: Sequence[_Rounded], schemes: Sequence[GroupScheme], allocation: Allocation) -> Schemes:
+    return {each.value: schemes[index] for each, index in zip(found, allocation.chosen, strict=True)}
 
 
-def _told(allocation: Allocation, count: int, budget: float) -> Finding:
-    reached = f"{allocation.size / max(count, 1):.4g} bits for each number, with scales and zero points"
-    met = (
-        f"{reached}; {budget:g} were asked" if allocation.met else f"{reached}, the fewest; {budget:g} is not possible"
-    )
-    return Finding("weights of linears", "kept", met)
+def _reached(allocation: Allocation, count: int) -> str:
+    return f"{allocation.size / max(count, 1):.4g} bits for each number, with scales and zero points"
+
+
+def _finding(reason: str) -> Finding:
+    return Finding("weights of linears", "kept", reason)
 
 
 def _error(weight: np.ndarray, part: LayerStatistics, linear: Linear, found: Grouped, scheme: GroupScheme) -> float:
     seen = part.of(linear.x)
     if seen is None or not len(seen.rows):
-        return _ratio(*powers(weight, found.weight(scheme.group_size)))
-    return _ratio(*weight_only.output_powers(weight, found, scheme.group_size, seen.rows))
-
-
-def _ratio(power: float, noise: float) -> float:
-    ratio = noise / power if power > 0 else 0.0
-    return ratio if np.isfinite(ratio) else _LOST
+        return relative(*powers(weight, found.weight(scheme.group_size)))
+    return relative(*weight_only.output_powers(weight, found, scheme.group_size, seen.rows))

@@ -72,6 +72,7 @@ ROOMS = {
         "qcompile.weight_only",
         "qcompile.bit_allocation",
         "qcompile.outputs",
+        "qcompile.rounding_trials",
     ],
     "graph": [
         "qcompile.graph*",

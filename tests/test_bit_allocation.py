@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+import qcompile
+from qcompile.backends import get
 from qcompile.bit_allocation import effective_bits
 from qcompile.calibration import Calibrator
-from qcompile.errors import RecipeError
+from qcompile.errors import CalibrationError, RecipeError
+from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.recipe import Recipe
+from qcompile.rounding_trials import RoundingTrials
 from qcompile.scheme import GroupScheme
 from qcompile.session import Session
 from tests.passes.quantizable import calibrator, parse, relative_error
@@ -75,7 +80,7 @@ def test_without_data_the_weights_decide():
     after = parse(BRANCHES, **weights)
     found = dataclasses.replace(AUTO, effective_bits=4.2)(after).findings
     assert {str(finding.value): finding.reason for finding in found}["k"] == "2 bits"
-    assert found[0].reason.endswith("4.2 were asked")
+    assert found[-1].reason.endswith("4.2 were asked")
 
 
 def test_the_float_weights_are_as_they_were():
@@ -104,6 +109,75 @@ def test_a_model_without_floating_outputs_is_judged_by_its_layers() -> None:
     after = parse(text, **WEIGHTS)
     settings = dataclasses.replace(AUTO, effective_bits=4.5, calibrator=calibrator(after))
     assert settings(after).modified
+
+
+def cosine_drop(before: ir.Model, after: ir.Model, data: Calibrator) -> float:
+    """1 - cosine of y over the first two samples."""
+    feeds = list(itertools.islice(data.samples(before), 2))
+    sides = [
+        [get("onnxruntime").open_session(each).run(feed)["y"].ravel() for feed in feeds] for each in (before, after)
+    ]
+    return 1 - float(np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(*sides, strict=True)]))
+
+
+@pytest.mark.parametrize("max_drop", [0.0003, 0.003, 0.03])
+def test_the_fewest_bits_that_keep_the_outputs_are_taken(max_drop: float) -> None:
+    data = calibrator(model())
+    after, bits, told = quantized(dataclasses.replace(AUTO, max_drop=max_drop), data)
+    drop = cosine_drop(model(), after, data)
+    assert drop <= max_drop
+    size, said = told.split(" bits for each number, with scales and zero points; ")
+    assert said == f"the cosine to float's outputs drops by {drop:.3g}, at most {max_drop:g} was asked: met"
+    assert {bits[name] for name in "pqr"} == {"2 bits"}, "next to nothing of them reaches the output"
+    fewer = dataclasses.replace(AUTO, effective_bits=float(size) - 0.01)
+    assert cosine_drop(model(), quantized(fewer, data)[0], data) > max_drop
+
+
+def test_a_drop_that_no_bits_keep_is_said_and_the_most_are_taken() -> None:
+    _, bits, told = quantized(dataclasses.replace(AUTO, max_drop=1e-9), calibrator(model()))
+    assert {bits[name] for name in "hkm"} == {"8 bits"}
+    assert ", the most that help; the cosine to float's outputs drops by " in told
+    assert told.endswith("at most 1e-09 was asked: NOT met")
+
+
+def test_padding_does_not_count_for_the_drop() -> None:
+    text = """g (int64[n, s] mask, float[n, s, 128] x) => (float[n, s, 128] y) {
+        axes = Constant <value_ints = [1, 2]> () c = Cast <to = 9> (mask) b = Unsqueeze(c, axes)
+        q = MatMul(x, a) k = MatMul(x, d) v = MatMul(x, e)
+        y = Attention <q_num_heads = 1, kv_num_heads = 1> (q, k, v, b) }"""
+    graph = parse(text, **{name: WEIGHTS[name] for name in "ade"})
+    rng, samples = np.random.default_rng(3), []
+    for _ in range(2):
+        x = rng.normal(size=(1, 6, 128)).astype(np.float32)
+        samples.append({"x": x, "mask": np.array([[1, 1, 1, 1, 0, 0]])})
+    data = Calibrator(samples, ObserveChannels, get("onnxruntime").open_session)
+    trials = RoundingTrials(graph, {name: WEIGHTS[name] for name in "ae"}, data)
+    rounded = {"a": np.round(WEIGHTS["a"], 1)}
+    counted = trials.drop(rounded), trials.noise(rounded)
+    for sample in samples:
+        sample["x"][:, 4:] = 1e3 * rng.normal(size=(1, 2, 128))
+    again = Calibrator(samples, ObserveChannels, get("onnxruntime").open_session)
+    assert counted[0] > 1e-6 > trials.drop({})
+    trials = RoundingTrials(graph, {name: WEIGHTS[name] for name in "ae"}, again)
+    np.testing.assert_allclose([trials.drop(rounded), *trials.noise(rounded)], [counted[0], *counted[1]], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"bits": 4, "max_drop": 0.1}, "bits are 4 for all"),
+        ({"bits": "auto", "max_drop": 0.1, "effective_bits": 4.0}, "effective_bits is 4 already"),
+        ({"bits": "auto", "max_drop": -0.1}, "less than 0"),
+    ],
+)
+def test_words_on_the_bits_that_contradict_each_other_are_refused(settings, reason) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        Recipe.from_name("w4a16-gptq", **settings)
+
+
+def test_a_drop_needs_data_and_that_is_said_before_the_model_is_read() -> None:
+    with pytest.raises(CalibrationError, match="works from calibration data, and there is none"):
+        qcompile.compile("nowhere.onnx", Recipe.from_name("w4a16-rtn", bits="auto", max_drop=0.01))
 
 
 def test_effective_bits_counts_scales_and_zero_points():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Allocation:
         chosen: index of the option of each.
         size: of all together.
         error: of all together.
-        met: whether `size` is at most the budget.
+        met: whether `size` is at most the budget, or what it costs at most what it may.
     """
 
     chosen: tuple[int, ...]
@@ -52,22 +52,64 @@ def allocate(things: Sequence[Sequence[Option]], budget: float) -> Allocation:
     """
     hulls = [_hull(options) for options in things]
     size = sum(options[hull[0]].size for options, hull in zip(things, hulls, strict=True))
-    place = [0] * len(hulls)
-    steps = [(-_rate(things[index], hull, 0), index) for index, hull in enumerate(hulls) if len(hull) > 1]
-    heapq.heapify(steps)
-    while steps:
-        _, index = heapq.heappop(steps)
+    place, full = [0] * len(hulls), set[int]()
+    for index in _steps(things, hulls):
         options, hull, now = things[index], hulls[index], place[index]
         added = options[hull[now + 1]].size - options[hull[now]].size
-        if size + added > budget:
-            continue  # those behind it on this hull are larger still
+        if index in full or size + added > budget:
+            full.add(index)  # the steps behind it on this hull are larger still
+            continue
         size, place[index] = size + added, now + 1
-        if now + 2 < len(hull):
-            heapq.heappush(steps, (-_rate(options, hull, now + 1), index))
     chosen = tuple(hull[now] for hull, now in zip(hulls, place, strict=True))
+    total, error = _sums(things, chosen)
+    return Allocation(chosen, total, error, total <= budget)
+
+
+def fewest(things: Sequence[Sequence[Option]], cost: Callable[[Sequence[int]], float], most: float) -> Allocation:
+    """Choose an option for each thing, so that they are as small as it finds and cost no more than they may.
+
+    It takes the steps of `allocate` in their order, as many as are needed, and finds how many that are by halving: a
+    step may be one too many where the cost does not fall with every step. Where no choice does, it is that behind the
+    last step, and `met` is False.
+
+    Args:
+        things: the options of each, at least one.
+        cost: what a choice, an index for each thing, costs; it is asked once for each halving.
+        most: what it may cost at most.
+    """
+    hulls = [_hull(options) for options in things]
+    steps = _steps(things, hulls)
+
+    def chosen(count: int) -> tuple[int, ...]:
+        place = [0] * len(hulls)
+        for index in steps[:count]:
+            place[index] += 1
+        return tuple(hull[now] for hull, now in zip(hulls, place, strict=True))
+
+    def holds(count: int) -> bool:
+        return cost(chosen(count)) <= most
+
+    count = bisect.bisect_left(range(len(steps) + 1), True, key=holds)
+    found = chosen(min(count, len(steps)))
+    return Allocation(found, *_sums(things, found), met=count <= len(steps))
+
+
+def _steps(things: Sequence[Sequence[Option]], hulls: Sequence[Sequence[int]]) -> list[int]:
+    """Return the index of a thing for each step along its hull, the step that saves most error for its size first.
+
+    On a convex hull the rates fall, so the steps of one thing come in their order.
+    """
+    rates = [
+        (-_rate(options, hull, place), index)
+        for index, (options, hull) in enumerate(zip(things, hulls, strict=True))
+        for place in range(len(hull) - 1)
+    ]
+    return [index for _, index in sorted(rates)]
+
+
+def _sums(things: Sequence[Sequence[Option]], chosen: Sequence[int]) -> tuple[float, float]:
     taken = [options[index] for options, index in zip(things, chosen, strict=True)]
-    total = sum(option.size for option in taken)
-    return Allocation(chosen, total, sum(option.error for option in taken), total <= budget)
+    return sum(option.size for option in taken), sum(option.error for option in taken)
 
 
 def _hull(options: Sequence[Option]) -> list[int]:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from qcompile.solvers.allocation import Option, allocate
+from qcompile.solvers.allocation import Option, allocate, fewest
 
 
 def drawn(seed: int, things: int = 5) -> list[list[Option]]:
@@ -81,3 +81,28 @@ def test_a_step_that_does_not_fit_leaves_room_for_others() -> None:
 
 def test_nothing_to_store() -> None:
     assert allocate([], 0.0).met
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_fewest_that_cost_no_more_than_they_may(seed: int) -> None:
+    things, asked = drawn(seed), list[tuple[int, ...]]()
+
+    def cost(chosen: tuple[int, ...]) -> float:
+        asked.append(chosen)
+        return sum(options[index].error for options, index in zip(things, chosen, strict=True))
+
+    choices, steps = totals(things), sum(len(options) - 1 for options in things)
+    step = max(max(o.size for o in options) - min(o.size for o in options) for options in things)
+    least = sum(min(option.error for option in options) for options in things)
+    for most in (least, least + 10.0, least + 30.0, 1e9):
+        asked.clear()
+        found = fewest(things, cost, most)
+        assert found.met
+        assert found.error <= most
+        assert len(asked) <= 1 + np.log2(steps + 1)
+        at_this_size = allocate(things, found.size)
+        assert (found.size, found.error) == (at_this_size.size, at_this_size.error)
+        smallest = min(size for size, error in choices if error <= most)
+        assert smallest <= found.size <= smallest + step
+    none = fewest(things, cost, least - 1)
+    assert (none.met, none.error) == (False, least)
