@@ -29,6 +29,7 @@ from qcompile.recipe import Recipe
 from qcompile.report.data import ActivationRange, LayerReport, Report
 from qcompile.scheme import Scheme
 from qcompile.session import Feed, Session
+from qcompile.tied_tables import tied_bytes
 from qcompile.unlisted import unlisted
 from qcompile.verify import difference, run_all
 
@@ -165,7 +166,7 @@ def measure(
     """
     _correct_layers(report, lowered.findings)
     report.size = {
-        "float_bytes": file_bytes(model),
+        "float_bytes": file_bytes(model) - tied_bytes(model),
         "quantized_bytes": sum((path.parent / name).stat().st_size for name in lowered.files),
     }
     if not samples:

@@ -53,6 +53,12 @@ def table_of(linear: Linear, model: ir.Model) -> ir.Value | None:
     return None
 
 
+def tied_bytes(model: ir.Model) -> int:
+    """Return how many bytes the weights of linears take that are tables of embeddings: in a float file one is both."""
+    tied = {linear.weight for linear in layers.float_linears(model) if table_of(linear, model) is not None}
+    return sum(weight.const_value.nbytes for weight in tied if weight.const_value is not None)
+
+
 def mark(dequantized: ir.Value, table: ir.Value) -> None:
     """Say, of a weight that was quantized, which table it was: no solver leaves it what could be compared with it."""
     node = dequantized.producer()

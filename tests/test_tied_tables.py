@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import qcompile
 from qcompile.backends import get
 from qcompile.block_weights import of_value
 from qcompile.calibration import Calibrator
@@ -108,3 +109,14 @@ def test_an_embedding_that_is_ignored_stays_float():
     name = QuantizeEmbeddings(min_elements=10**9)(model).findings[0].layer
     assert not QuantizeEmbeddings(1, frozenset({name}))(model).modified
     assert integers(model)[0] == (128, ROWS)
+
+
+def test_the_float_file_that_is_compared_with_has_the_table_once(tmp_path):
+    text = TEXT.replace("y = MatMul(x, head)", "head = Transpose<perm = [1, 0]>(table) y = MatMul(x, head)")
+    model = parse(text, table=table())
+    ir.save(model, tmp_path / "float.onnx")
+    found = qcompile.compile(model, "w4a16-rtn", verify=False).report.size["float_bytes"]
+    assert found == pytest.approx((tmp_path / "float.onnx").stat().st_size, abs=300)
+    other = parse(TEXT, table=table(), head=table().T + 1)
+    twice = qcompile.compile(other, "w4a16-rtn", verify=False).report.size["float_bytes"]
+    assert twice == pytest.approx(found + table().nbytes, abs=300)

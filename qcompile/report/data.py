@@ -152,7 +152,7 @@ class Report:
         channel_scales: {"folded": int, "explicit": int}: smoothing scales that cost nothing, and those that cost a Mul.
         latency: {"float_ms": float, "quantized_ms": float} on the same runtime; empty when not measured.
         accuracy: measure -> value, or output -> {measure: value}, against the float model.
-        size: {"float_bytes": int, "quantized_bytes": int}.
+        size: {"float_bytes": int, "quantized_bytes": int}: of the files; the float one has tied tables once.
         passes: one entry per pass, in order.
         activation_ranges: one entry per smoothed activation.
         findings: decisions that concern no single layer of `layers`.
