@@ -8,7 +8,8 @@ from collections.abc import Collection
 from qcompile import processor
 from qcompile.backends import Backend, Capability, Operator
 from qcompile.contract import Pass
-from qcompile.errors import CalibrationError, UnsupportedError
+from qcompile.errors import CalibrationError, NothingMatchedError, UnsupportedError
+from qcompile.frontend.huggingface import is_folder
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.keep_weights import KeepWeights
 from qcompile.passes.quantize_attention import QuantizeAttention
@@ -54,6 +55,17 @@ def check_data(recipe: Recipe, calibration: object) -> None:
             reason = f"{step.pass_name} works from calibration data, and there is none"
             mend = f"Give calibration data, or leave {step.pass_name} out of the recipe"
             raise CalibrationError(f"recipe {recipe.name}", reason, mend)
+
+
+def check_source(recipe: Recipe, model: object) -> None:
+    """Raise NothingMatchedError where a recipe keeps weights that came quantized, and the model has floats alone.
+
+    That is known of folders of Hugging Face: weights of other types are refused there.
+    """
+    if is_folder(model) and any(isinstance(step.build(), KeepWeights) for step in recipe.steps):
+        reason = f"it looks for {KeepWeights.looks_for}, and the weights of a folder of Hugging Face are floats"
+        mend = "Use w4a16-rtn, which quantizes any weights, or give a GGUF file with blocks of integers"
+        raise NothingMatchedError(f"recipe {recipe.name}", reason, mend)
 
 
 def for_target(recipe: Recipe, targets: Collection[str], target: str | None) -> Recipe:

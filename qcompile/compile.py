@@ -14,7 +14,7 @@ from qcompile.artifact import Artifact, absolute
 from qcompile.artifact_stage import behind_link
 from qcompile.artifact_writing import sole_writer
 from qcompile.canonical import canonical_passes
-from qcompile.capability import check_data, check_recipe, for_target, wanted_operators
+from qcompile.capability import check_data, check_recipe, check_source, for_target, wanted_operators
 from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
 from qcompile.compile_job import Job
 from qcompile.compile_requests import check_arguments, check_format, recipe_of
@@ -97,6 +97,7 @@ def compile(
     plan = for_target(recipe_of(recipe, ignore, targets), engine.targets, target)
     check_recipe(plan, engine)
     check_data(plan, calibration)
+    check_source(plan, model)
     check_way(tune)
     check_format(output_format, model)
     budget = budget_of(accuracy, plan)
@@ -138,6 +139,7 @@ def rewrite(
     check_arguments(progress, verify=verify, trust_input=trust_input)
     plan = for_target(recipe_of(recipe, ignore, targets), backends.get("onnxruntime").targets, target)
     check_data(plan, calibration)
+    check_source(plan, model)
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     check_selection(work.model, plan, wanted_operators)
     return work.apply(plan)

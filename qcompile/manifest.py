@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.artifact_mistaken import no_artifact
 from qcompile.errors import ArtifactError, ModelError
 from qcompile.plain_files import check_plain
 from qcompile.sealed_json import fingerprint, sealed, unsealed
@@ -131,10 +132,8 @@ class Manifest:
             check_plain(path)
             content = path.read_bytes()
             data = unsealed(content)
-        except FileNotFoundError as error:
-            raise ArtifactError(str(path), "there is no such file", "Give the folder that compile wrote") from error
-        except NotADirectoryError as error:
-            raise ArtifactError(str(folder), "it is a file", "Give the folder that compile wrote") from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise no_artifact(folder, MANIFEST) from error
         except OSError as error:
             raise ArtifactError(str(path), f"it cannot be read: {error}", mend) from error
         except (ValueError, RecursionError) as error:

@@ -33,13 +33,14 @@ def evaluate(
     both find the same token the most likely. Each token is scored once, with at least window - stride tokens before it.
     """
     with failures(as_json, debug):
+        from qcompile.cli import inputs
         from qcompile.evaluation import evaluate as measure
 
         with progress_bar() as progress:
             found = measure(
                 folder,
                 text,
-                against=against,
+                against=None if against is None else inputs.model_file(against),
                 tokenizer=tokenizer,
                 window=window,
                 stride=stride,

@@ -154,6 +154,21 @@ def test_debug_shows_where_a_bug_is() -> None:
         (["bench", "artifact", "--against", NOTHING], 3, NOTHING),
         (["bench", "artifact", "--data", NOTHING], 3, NOTHING),
         (["report", NOTHING], 6, "manifest.json"),
+        (["chat", "checkpoint"], 6, "Compile it first: qcompile compile"),
+        (["chat", "checkpoint"], 6, "/checkpoint --output-format genai -o DIR, and give DIR"),
+        (["evaluate", "checkpoint", "--text", "file"], 6, "config.json and safetensors, and no artifact"),
+        (["bench", "others"], 6, "it holds model.onnx and no manifest.json"),
+        (["bench", "others"], 6, "/others/model.onnx -o DIR"),
+        (["bench", "text.onnx"], 6, "/text.onnx -o DIR"),
+        (["chat", "empty"], 6, "it is empty, and no manifest.json"),
+        (["chat", "notes"], 6, "it holds a, b, c and others, and no manifest.json"),
+        (["evaluate", "artifact", "--text", "file", "--against", NOTHING], 3, NOTHING),
+        (
+            ["evaluate", "artifact", "--text", "file", "--against", "empty"],
+            3,
+            "empty: it is a folder without config.json",
+        ),
+        (["compile", "checkpoint", "-r", "keep", "-o", "out"], 2, "weights of a folder of Hugging Face are floats"),
         (["report", "artifact", "--html", "file/report.html"], 6, "file/report.html"),
         (["recipes", NOTHING], 2, NOTHING),
         (["doctor", "--target", "z80"], 4, "avx512-vnni"),
@@ -167,6 +182,14 @@ def test_what_is_not_there_or_is_something_else_has_its_exit_code(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "artifact")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "checkpoint" / name).write_text("{")  # nobody reads it
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "model.onnx").write_text("no model")
+    (tmp_path / "notes").mkdir()
+    for name in "abcd":
+        (tmp_path / "notes" / name).write_text("")
     (tmp_path / "file").write_text("")
     (tmp_path / "text.onnx").write_text("no model")
     (tmp_path / "data.npz").write_bytes(b"")
