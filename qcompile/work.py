@@ -26,7 +26,7 @@ from qcompile.contract import Finding, Pass
 from qcompile.errors import InputError, ModelError
 from qcompile.finished_layers import FinishedLayers
 from qcompile.passes.observe_channels import ObserveChannels
-from qcompile.pipeline import Log, Pipeline, Progress, name_of
+from qcompile.pipeline import UNTOUCHED, Log, Pipeline, Progress, name_of
 from qcompile.recipe import Recipe
 from qcompile.session import Feed
 from qcompile.verify import MADE_UP, synthetic_samples, usable_masks
@@ -79,6 +79,7 @@ class Work:
         open_session = functools.partial(reference.open_session, few_runs=True)
         pipeline = Pipeline(open_session, samples, masks, report_progress)
         log = Log()
+        log.findings[UNTOUCHED] = _passed_over(traced)
         with _naming_made_up(kind), _called_as_given(given, traced):
             canonical = pipeline.run(traced, canonical_passes(runs_on(reference)), log, required=False)
         digest = calibrator.samples(canonical).fingerprint if calibrator is not None else None
@@ -110,6 +111,15 @@ def _calibrator(calibration: Calibration, reference: Backend, progress: Progress
         progress("calibrating", done / max(total, 1))
 
     return Calibrator(calibration, ObserveChannels, reference.open_session, progress=tell, on_collect=ranges.collected)
+
+
+def _passed_over(traced: ir.Model) -> list[Finding]:
+    """Say of weights in the files of a model that nothing reads them, as transformers' loader does."""
+    names = traced.meta.get(frontend.PASSED_OVER) or []
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [Finding("files of the model", "kept", f"no parameter of the model takes these weights: {shown}")]
 
 
 def _samples(model: ir.Model, calibrator: Calibrator | None, example_inputs: Any) -> tuple[list[Feed], str]:

@@ -16,6 +16,9 @@ from qcompile.frontend.huggingface import is_folder, read_folder
 OPSET = 23
 """The canonical opset: the first with Attention, RMSNormalization and RotaryEmbedding."""
 
+PASSED_OVER = "qcompile.passed_over"
+"""Entry of the `meta` of a model that was read: names of weights in its files that no parameter of it takes."""
+
 
 def open_model(model: Any, *, trust_input: bool = False) -> Any:
     """Return what is in a file of PyTorch, and anything else as it is.

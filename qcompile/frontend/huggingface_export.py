@@ -19,7 +19,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from qcompile.decoder_inputs import ABSENT
 from qcompile.errors import ModelError, raise_interrupt
-from qcompile.frontend import OPSET
+from qcompile.frontend import OPSET, PASSED_OVER
+from qcompile.frontend.huggingface_checks import check_positions, passed_over
 from qcompile.frontend.huggingface_decoder import Decoder, attention_name
 from qcompile.frontend.torch import forget_program, quiet, reason_of
 from qcompile.frontend.torch_layer_names import name_layers
@@ -64,11 +65,15 @@ def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProt
         inputs, shapes = _example(config, len(weights))
     except REFUSALS as error:
         raise ModelError(subject, f"config.json gives no layers with keys and values: {error}", _NO_DECODER) from error
+    check_positions(config)
     model = _built(config, subject)
+    named = _as_called_now(model, weights)
+    over = passed_over(model, named)
     tied, prefix = _stand_in(model), f"{model.base_model_prefix}."
     traced = _traced(model, config, (inputs, shapes), subject)
     _rename(traced)
-    _bind(traced, _Names(_as_called_now(model, weights), tied, prefix), subject)
+    _bind(traced, _Names(named, tied, prefix), subject)
+    traced.meta[PASSED_OVER] = over
     return traced
 
 

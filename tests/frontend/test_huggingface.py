@@ -155,6 +155,33 @@ def test_a_missing_weight_is_named(folder: Path) -> None:
         frontend.trace(folder)
 
 
+def test_weights_that_no_parameter_takes_are_in_the_report(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    assert compiled_findings(folder) == []
+    buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}  # as older files have it
+    others = {f"model.layers.{index}.mlp.gate_proj.weight_scale": torch.zeros(1) for index in (7, 8, 9, 10)}
+    save_file({**weights, **buffers, **others}, folder / "model.safetensors")
+    first = ", ".join(sorted(others)[:3])
+    assert compiled_findings(folder) == [f"no parameter of the model takes these weights: {first} and 1 more"]
+
+
+def compiled_findings(folder: Path) -> list[str]:
+    report = qcompile.compile(folder, "w4a16-rtn", verify=False).report
+    return [found.reason for found in report.findings if found.layer == "files of the model"]
+
+
+def test_frequencies_that_change_with_the_length_are_refused(folder: Path) -> None:
+    for kind in ("linear", "dynamic"):
+        _configured(folder, rope_parameters={"rope_type": kind, "factor": 2.0, "rope_theta": 10000.0})
+        if kind == "linear":
+            frontend.trace(folder)
+    with pytest.raises(ModelError, match=r"rope_scaling .* its rope_type is 'dynamic'"):
+        frontend.trace(folder)
+    _configured(folder, rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0})
+    with pytest.raises(ModelError, match=r"rope_scaling .* its rope_type is 'dynamic'"):
+        frontend.trace(folder)
+
+
 def test_weights_that_are_tied_and_differ_are_refused(folder: Path) -> None:
     """transformers does not tie them then: with either alone, the model would compute something else."""
     _configured(folder, tie_word_embeddings=True)

@@ -1,0 +1,57 @@
+"""What a configuration and its weights say, and a decoder that is exported once does not do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from qcompile.errors import ModelError
+
+
+def check_positions(config: PreTrainedConfig) -> None:
+    """Raise ModelError for rotary positions whose frequencies change as a text grows: a graph has one set of them.
+
+    That is the scaling that transformers calls "dynamic"; up to max_position_embeddings tokens it scales nothing
+    (`modeling_rope_utils._compute_dynamic_ntk_parameters`).
+    """
+    for kind in _scalings(getattr(config.get_text_config(decoder=True), "rope_parameters", None)):
+        if "dynamic" in kind:
+            reason = f"its rope_type is {kind!r}: frequencies change as a text grows, and a graph has one set"
+            mend = 'Write "rope_type": "default" there: up to max_position_embeddings tokens it computes the same'
+            raise ModelError("rope_scaling (rope_parameters) of config.json", reason, mend)
+
+
+def _scalings(parameters: Any) -> Iterator[str]:
+    """Yield the types of scaling: the parameters are those of all layers, or some for each kind of layer."""
+    if isinstance(parameters, Mapping):
+        if "rope_type" in parameters:
+            yield str(parameters["rope_type"])
+        for part in parameters.values():
+            yield from _scalings(part)
+
+
+def passed_over(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Return the names of weights that no parameter of a model takes, as transformers' loader does.
+
+    Not those of buffers that older files have: what the model says to ignore, and what a buffer of its is called, with
+    the module that holds it.
+
+    Args:
+        model: the modules, with or without numbers.
+        names: of the weights, as the model calls them now, with its prefix or without.
+    """
+    prefix = f"{model.base_model_prefix}."
+    known = {name.removeprefix(prefix) for name in model.state_dict()}
+    computed = tuple(".".join(name.split(".")[-2:]) for name, _ in model.named_buffers())
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    return [
+        name
+        for name in names
+        if name.removeprefix(prefix) not in known
+        and not name.endswith(computed)
+        and not any(pattern.search(name) for pattern in ignored)
+    ]
