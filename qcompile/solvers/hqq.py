@@ -25,8 +25,9 @@ def hqq(
 
     Minimises sum |W - Q|^p, p = 0.7, by turns over the part of the error that is taken for an outlier and over the
     parameters of a group: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (2023),
-    equations 3 to 6. Zero points here are integers, as kernels have them, and the scale is what is fitted, by least
-    squares. Of all turns the parameters with the smallest squared error are kept, those of the first search among them.
+    equations 3 to 5. The scale is what is fitted, by least squares. Zero points, which equation 6 moves by the mean of
+    what is left of the error, are integers here, as kernels have them, and stay: what is left is never half a step, see
+    `_take_outliers`. Of all turns the scale with the smallest squared error is kept, that of the first search included.
 
     Args:
         weight: float32 [inputs, outputs].
@@ -43,11 +44,8 @@ def hqq(
         trial = ScaleTrial(block, of_block, *searched_scale(block, of_block, scheme, n_grid), scheme)
         for turn in range(iterations):
             _take_outliers(trial.error, _PENALTY * _PENALTY_GROWTH**turn)
-            scale, zero = trial.fitted(), trial.zero
-            if not scheme.sym:
-                zero = np.clip(np.rint(zero - trial.error.mean(axis=1)), *scheme.range)
-            trial.of(scale, zero)
-        return rounded(block, trial.best, trial.best_zero, scheme)
+            trial.of(trial.fitted())
+        return rounded(block, trial.best, trial.zero, scheme)
 
     return in_blocks(weight, scheme, solve)
 
@@ -55,7 +53,8 @@ def hqq(
 def _take_outliers(error: Array, penalty: float) -> None:
     """Take what counts as an outlier off the error: the generalised soft threshold, equation 5 of the paper.
 
-    What is left of e is the smaller one of |e| and |e|^(p - 1) / penalty, with its sign.
+    What is left of e is the smaller of |e| and |e|^(p - 1) / penalty, with its sign: at most penalty^(-1 / (2 - p)),
+    where the two are equal, which is 0.17 for the smallest penalty.
     """
     left = np.abs(error)
     left += np.float32(1e-6)

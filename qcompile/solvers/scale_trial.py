@@ -18,11 +18,10 @@ class ScaleTrial:
 
     Attributes:
         scale: what was tried last, float32 [groups, columns].
-        zero: its zero points, the same shape; zeros where the scheme is symmetric.
+        zero: the zero points, the same shape; zeros where the scheme is symmetric.
         integers: what the block was rounded to, less zero points, float32 [groups, size, columns].
         error: what the block is more than these, in steps of the scale, the same shape.
         best: the scales with the smallest error so far, sum of energy * (block - rounded)^2 over a group.
-        best_zero: their zero points.
     """
 
     def __init__(self, block: Array, energy: Array, scale: Array, zero: Array, scheme: GroupScheme) -> None:
@@ -32,23 +31,23 @@ class ScaleTrial:
             block: float32 [groups, size, columns].
             energy: float32 [groups, size, 1]: how much the squared error of each input counts.
             scale: what is tried first, float32 [groups, columns].
-            zero: zero points, the same shape.
+            zero: zero points of all that are tried, the same shape.
             scheme: how the block is stored.
         """
         self.block, self.scheme = block, scheme
         self.integers, self.error, self._room = (np.empty_like(block) for _ in range(3))
         self._energy = None if np.ptp(energy) == 0 else energy
-        self._first, self.best, self.best_zero = scale, scale.copy(), zero.copy()
-        self._round(scale, zero)
+        self.zero, self._first, self.best = zero, scale, scale.copy()
+        self._round(scale)
         self._least = self._sum(self.error, self.error)
 
-    def of(self, scale: Array, zero: Array | None = None) -> None:
-        """Try a scale, with zero points where they are others than before; keep both where the error is smaller."""
-        self._round(scale, self.zero if zero is None else zero)
+    def of(self, scale: Array) -> None:
+        """Try a scale; keep it where the error is smaller."""
+        self._round(scale)
         found = self._sum(self.error, self.error)
         found *= np.square(scale / self._first)  # a scale itself may be too large to be squared
         better = found < self._least
-        for kept, new in ((self._least, found), (self.best, scale), (self.best_zero, self.zero)):
+        for kept, new in ((self._least, found), (self.best, scale)):
             np.copyto(kept, new, where=better)
 
     def fitted(self) -> Array:
@@ -60,16 +59,16 @@ class ScaleTrial:
         change += self.scale
         return usable_scale(change)
 
-    def _round(self, scale: Array, zero: Array) -> None:
-        self.scale, self.zero = scale, zero
+    def _round(self, scale: Array) -> None:
+        self.scale = scale
         np.divide(self.block, scale[:, None], out=self.error)
         np.rint(self.error, out=self.integers)
         if self.scheme.sym:
             np.clip(self.integers, *self.scheme.range, out=self.integers)
         else:
-            self.integers += zero[:, None]
+            self.integers += self.zero[:, None]
             np.clip(self.integers, *self.scheme.range, out=self.integers)
-            self.integers -= zero[:, None]
+            self.integers -= self.zero[:, None]
         self.error -= self.integers
 
     def _sum(self, first: Array, second: Array) -> Array:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qcompile.scheme import GroupScheme
 from qcompile.solvers.grouped import Evidence
-from qcompile.solvers.hqq import hqq
+from qcompile.solvers.hqq import _PENALTY, _take_outliers, hqq
 from qcompile.solvers.rtn import rtn
 
 
@@ -56,6 +56,31 @@ def test_every_number_of_inputs_and_every_group_size(inputs, group_size, bits, s
     assert scheme.range[0] <= found.integers.min() <= found.integers.max() <= scheme.range[1]
     error, nearest = (np.square(each.weight(group_size) - weight).sum() for each in (found, rtn(weight, scheme)))
     assert error <= 1.0001 * nearest + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    group_size=st.sampled_from([32, 64, 100]),
+    tail=st.integers(1, 31),
+    bits=st.integers(2, 4),
+    sym=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_the_last_group_is_solved_as_if_it_were_alone_however_short(group_size, tail, bits, sym, seed):
+    weight = np.random.default_rng(seed).standard_t(4, size=(group_size + tail, 8)).astype(np.float32) + 1
+    together = hqq(weight, GroupScheme(bits, group_size, sym)).weight(group_size)[group_size:]
+    alone = hqq(weight[group_size:], GroupScheme(bits, -1, sym)).weight(-1)
+    errors = [np.square(each - weight[group_size:]).sum(axis=0) for each in (together, alone)]
+    np.testing.assert_allclose(*errors, rtol=1e-3, atol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1), st.floats(_PENALTY, 1e6))
+def test_what_is_left_beside_outliers_never_moves_an_integer_zero_point(errors, penalty):
+    left = np.array(errors, np.float32)
+    _take_outliers(left, penalty)
+    assert np.abs(left).max() <= 1.001 * penalty ** (-1 / 1.3) < 0.18
+    assert (np.abs(left) <= np.abs(np.float32(errors))).all()
 
 
 def test_groups_of_zeros_and_broken_numbers():
