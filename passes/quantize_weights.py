@@ -46,7 +46,7 @@ class QuantizeWeights(Pass):
         sym: symmetric, with scales that may be negative; or with zero points.
         solver: how the integers and scales are found.
             "inc" is `auto_round`. Without calibration data, gptq and inc are rtn at the scale of the range.
-        n_grid: how many parts of the range of a group are tried as its scale; 0: it is that of the whole range.
+        range_grid: how many parts of the range of a group are tried as its scale; 0: it is that of the whole range.
         damp_percent: see `gptq_groups`, as for the next three.
         desc_act: of gptq.
         static_groups: of gptq.
@@ -75,7 +75,7 @@ class QuantizeWeights(Pass):
     group_size: int = 64
     sym: bool = True
     solver: Solver = "rtn"
-    n_grid: int = 10
+    range_grid: int = 10
     damp_percent: float = 0.01
     desc_act: bool = True
     static_groups: bool = True
@@ -100,7 +100,12 @@ class QuantizeWeights(Pass):
         except ValueError as error:
             raise RecipeError("quantize_weights", str(error), "Give 1 to 8 bits, and a positive group_size") from error
         check_target(self.bits, self.effective_bits, self.max_drop)
-        counts = {"n_grid": self.n_grid, "sweeps": self.sweeps, "iters": self.iters, "damp_percent": self.damp_percent}
+        counts = {
+            "range_grid": self.range_grid,
+            "sweeps": self.sweeps,
+            "iters": self.iters,
+            "damp_percent": self.damp_percent,
+        }
         for name, number in counts.items():
             if number < 0:
                 raise RecipeError(f"quantize_weights.{name}", f"it is {number}, less than 0", "Give 0 or more")
@@ -120,7 +125,7 @@ class QuantizeWeights(Pass):
         """
         if self.max_drop is not None:
             return None
-        return dataclasses.replace(self, solver="rtn", n_grid=0) if self.solver in NEEDS_MOMENTS else self
+        return dataclasses.replace(self, solver="rtn", range_grid=0) if self.solver in NEEDS_MOMENTS else self
 
     def call(self, model: ir.Model) -> Result:
         """Quantize every linear that can be; one finding for each."""
@@ -152,7 +157,7 @@ class QuantizeWeights(Pass):
             budget = _EFFECTIVE_BITS if self.effective_bits is None else self.effective_bits
             return allocate_bits(model, parts, self.schemes, budget, self.calibrator)
         assert self.calibrator is not None  # `without_calibration` leaves the pass out
-        grid = {"n_grid": self.n_grid} if self.solver == "rtn" else {}
+        grid = {"range_grid": self.range_grid} if self.solver == "rtn" else {}
         return fewest_bits(model, parts, self.schemes, self.max_drop, self.calibrator, **grid)
 
     def _quantize(

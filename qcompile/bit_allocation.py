@@ -98,7 +98,7 @@ def fewest_bits(
     max_drop: float,
     calibrator: Calibrator,
     *,
-    n_grid: int = _GRID,
+    range_grid: int = _GRID,
 ) -> tuple[Schemes, Told]:
     """Return a scheme for each weight so that they are small and the model keeps its outputs; what is to be said of it.
 
@@ -113,9 +113,9 @@ def fewest_bits(
         schemes: the same.
         max_drop: most that the cosine may drop; where no choice does, each weight gets the most bits that help it.
         calibrator: of the data. All weights rounded are in memory with the float ones, while they are tried.
-        n_grid: see `rtn`.
+        range_grid: see `rtn`.
     """
-    found = _rounded(parts, schemes, n_grid, range(len(schemes)))
+    found = _rounded(parts, schemes, range_grid, range(len(schemes)))
     trials = RoundingTrials(model, _arrays(found), calibrator)
 
     def drop(chosen: Sequence[int]) -> float:
@@ -162,7 +162,7 @@ class _Rounded:
 
 
 def _rounded(
-    parts: Iterable[LayerStatistics], schemes: Sequence[GroupScheme], n_grid: int, kept: Collection[int]
+    parts: Iterable[LayerStatistics], schemes: Sequence[GroupScheme], range_grid: int, kept: Collection[int]
 ) -> list[_Rounded]:
     """Return each weight in the schemes; only what is kept of them takes memory."""
     found = dict[ir.Value, _Rounded]()
@@ -172,7 +172,7 @@ def _rounded(
             weight, known = _array(linear.weight), weight_only.evidence(part.of(linear.x))
             each = found.setdefault(linear.weight, _Rounded(linear.weight, weight.shape, {}, [0.0] * len(schemes)))
             for index, scheme in enumerate(schemes):
-                way = rtn(weight, scheme, known, n_grid=n_grid)
+                way = rtn(weight, scheme, known, range_grid=range_grid)
                 each.errors[index] += _error(weight, part, linear, way, scheme)
                 if index in kept:
                     each.ways.setdefault(index, way)

@@ -43,7 +43,7 @@ def _weights_only(solver: str, **settings: Any) -> list[Any]:
     return [{"quantize_weights": {"solver": solver, **settings}}, "quantize_embeddings"]
 
 
-_AWQ = ["search_scales", "fold_scales", *_weights_only("rtn", n_grid=10)]
+_AWQ = ["search_scales", "fold_scales", *_weights_only("rtn", range_grid=10)]
 
 
 NAMED: dict[str, tuple[str, list[Any]]] = {
@@ -53,7 +53,7 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
     "smoothquant-o1": ("SmoothQuant's O1: per-token dynamic activations", _paper(_PER_TOKEN_DYNAMIC)),
     "smoothquant-o2": ("SmoothQuant's O2: per-tensor dynamic activations", _paper(_PER_TENSOR_DYNAMIC)),
     "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),
-    "w4a16-rtn": ("weights of 4 bits in groups, rounded to nearest; no data", _weights_only("rtn", n_grid=0)),
+    "w4a16-rtn": ("weights of 4 bits in groups, rounded to nearest; no data", _weights_only("rtn", range_grid=0)),
     "w4a16-hqq": (
         "weights of 4 bits in groups, half-quadratic: a smaller error of weights; no data",
         _weights_only("hqq"),

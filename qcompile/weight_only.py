@@ -32,9 +32,9 @@ Solver = Literal["rtn", "hqq", "gptq", "inc"]
 BiasCorrection = Literal["none", "linears"]
 
 SOLVERS: dict[Solver, tuple[Callable[..., Grouped], tuple[str, ...]]] = {
-    "rtn": (rtn, ("n_grid",)),
+    "rtn": (rtn, ("range_grid",)),
     "hqq": (hqq, ()),
-    "gptq": (gptq_groups, ("damp_percent", "desc_act", "static_groups", "n_grid", "sweeps")),
+    "gptq": (gptq_groups, ("damp_percent", "desc_act", "static_groups", "range_grid", "sweeps")),
     "inc": (auto_round, ("iters",)),
 }
 """Name -> the solver, and which settings of the pass it takes."""

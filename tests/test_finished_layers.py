@@ -110,10 +110,10 @@ def test_a_remark_is_kept(tmp_path: Path) -> None:
 def test_whatever_decides_on_the_result_has_its_own_file(tmp_path: Path, change: str) -> None:
     store, scheme = FinishedLayers(tmp_path), GroupScheme(4, 16)
     seen = Evidence(None, np.ones(33, np.float32))
-    store.solved(WEIGHT, seen, "n_grid=5", lambda: rtn(WEIGHT, scheme))
+    store.solved(WEIGHT, seen, "range_grid=5", lambda: rtn(WEIGHT, scheme))
     weight = np.where(np.arange(7) == 3, np.nextafter(WEIGHT, np.inf), WEIGHT) if change == "weight" else WEIGHT
     seen = Evidence(None, np.full(33, 2, np.float32)) if change == "evidence" else seen
-    store.solved(weight, seen, "n_grid=6" if change == "settings" else "n_grid=5", lambda: rtn(weight, scheme))
+    store.solved(weight, seen, "range_grid=6" if change == "settings" else "range_grid=5", lambda: rtn(weight, scheme))
     assert len(list(tmp_path.iterdir())) == 2
 
 

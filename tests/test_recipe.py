@@ -224,3 +224,10 @@ def test_the_recipe_that_quantizes_nothing_comes_back_from_yaml():
 def test_what_is_merged_into_a_mapping_may_be_overridden_there():
     text = "- &base {observer: mse, rounding: nearest}\n- {<<: *base, observer: minmax}\n"
     assert plain_data(text, "text")[1] == {"observer": "minmax", "rounding": "nearest"}
+
+
+def test_the_two_searches_of_awq_have_settings_of_their_own():
+    steps = {step.pass_name: dict(step.settings) for step in Recipe.from_name("w4a16-awq").steps}
+    for name, step in (("n_grid", "search_scales"), ("range_grid", "quantize_weights")):
+        changed = {each.pass_name: dict(each.settings) for each in Recipe.from_name("w4a16-awq", **{name: 7}).steps}
+        assert changed == {**steps, step: {**steps[step], name: 7}}

@@ -24,7 +24,7 @@ def tied(channels: int = 128, head: GroupScheme | None = HEAD) -> ir.Model:
     """Return the model with weights in groups, rounded to nearest; the head reads the table if its scheme allows it."""
     weight = table(channels)
     model = parse(TEXT, table=weight, head=np.ascontiguousarray(weight.T))
-    QuantizeWeights(head=head, n_grid=0)(model)
+    QuantizeWeights(head=head, range_grid=0)(model)
     QuantizeEmbeddings(min_elements=1)(model)
     return model
 

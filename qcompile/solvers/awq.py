@@ -62,7 +62,7 @@ def awq(rows: Array, weights: Sequence[Array], scheme: GroupScheme, ties: Array,
         seen = Evidence(squares=np.square(rows / scale).mean(axis=0))
         noise = 0.0
         for share, part in zip(shares, some, strict=True):
-            back = rtn(part * scale[:, None], scheme, seen, n_grid=_PARTS).weight(scheme.group_size)
+            back = rtn(part * scale[:, None], scheme, seen, range_grid=_PARTS).weight(scheme.group_size)
             back /= scale[:, None]
             back -= part
             noise += share * _power(rows @ back)

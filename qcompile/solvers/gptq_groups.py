@@ -28,7 +28,7 @@ def gptq_groups(
     damp_percent: float = 0.01,
     desc_act: bool = True,
     static_groups: bool = True,
-    n_grid: int = 10,
+    range_grid: int = 10,
     sweeps: int = 1,
 ) -> Grouped:
     """Return a weight whose products with what calibration saw are as close to those of the float weight as it finds.
@@ -45,10 +45,10 @@ def gptq_groups(
         desc_act: inputs are rounded in falling order of their energy, else in theirs.
         static_groups: the scales are those of the float weight; else each group's are searched when its turn comes,
             on what the errors of those before it have made of it. Inputs are then rounded in their order.
-        n_grid: how many parts of the range of a group are tried as its scale.
+        range_grid: how many parts of the range of a group are tried as its scale.
         sweeps: how often the scales and the integers are set anew.
     """
-    nearest = rtn(weight, scheme, seen, n_grid=n_grid)
+    nearest = rtn(weight, scheme, seen, range_grid=range_grid)
     if seen.gram is None:
         return dataclasses.replace(nearest, remark="rounded to nearest: there are no second moments of its input")
     ordered = desc_act and static_groups
@@ -69,7 +69,7 @@ def gptq_groups(
         def grid(rows: slice, moved: Array) -> Grid:
             if not static_groups:
                 index = group[rows.start]
-                found, other = searched_scale(moved[None], energy[rows][None, :, None], scheme, n_grid)
+                found, other = searched_scale(moved[None], energy[rows][None, :, None], scheme, range_grid)
                 scale[index] = found[0]
                 if zero is not None:
                     zero[index] = other[0]

@@ -19,7 +19,7 @@ _PENALTY, _PENALTY_GROWTH = 10.0, 1.1
 
 
 def hqq(
-    weight: Array, scheme: GroupScheme, seen: Evidence = NOTHING_SEEN, *, iterations: int = 3, n_grid: int = 5
+    weight: Array, scheme: GroupScheme, seen: Evidence = NOTHING_SEEN, *, iterations: int = 3, range_grid: int = 5
 ) -> Grouped:
     """Return a weight rounded to nearest, at scales that keep most of its numbers close and not those far out.
 
@@ -34,14 +34,14 @@ def hqq(
         scheme: how it is stored.
         seen: energies of the inputs weigh their errors; the paper's method has none.
         iterations: how many turns.
-        n_grid: how many parts of the range are tried as the scale to begin with.
+        range_grid: how many parts of the range are tried as the scale to begin with.
     """
     size = scheme.size(len(weight))
     energy = seen.groups(len(weight), scheme)
 
     def solve(block: Array, rows: slice) -> Grouped:
         of_block = energy[rows.start // size :][: len(block)]
-        trial = ScaleTrial(block, of_block, *searched_scale(block, of_block, scheme, n_grid), scheme)
+        trial = ScaleTrial(block, of_block, *searched_scale(block, of_block, scheme, range_grid), scheme)
         for turn in range(iterations):
             _take_outliers(trial.error, _PENALTY * _PENALTY_GROWTH**turn)
             trial.of(trial.fitted())

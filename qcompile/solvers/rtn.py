@@ -21,14 +21,14 @@ def _shrunk_most(bits: int) -> float:
     return float(1 - 0.65 * 2.0 ** (1 - bits / 2))
 
 
-def rtn(weight: Array, scheme: GroupScheme, seen: Evidence = NOTHING_SEEN, *, n_grid: int = 0) -> Grouped:
+def rtn(weight: Array, scheme: GroupScheme, seen: Evidence = NOTHING_SEEN, *, range_grid: int = 0) -> Grouped:
     """Return a weight rounded to nearest.
 
     Args:
         weight: float32 [inputs, outputs].
         scheme: how it is stored.
         seen: energies of the inputs weigh their errors where scales are searched.
-        n_grid: 0: a scale represents the range of its group. Else that many parts of the range are tried, of a
+        range_grid: 0: a scale represents the range of its group. Else that many parts of the range are tried, of a
             symmetric group with the extreme on either end, and that with the smallest squared error is taken.
     """
     size = scheme.size(len(weight))
@@ -36,9 +36,9 @@ def rtn(weight: Array, scheme: GroupScheme, seen: Evidence = NOTHING_SEEN, *, n_
 
     def solve(block: Array, rows: slice) -> Grouped:
         scale, zero = range_scale(block, scheme)
-        if n_grid:
+        if range_grid:
             of_block = energy[rows.start // size :][: len(block)]
-            scale, zero = searched_scale(block, of_block, scheme, n_grid)
+            scale, zero = searched_scale(block, of_block, scheme, range_grid)
         return rounded(block, scale, zero, scheme)
 
     return in_blocks(weight, scheme, solve)
@@ -57,7 +57,7 @@ def range_scale(block: Array, scheme: GroupScheme) -> tuple[Array, Array]:
     return scale, np.clip(np.rint(-low / scale), smallest, largest)
 
 
-def searched_scale(block: Array, energy: Array, scheme: GroupScheme, n_grid: int) -> tuple[Array, Array]:
+def searched_scale(block: Array, energy: Array, scheme: GroupScheme, range_grid: int) -> tuple[Array, Array]:
     """Return the scale and zero point of the smallest error, sum of energy * (block - rounded)^2 over each group.
 
     Parts of the range are tried, then the scale that fits the integers of the best by least squares, and that of its
@@ -67,13 +67,13 @@ def searched_scale(block: Array, energy: Array, scheme: GroupScheme, n_grid: int
         block: float32 [groups, size, columns].
         energy: float32 [groups, size, 1].
         scheme: how it is stored.
-        n_grid: how many parts of the range are tried, for each sign.
+        range_grid: how many parts of the range are tried, for each sign.
     """
     scale, zero = range_scale(block, scheme)
     # With the sign that lets the extreme be the largest integer, a scale as large as this represents all of the range.
     most = scheme.range[0] / -scheme.range[1] if scheme.sym and scheme.range[1] else 1.0
     trial = ScaleTrial(block, energy, scale, zero, scheme)
-    for part in np.linspace(_shrunk_most(scheme.bits), most, n_grid):
+    for part in np.linspace(_shrunk_most(scheme.bits), most, range_grid):
         for sign in (1, -1) if scheme.sym else (1,):
             trial.of(usable_scale(scale * np.float32(part * sign)))
     trial.of(trial.best)

@@ -50,7 +50,7 @@ def test_a_weight_becomes_integers_with_a_scale_for_each_group(bits, sym, dtype)
     assert integers.min() == smallest
     assert smallest < integers.max() <= largest
     x = np.random.default_rng(1).normal(size=(5, 40)).astype(np.float32)
-    expected = rtn(WEIGHT, GroupScheme(bits, 16, sym), n_grid=10).weight(16)
+    expected = rtn(WEIGHT, GroupScheme(bits, 16, sym), range_grid=10).weight(16)
     np.testing.assert_allclose(run(after, x), x @ expected, atol=1e-5)
     assert "w" not in after.graph.initializers
     assert [finding.action for finding in result.findings] == ["quantized"]
@@ -209,8 +209,8 @@ def test_later_layers_are_fitted_to_what_the_quantized_ones_before_them_write(mo
 
 
 def test_without_calibration_gptq_rounds_to_nearest_and_cuts_no_range():
-    assert QuantizeWeights(solver="gptq").without_calibration() == QuantizeWeights(solver="rtn", n_grid=0)
-    assert QuantizeWeights(solver="inc").without_calibration() == QuantizeWeights(solver="rtn", n_grid=0)
+    assert QuantizeWeights(solver="gptq").without_calibration() == QuantizeWeights(solver="rtn", range_grid=0)
+    assert QuantizeWeights(solver="inc").without_calibration() == QuantizeWeights(solver="rtn", range_grid=0)
     assert QuantizeWeights(solver="rtn").without_calibration() == QuantizeWeights(solver="rtn")
 
 
@@ -220,7 +220,7 @@ def test_inc_keeps_the_outputs_better_than_the_nearest():
 
     def error(solver: str) -> float:
         after = model()
-        QuantizeWeights(3, 16, solver=solver, n_grid=0, iters=100, calibrator=data)(after)
+        QuantizeWeights(3, 16, solver=solver, range_grid=0, iters=100, calibrator=data)(after)
         return float(np.square(run(after, rows) - rows @ WEIGHT).sum())
 
     assert error("inc") < error("rtn")
@@ -268,7 +268,7 @@ def test_a_bias_that_others_read_is_corrected_for_its_linear_alone():
     np.testing.assert_array_equal(multiply.inputs[1].const_value.numpy(), bias)
 
 
-@pytest.mark.parametrize("setting", ["n_grid", "sweeps", "iters", "damp_percent"])
+@pytest.mark.parametrize("setting", ["range_grid", "sweeps", "iters", "damp_percent"])
 def test_settings_below_zero_are_refused(setting):
     with pytest.raises(RecipeError, match=setting):
         QuantizeWeights(**{setting: -1})

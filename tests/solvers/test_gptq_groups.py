@@ -34,7 +34,7 @@ def loss(weight: np.ndarray, found: Grouped, group_size: int, gram: np.ndarray) 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_beats_the_nearest_at_the_same_searched_scales(scheme):
     weight, gram = weights(150, 20), moments(150)
-    nearest = loss(weight, rtn(weight, scheme, Evidence(gram), n_grid=10), 32, gram)
+    nearest = loss(weight, rtn(weight, scheme, Evidence(gram), range_grid=10), 32, gram)
     rounding = loss(weight, gptq_groups(weight, scheme, Evidence(gram), sweeps=0), 32, gram)
     descended = loss(weight, gptq_groups(weight, scheme, Evidence(gram), sweeps=2), 32, gram)
     assert rounding < 0.6 * nearest
@@ -74,7 +74,7 @@ def test_every_number_of_inputs_and_every_group_size(inputs, group_size, bits, s
     assert found.scale.shape == (scheme.groups(inputs), 3)
     assert np.isfinite(found.scale).all()
     assert scheme.range[0] <= found.integers.min() <= found.integers.max() <= scheme.range[1]
-    nearest = rtn(weight, scheme, Evidence(gram), n_grid=10)
+    nearest = rtn(weight, scheme, Evidence(gram), range_grid=10)
     if static_groups:
         rounding_error = 1e-6 * float((weight * (gram @ weight)).sum())
         assert loss(weight, found, group_size, gram) <= 1.05 * loss(weight, nearest, group_size, gram) + rounding_error
@@ -100,7 +100,7 @@ def test_4544_inputs():
 def test_what_cannot_be_factored_is_rounded_to_nearest_and_reported(gram, remark):
     weight, scheme = weights(64, 5), GroupScheme()
     found = gptq_groups(weight, scheme, Evidence(None if gram is None else gram.astype(np.float32)))
-    nearest = rtn(weight, scheme, n_grid=10)
+    nearest = rtn(weight, scheme, range_grid=10)
     assert remark in found.remark
     np.testing.assert_array_equal(found.integers, nearest.integers)
     np.testing.assert_array_equal(found.scale, nearest.scale)
@@ -137,4 +137,4 @@ def test_groups_of_zeros_and_broken_numbers(sym):
 def test_uncorrelated_inputs_are_rounded_to_nearest():
     weight, gram = weights(64, 5), np.eye(64, dtype=np.float32)
     found = gptq_groups(weight, GroupScheme(), Evidence(gram), sweeps=0)
-    np.testing.assert_array_equal(found.integers, rtn(weight, GroupScheme(), n_grid=10).integers)
+    np.testing.assert_array_equal(found.integers, rtn(weight, GroupScheme(), range_grid=10).integers)

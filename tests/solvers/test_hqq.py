@@ -39,7 +39,7 @@ def test_energies_of_inputs_weigh_their_errors(sym):
 
     known = error(hqq(weight, scheme, Evidence(squares=squares)))
     assert known < 0.9 * error(hqq(weight, scheme))
-    assert known <= error(rtn(weight, scheme, Evidence(squares=squares), n_grid=5))
+    assert known <= error(rtn(weight, scheme, Evidence(squares=squares), range_grid=5))
 
 
 @settings(max_examples=40, deadline=None)

@@ -41,7 +41,7 @@ def test_it_is_closer_than_the_nearest(bits: int, sym: bool, inputs: int, group_
     pytest.importorskip("auto_round", reason="needs the extra inc")
     weight, seen = layer(inputs)
     scheme = GroupScheme(bits, group_size, sym)
-    found, near = auto_round(weight, scheme, seen, iters=100), rtn(weight, scheme, n_grid=0)
+    found, near = auto_round(weight, scheme, seen, iters=100), rtn(weight, scheme, range_grid=0)
     assert found.integers.shape == weight.shape
     assert found.scale.shape == (scheme.groups(inputs), 12)
     assert scheme.range[0] <= found.integers.min() <= found.integers.max() <= scheme.range[1]
