@@ -72,6 +72,11 @@ class Artifact:
         """Load the model in its runtime; `threads` is left to the runtime when None."""
         return backends.get(self.backend).open_artifact(self.model_path, threads=threads)
 
+    @property
+    def talks(self) -> bool:
+        """Whether it is a language model with a tokenizer, compiled to "genai": see `open_chat`."""
+        return TOKENIZER in self.manifest.files
+
     def open_chat(self, *, threads: int | None = None) -> Chat:
         """Load a language model in its runtime's library for generation, to talk to it.
 
@@ -79,7 +84,7 @@ class Artifact:
             ArtifactError: it was compiled to a model, not to "genai".
             MissingDependencyError: the library (extra `genai`) is not installed.
         """
-        if TOKENIZER not in self.manifest.files:
+        if not self.talks:
             mend = "Compile it again with output_format='genai' (--output-format genai)"
             raise ArtifactError(str(self.path), "it is no language model with a tokenizer", mend)
         return backends.get(self.backend).open_chat(self.path, threads=threads)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from qcompile.errors import InputError
+
+_QUESTION = "Tell what happened, word for word, and in the order in which it did. " * 8
+_NEW_TOKENS = 32
+_FEWEST_ANSWERS = 3
+"""What `answer_speed` asks, how long an answer may be, and how many are measured however long they take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,58 @@ class Chat(Protocol):
         Raises InputError where the messages are longer than the context, or the model's template has no place for them.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerSpeed:
+    """How fast a model answers: medians over some answers.
+
+    Attributes:
+        answers: how many were measured.
+        prompt_tokens: that were read for one.
+        new_tokens: that were made.
+        first_token_s: seconds until the first of them.
+        tokens_per_s: behind the first; 0 where no answer had any.
+    """
+
+    answers: int
+    prompt_tokens: float
+    new_tokens: float
+    first_token_s: float
+    tokens_per_s: float
+
+
+def answer_speed(talk: Chat, *, seconds: float, progress: Callable[[float], None] | None = None) -> AnswerSpeed:
+    """Measure how fast a model answers questions of some hundred tokens, none of which begins as the one before.
+
+    So nothing but what a template puts in front is still in the cache. What the model makes of them does not matter; it
+    may end an answer whenever it likes. Raises InputError where the model's context has no room for them.
+
+    Args:
+        talk: the model; its first answer is not counted.
+        seconds: how long to measure; at least three answers are.
+        progress: called with the fraction that is done.
+    """
+    answers = list[Answer]()
+
+    def ask(number: int) -> Answer:
+        question = Message("user", f"{number}. {_QUESTION}")
+        return talk.answer([question], max_new_tokens=_NEW_TOKENS, show=lambda _piece: True)
+
+    ask(0)
+    begin = time.perf_counter()
+    while len(answers) < _FEWEST_ANSWERS or time.perf_counter() - begin < seconds:
+        answers.append(ask(len(answers) + 1))
+        if progress is not None:
+            progress(min((time.perf_counter() - begin) / seconds, 1.0))
+    rates = [each.tokens_per_s for each in answers if each.new_tokens > 1]
+    return AnswerSpeed(
+        len(answers),
+        statistics.median(each.prompt_tokens for each in answers),
+        statistics.median(each.new_tokens for each in answers),
+        statistics.median(each.first_token_s for each in answers),
+        statistics.median(rates or [0.0]),
+    )
 
 
 def in_common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -247,3 +247,20 @@ def test_what_is_no_artifact_does_not_talk(folder: str, source: Path, tmp_path: 
     done = CliRunner().invoke(app, ["chat", str(path), "--prompt", "hello"])
     assert done.exit_code == 6
     assert "Give the folder that compile wrote" in " ".join(done.stderr.split())
+
+
+def test_bench_of_a_folder_that_talks_measures_answers(artifact: Artifact) -> None:
+    command = ["bench", str(artifact.path), "--seconds", "0.1", "--threads", "1"]
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert found["backend"] == artifact.backend
+    assert found["answers"] >= 3
+    assert found["prompt_tokens"] > 64, "questions differ from their beginning on"
+    assert 0 < found["new_tokens"] <= 32
+    assert 0 < found["first_token_s"] < 10
+    assert (found["tokens_per_s"] > 0) == (found["new_tokens"] > 1)
+    said = CliRunner().invoke(app, command).stdout
+    assert "tokens/s" in said
+    assert artifact.backend in said
+    refused = CliRunner().invoke(app, [*command, "--dim", "sequence=8"])
+    assert refused.exit_code == 2
+    assert "measured by its answers" in refused.stderr

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import qcompile
 from qcompile import errors
 from qcompile.cli.console import Debug, Json, Threads, Trust, failures, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from qcompile.artifact import Artifact
 
 
 def verify(
@@ -59,7 +64,10 @@ def bench(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the latency of an artifact, and of the float model on the same runtime: medians, taken in turns."""
+    """Measure the latency of an artifact, and of the float model on the same runtime: medians, taken in turns.
+
+    Of a folder for generation: the time to the first token of an answer, and tokens per second behind it.
+    """
     with failures(as_json, debug):
         from qcompile import artifact, backends, frontend
         from qcompile.cli import inputs
@@ -67,6 +75,10 @@ def bench(
 
         seconds = inputs.measured_seconds(seconds)
         opened = artifact.load(folder)
+        if opened.talks:
+            _check_no_options({"--against": against, "--data": data, "--dim": dim})
+            _bench_answers(opened, threads, seconds, as_json)
+            return
         ports = opened.manifest.inputs
         sizes = inputs.dimensions(dim or (), ports)
         if data and sizes:
@@ -84,6 +96,29 @@ def bench(
                 progress=lambda fraction: progress("measuring", fraction),
             )
         _print_latency(medians, opened.backend, as_json)
+
+
+def _check_no_options(options: Mapping[str, object]) -> None:
+    """Raise RecipeError for options of `bench` that mean nothing for a model that talks."""
+    for option, given in options.items():
+        if given:
+            reason = "a folder for generation is measured by its answers"
+            raise errors.RecipeError(option, reason, "Leave it out; qcompile evaluate --against compares with float")
+
+
+def _bench_answers(opened: Artifact, threads: int | None, seconds: float, as_json: bool) -> None:
+    from qcompile.chat import answer_speed
+
+    with progress_bar() as progress:
+        progress("loading", 0.0)
+        talk = opened.open_chat(threads=threads)
+        found = answer_speed(talk, seconds=seconds, progress=lambda part: progress("measuring", part))
+    if as_json:
+        print_json({"backend": opened.backend, **dataclasses.asdict(found)})
+        return
+    typer.echo(f"first token {found.first_token_s:8.3f} s, of {found.prompt_tokens:g} read")
+    typer.echo(f"then        {found.tokens_per_s:8.1f} tokens/s, {found.new_tokens:g} made")
+    typer.echo(f"medians of {found.answers} answers on {opened.backend}")
 
 
 def report(
