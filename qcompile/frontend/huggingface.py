@@ -31,6 +31,7 @@ def read_folder(path: str | os.PathLike[str]) -> ir.Model:
         UnsafeModelError: the model needs code of its own, or has weights in pickled files only.
         MissingDependencyError: transformers is not installed.
         ModelError: a file is missing or damaged, or the model is no causal language model.
+        UnsupportedError: its layers choose among experts.
     """
     config, weights = _opened(Path(path))
     from qcompile.frontend.huggingface_export import export_decoder

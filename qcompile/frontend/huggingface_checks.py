@@ -9,7 +9,7 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from qcompile.errors import ModelError
+from qcompile.errors import ModelError, UnsupportedError
 
 
 def check_positions(config: PreTrainedConfig) -> None:
@@ -32,6 +32,19 @@ def _scalings(parameters: Any) -> Iterator[str]:
             yield str(parameters["rope_type"])
         for part in parameters.values():
             yield from _scalings(part)
+
+
+def check_experts(model: PreTrainedModel) -> None:
+    """Raise UnsupportedError for layers that choose among experts for each token, before it is traced.
+
+    transformers computes them by products whose sizes depend on the data, or by weights gathered for each token, and
+    its files have a matrix for each expert where its modules have one tensor for all. Known by what its decorator
+    `use_experts_implementation` gives the modules.
+    """
+    experts = [name for name, module in model.named_modules() if hasattr(type(module), "_apply_gate")]
+    if experts:
+        reason = f"{experts[0]} chooses among experts for each token, and no graph of that is exported yet"
+        raise UnsupportedError(f"architecture {model.config.model_type}", reason, "Give a model without experts")
 
 
 def passed_over(model: PreTrainedModel, names: Iterable[str]) -> list[str]:

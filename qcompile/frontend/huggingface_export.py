@@ -20,7 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 from qcompile.decoder_inputs import ABSENT
 from qcompile.errors import ModelError, raise_interrupt
 from qcompile.frontend import OPSET, PASSED_OVER
-from qcompile.frontend.huggingface_checks import check_positions, passed_over
+from qcompile.frontend.huggingface_checks import check_experts, check_positions, passed_over
 from qcompile.frontend.huggingface_decoder import Decoder, attention_name
 from qcompile.frontend.torch import forget_program, quiet, reason_of
 from qcompile.frontend.torch_layer_names import name_layers
@@ -59,6 +59,7 @@ def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProt
     Raises:
         ModelError: transformers does not know the architecture, torch cannot trace it, a weight is missing or has
             another shape, or two that are tied differ.
+        UnsupportedError: its layers choose among experts.
     """
     subject = f"architecture {config.model_type}"
     try:
@@ -67,6 +68,7 @@ def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProt
         raise ModelError(subject, f"config.json gives no layers with keys and values: {error}", _NO_DECODER) from error
     check_positions(config)
     model = _built(config, subject)
+    check_experts(model)
     named = _as_called_now(model, weights)
     over = passed_over(model, named)
     tied, prefix = _stand_in(model), f"{model.base_model_prefix}."

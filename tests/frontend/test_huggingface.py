@@ -10,11 +10,12 @@ import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 import qcompile
 from qcompile import backends, frontend
 from qcompile.decoder_inputs import complete
-from qcompile.errors import ModelError, UnsafeModelError
+from qcompile.errors import ModelError, UnsafeModelError, UnsupportedError
 from qcompile.models.random_decoders import random_decoder
 
 GENERATOR = np.random.default_rng(0)
@@ -180,6 +181,16 @@ def test_frequencies_that_change_with_the_length_are_refused(folder: Path) -> No
     _configured(folder, rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0})
     with pytest.raises(ModelError, match=r"rope_scaling .* its rope_type is 'dynamic'"):
         frontend.trace(folder)
+
+
+@pytest.mark.parametrize("architecture", [MixtralConfig, Qwen3MoeConfig])
+def test_experts_are_refused_by_their_name(architecture: type[PreTrainedConfig], tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = architecture(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    config.num_local_experts = config.num_experts = 2
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.mlp\.experts chooses among experts for each token"):
+        frontend.trace(tmp_path)
 
 
 def test_weights_that_are_tied_and_differ_are_refused(folder: Path) -> None:
