@@ -92,7 +92,7 @@ def language_model(tell: Callable[[str, float], None]) -> list[str]:
         file = smollm2.gguf_file()
     except MissingDependencyError as error:
         return [str(error)]
-    artifact = qcompile.compile(file, "keep", output=TALKING, output_format="genai", verify=False, progress=tell)
+    artifact = qcompile.compile(file, "keep", output=TALKING, verify=False, progress=tell)
     answer = artifact.open_chat().answer([Message("user", QUESTION)], max_new_tokens=64, show=lambda _piece: True)
     return [f"> {QUESTION}", answer.text, speed(answer), f"qcompile chat {TALKING.resolve()}"]
 

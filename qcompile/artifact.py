@@ -85,7 +85,7 @@ class Artifact:
             MissingDependencyError: the library (extra `genai`) is not installed.
         """
         if not self.talks:
-            mend = "Compile it again with output_format='genai' (--output-format genai)"
+            mend = "Compile it again, with output_format='genai', from a Hugging Face folder or a GGUF file"
             raise ArtifactError(str(self.path), "it is no language model with a tokenizer", mend)
         return backends.get(self.backend).open_chat(self.path, threads=threads)
 

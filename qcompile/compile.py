@@ -17,7 +17,7 @@ from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, check_source, for_target, wanted_operators
 from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
 from qcompile.compile_job import Job
-from qcompile.compile_requests import check_arguments, check_format, recipe_of
+from qcompile.compile_requests import check_arguments, format_of, recipe_of
 from qcompile.compile_selection import check_selection
 from qcompile.compile_stages import check_layers, quantize, write
 from qcompile.disk_room import room_for_temporary_files
@@ -50,7 +50,7 @@ def compile(
     ignore: str | Sequence[str] = (),
     targets: str | Sequence[str] = (),
     output: str | Path | None = None,
-    output_format: str = "model",
+    output_format: str | None = None,
     target: str | None = None,
     accuracy: AccuracyBudget | Mapping[str, Any] | None = None,
     verify: bool = True,
@@ -75,6 +75,7 @@ def compile(
         targets: when not empty, the only layers that are quantized.
         output: folder to write; an artifact in it is replaced. None: a temporary folder.
         output_format: "model", or "genai": the folder of a language model for onnxruntime-genai or openvino_genai.
+            None: "genai" where the model comes with its tokenizer, else "model".
         target: processor to compile for, see the backend's `targets`; None: one like this.
         verify: compare outputs after exact passes, and the artifact with a reference of its arithmetic; run it; and
             keep in the folder what `qcompile.verify` needs to repeat that: the quantized graph and one sample.
@@ -99,13 +100,13 @@ def compile(
     check_data(plan, calibration)
     check_source(plan, model)
     check_way(tune)
-    check_format(output_format, model)
+    written_as = format_of(output_format, model)
     budget = budget_of(accuracy, plan)
     if output is not None:
         output = absolute(output)  # whatever code of the user makes the working folder meanwhile
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     name = model_name(model, work.model.graph.name, output)
-    job = Job(work, work.model.clone(), name, plan, engine, target, tune, budget, output, model, output_format)
+    job = Job(work, work.model.clone(), name, plan, engine, target, tune, budget, output, model, written_as)
     with layers_beside(None if output is None else behind_link(output)) as work.finished:
         for stage in STAGES:
             stage(job)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from qcompile.calibration_data import Calibration, stored
 from qcompile.calibration_sample import counted, is_array, transform_to
 from qcompile.errors import CalibrationError, RecipeError, UnsupportedError
-from qcompile.frontend.assets import check_assets
+from qcompile.frontend.assets import check_assets, has_assets
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import patterns_of
 from qcompile.session import Feed
@@ -39,8 +39,15 @@ def check_arguments(progress: Any, **switches: Any) -> None:
             raise RecipeError(name, f"it is {value!r}", "Give True or False")
 
 
-def check_format(output_format: Any, model: Any) -> None:
-    """Raise UnsupportedError for a format that there is not, or that the model has nothing for; see `check_assets`."""
+def format_of(output_format: Any, model: Any) -> str:
+    """Return the format to write; None stands for "genai" where a model comes with its tokenizer, else for "model".
+
+    Raises:
+        UnsupportedError: there is no such format, or the model has nothing for it; see `check_assets`.
+        ModelError: the same.
+    """
+    if output_format is None:
+        return "genai" if has_assets(model) else "model"
     if output_format not in _FORMATS:
         gguf = output_format == "gguf"
         mend = (
@@ -52,6 +59,7 @@ def check_format(output_format: Any, model: Any) -> None:
         raise UnsupportedError(f"output_format {output_format!r}", reason, mend)
     if output_format == "genai":
         check_assets(model)
+    return str(output_format)
 
 
 def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets: str | Sequence[str]) -> Recipe:

@@ -174,7 +174,8 @@ def test_an_answer_from_a_cache_in_8_bits_is_that_of_the_model(source: Path, tmp
 
 def test_a_plain_model_is_given_its_cache_in_float(source: Path, tmp_path: Path) -> None:
     samples = [{"input_ids": np.arange(3, 35)[None]}]
-    made = qcompile.compile(source, "w4a8", calibration=samples, output=tmp_path / "out", tune="none", verify=False)
+    settings = {"output": tmp_path / "out", "output_format": "model", "tune": "none", "verify": False}
+    made = qcompile.compile(source, "w4a8", calibration=samples, **settings)
     reasons = {each.reason for each in made.report.findings}
     assert "its cache stays float: what runs it holds none in 8 bits" in reasons
     operators = {node.op_type for node in ir.load(made.model_path).graph}
@@ -229,6 +230,17 @@ def test_what_is_no_language_model_does_not_talk(artifact: Artifact) -> None:
         plain.open_chat()
 
 
+def test_a_model_with_a_tokenizer_talks_unless_it_is_asked_for_as_a_model(source: Path, tmp_path: Path) -> None:
+    settings = {"tune": "none", "verify": False}
+    assert qcompile.compile(source, "w4a16-rtn", output=tmp_path / "talks", **settings).talks
+    plain = qcompile.compile(source, "w4a16-rtn", output=tmp_path / "plain", output_format="model", **settings)
+    assert not plain.talks
+    assert not (tmp_path / "plain" / "tokenizer.json").exists()
+    without = write_decoder_folder(tmp_path / "without")
+    (without / "tokenizer.json").unlink()
+    assert not qcompile.compile(without, "w4a16-rtn", output=tmp_path / "silent", **settings).talks
+
+
 def test_formats_that_do_not_fit_are_refused_at_once(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no such format"):
         qcompile.compile(source, output_format="zip")
@@ -246,7 +258,10 @@ def test_what_is_no_artifact_does_not_talk(folder: str, source: Path, tmp_path: 
     path = source if folder == "of Hugging Face" else tmp_path / folder
     done = CliRunner().invoke(app, ["chat", str(path), "--prompt", "hello"])
     assert done.exit_code == 6
-    assert "Give the folder that compile wrote" in " ".join(done.stderr.split())
+    wanted = (
+        "Compile it first: qcompile compile" if folder == "of Hugging Face" else "Give the folder that qcompile compile"
+    )
+    assert wanted in " ".join(done.stderr.split())
 
 
 def test_bench_of_a_folder_that_talks_measures_answers(artifact: Artifact) -> None:

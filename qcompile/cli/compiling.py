@@ -41,8 +41,12 @@ def compile_model(
         list[str] | None, typer.Option(help="Quantize only this layer: a name, or re: and a pattern. Repeatable.")
     ] = None,
     output_format: Annotated[
-        str, typer.Option(help="model, or genai: a folder for onnxruntime-genai or openvino_genai, and for chat.")
-    ] = "model",
+        str | None,
+        typer.Option(
+            help="model, or genai: a folder for onnxruntime-genai or openvino_genai, and for chat: the default where"
+            " there is a tokenizer."
+        ),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Processor to compile for, such as avx2.")] = None,
     max_drop: Annotated[
         float | None,
@@ -85,7 +89,7 @@ def compile_model(
             print_json(paths | {"report": artifact.report.to_dict()})
         else:
             typer.echo(artifact.report.summary())
-            typer.echo(f"{artifact.path if output_format == 'genai' else artifact.model_path}")
+            typer.echo(f"{artifact.path if artifact.talks else artifact.model_path}")
 
 
 def recipes(

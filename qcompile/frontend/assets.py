@@ -22,12 +22,19 @@ _OTHERS = (
 """Files of Hugging Face's tokenizers and of generation; nothing else of a folder goes into an artifact."""
 
 
+def has_assets(model: Any) -> bool:
+    """Whether a model comes with a configuration and a tokenizer: a GGUF file, or a folder that holds both."""
+    if is_gguf_file(model):
+        return True
+    return is_folder(model) and all((Path(os.fspath(model)) / name).exists() for name in _NEEDED)
+
+
 def check_assets(model: Any) -> None:
     """Raise UnsupportedError where a model can have no tokenizer, and ModelError where its folder has none."""
     if is_gguf_file(model):
         return
     if not is_folder(model):
-        mend = "Give a Hugging Face folder or a GGUF file, or leave out output_format"
+        mend = "Give a Hugging Face folder or a GGUF file, or output_format='model'"
         raise UnsupportedError("tokenizer", "the model comes without one", mend)
     source = Path(os.fspath(model))
     for name in _NEEDED:

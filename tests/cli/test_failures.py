@@ -155,7 +155,7 @@ def test_debug_shows_where_a_bug_is() -> None:
         (["bench", "artifact", "--data", NOTHING], 3, NOTHING),
         (["report", NOTHING], 6, "manifest.json"),
         (["chat", "checkpoint"], 6, "Compile it first: qcompile compile"),
-        (["chat", "checkpoint"], 6, "/checkpoint --output-format genai -o DIR, and give DIR"),
+        (["chat", "checkpoint"], 6, "/checkpoint -o DIR, and give DIR"),
         (["evaluate", "checkpoint", "--text", "file"], 6, "config.json and safetensors, and no artifact"),
         (["bench", "others"], 6, "it holds model.onnx and no manifest.json"),
         (["bench", "others"], 6, "/others/model.onnx -o DIR"),
