@@ -24,7 +24,7 @@ def no_artifact(path: Path, manifest: str) -> ArtifactError:
     models = [name for name in names if name.endswith(_MODELS)]
     if is_folder(path) and any(name.endswith(".safetensors") for name in names):
         reason = f"it is the folder of a model, with config.json and safetensors, and no artifact: it has no {manifest}"
-        return ArtifactError(str(path), reason, _compile(path, " --output-format genai"))
+        return ArtifactError(str(path), reason, _compile(path))
     if models:
         reason = f"it holds {models[0]} and no {manifest}: it is no artifact that qcompile wrote"
         return ArtifactError(str(path), reason, _compile(path / models[0]))
@@ -32,5 +32,5 @@ def no_artifact(path: Path, manifest: str) -> ArtifactError:
     return ArtifactError(str(path), f"{held}, and no {manifest}: it is no artifact", _WANTED)
 
 
-def _compile(path: Path, options: str = "") -> str:
-    return f"Compile it first: qcompile compile {shlex.quote(str(path))}{options} -o DIR, and give DIR"
+def _compile(path: Path) -> str:
+    return f"Compile it first: qcompile compile {shlex.quote(str(path))} -o DIR, and give DIR"

@@ -18,7 +18,7 @@ NO_TEMPLATE = "The model has no template of conversations: it goes on with the t
 
 
 def chat(
-    folder: Annotated[Path, typer.Argument(help="An artifact that was compiled with --output-format genai.")],
+    folder: Annotated[Path, typer.Argument(help="What compile wrote of a language model with its tokenizer.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this, and end.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
