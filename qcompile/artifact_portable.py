@@ -1,7 +1,8 @@
 """What `verify` needs where an artifact goes: the quantized graph before a backend lowered it, and one input.
 
-The weights of that graph are, nearly all, bytes of the files that the runtime reads. They are not stored again: the
-graph says where they lie, as external data does.
+The weights of that graph are, nearly all, bytes of the files that the runtime reads, as they are or in another form,
+such as transposed. They are not stored again: the graph says where they lie, as external data does, and how they are
+read.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import dataclasses
 import mmap
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import frontend
+from qcompile.artifact_portable_forms import FORMS, PLAIN, Form, read_as, restore
 from qcompile.errors import ArtifactError
 from qcompile.session import Feed
 
@@ -52,11 +54,12 @@ def write_portable(model: ir.Model, sample: Feed, folder: Path, files: Iterable[
     copy = model.clone()
     with contextlib.ExitStack() as stack:
         filled = [name for name in files if (folder / name).stat().st_size]
-        written = {name: _Written(stack.enter_context(_mapped(folder / name))) for name in filled}
+        mapped = {name: stack.enter_context(_mapped(folder / name)) for name in filled}
+        written = [_Written(name, content, form) for form in FORMS.values() for name, content in mapped.items()]
         rest = stack.enter_context((folder / WEIGHTS).open("wb"))
-        for name, value in copy.graph.initializers.items():
+        for value in list(copy.graph.initializers.values()):
             if value.const_value is not None and value.const_value.nbytes > _LARGE:
-                value.const_value = _stored(value.const_value, name, folder, written, rest)
+                _store(value, folder, written, rest)
     if not (folder / WEIGHTS).stat().st_size:
         (folder / WEIGHTS).unlink()
     ir.save(copy, folder / GRAPH)
@@ -80,7 +83,9 @@ def read_portable(folder: Path) -> tuple[ir.Model, dict[str, np.ndarray]]:
             sample = {name: each.astype(object) if each.dtype.kind == "U" else each for name, each in arrays.items()}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ArtifactError(str(folder / SAMPLE), f"it cannot be read: {error}", "Compile the model again") from error
-    return frontend.trace(folder / GRAPH), sample
+    model = frontend.trace(folder / GRAPH)
+    restore(model)
+    return model, sample
 
 
 @contextlib.contextmanager
@@ -91,15 +96,19 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
 
 @dataclasses.dataclass
 class _Written:
-    """A file of the runtime.
+    """A file of the runtime, in which weights are looked for in one form.
 
     Attributes:
+        name: of the file.
         content: its bytes.
+        form: of the weights.
         place: where the last weight that was found ends: the next of the graph is likely to lie there.
         misses: how many were not found.
     """
 
+    name: str
     content: mmap.mmap
+    form: Form
     place: int = 0
     misses: int = 0
 
@@ -127,15 +136,32 @@ class _Written:
         return place if place >= 0 else None
 
 
-def _stored(
-    tensor: ir.TensorProtocol, name: str, folder: Path, written: Mapping[str, _Written], rest: BinaryIO
-) -> ir.ExternalTensor:
-    """Return the tensor as a part of a file that holds its bytes already, else of `rest`."""
-    content = tensor.tobytes()
-    files = written if len(content) >= _WORTH_LOOKING else {}
-    found = ((file, place) for file, each in files.items() if (place := each.find(content)) is not None)
-    location, offset = next(found, (WEIGHTS, rest.tell()))
-    if location == WEIGHTS:
-        rest.write(content)
+def _store(value: ir.Value, folder: Path, written: list[_Written], rest: BinaryIO) -> None:
+    """Let an initializer be a part of a file that holds its bytes in some form already, else of `rest`.
+
+    What was found last in is looked into first: most weights of a model are written alike.
+    """
+    tensor = value.const_value
+    assert tensor is not None
+    own = value.is_graph_output() or value.is_graph_input()  # which cannot be computed from another
+    for each in written if tensor.nbytes >= _WORTH_LOOKING else ():
+        if each.misses == _MOST_MISSES or not each.form.fits(tensor) or (own and each.form != PLAIN):
+            continue
+        held = each.form.of(tensor)
+        place = each.find(held.tobytes())
+        if place is not None:
+            written.remove(each)
+            written.insert(0, each)
+            part = _part(held, str(value.name), folder, each.name, place)
+            if each.form == PLAIN:
+                value.const_value = part
+            else:
+                read_as(value, part, each.form)
+            return
+    value.const_value = _part(tensor, str(value.name), folder, WEIGHTS, rest.tell())
+    rest.write(tensor.tobytes())
+
+
+def _part(tensor: ir.TensorProtocol, name: str, folder: Path, file: str, place: int) -> ir.ExternalTensor:
     shape = ir.Shape(tensor.shape.numpy())
-    return ir.ExternalTensor(location, offset, len(content), tensor.dtype, shape=shape, name=name, base_dir=folder)
+    return ir.ExternalTensor(file, place, tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir=folder)

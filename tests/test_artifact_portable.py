@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 import qcompile
 from qcompile.artifact_portable import GRAPH, SAMPLE, WEIGHTS, read_portable, write_portable
+from qcompile.artifact_portable_forms import TRANSPOSED, UNSIGNED, Form
 from qcompile.errors import ArtifactError, UnsafeModelError
 from tests.backends.portable import parse
 
@@ -112,3 +115,44 @@ def test_compile_stores_the_weights_once(backend: str, tmp_path: Path) -> None:
     assert sum(entry.size for name, entry in files.items() if name.startswith("portable.")) < 0.2 * 2 * 256 * 256
     plain = qcompile.compile(found, "w8a8-static", backend=backend, calibration=data, verify=False)
     assert not [name for name in plain.manifest.files if name.startswith("portable.")]
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.FLOAT])
+@pytest.mark.parametrize("form", [TRANSPOSED, UNSIGNED], ids=lambda form: form.name)
+def test_weights_that_lie_in_another_form_are_read_there(dtype: ir.DataType, form: Form, tmp_path: Path) -> None:
+    if form.unsigned and dtype not in (ir.DataType.INT4, ir.DataType.INT8):
+        return
+    numbers = RANDOM.integers(-8 if dtype.is_signed() else 0, 8, (300, 200)).astype(dtype.numpy())
+    text = "(float[2,300] x) => (float[2,200] y) { f = Cast<to = 1>(w) y = MatMul(x, f) }"
+    wanted = parse(text, w=np.zeros((300, 200), np.float32))
+    weight = wanted.graph.initializers["w"]
+    weight.const_value, weight.dtype = ir.tensor(numbers, dtype, name="w"), dtype
+    raised = numbers.T.astype(np.int16) + (1 << (dtype.bitwidth - 1)) if form.unsigned else numbers.T
+    held = {ir.DataType.INT4: ir.DataType.UINT4, ir.DataType.INT8: ir.DataType.UINT8}[dtype] if form.unsigned else dtype
+    content = ir.tensor(np.ascontiguousarray(raised).astype(held.numpy()), held).tobytes()
+    (tmp_path / "model.bin").write_bytes(b"before" + content + b"after")
+    x = RANDOM.normal(size=(2, 300)).astype(np.float32)
+    write_portable(wanted, {"x": x}, tmp_path, ("model.bin",))
+    assert places(tmp_path) == {"w.held": "model.bin"}
+    assert not (tmp_path / WEIGHTS).exists()
+    onnx.checker.check_model(str(tmp_path / GRAPH), full_check=True)
+    graph, _ = read_portable(tmp_path)
+    assert [node.op_type for node in graph.graph] == ["Cast", "MatMul"]
+    (read,) = graph.graph.initializers.values()
+    assert (read.name, read.dtype, tuple(read.shape)) == ("w", dtype, (300, 200))
+    np.testing.assert_array_equal(read.const_value.numpy(), numbers)
+    written = onnxruntime.InferenceSession(tmp_path / GRAPH).run(None, {"x": x})[0]  # any runtime can read it
+    np.testing.assert_allclose(written, x @ numbers.astype(np.float32), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("sym", [True, False])
+def test_compile_stores_weights_of_few_bits_once(backend: str, sym: bool, tmp_path: Path) -> None:
+    text = "(float[n,256] x) => (float[n,256] y) { a = MatMul(x, v) b = Relu(a) y = MatMul(b, w) }"
+    weights = RANDOM.normal(size=(2, 256, 256)).astype(np.float32)
+    found = parse(text, v=weights[0], w=weights[1])
+    recipe = qcompile.Recipe.from_name("w4a16-rtn", sym=sym, head=None)
+    artifact = qcompile.compile(found, recipe, backend=backend, output=tmp_path / "a", tune="none")
+    sizes = {name: entry.size for name, entry in artifact.manifest.files.items()}
+    assert sizes.get(WEIGHTS, 0) <= 2 * 256 * 256 / 64 * 4.5, "scales and zero points at most"
+    assert qcompile.verify(tmp_path / "a").agreements
