@@ -56,10 +56,11 @@ def write_portable(model: ir.Model, sample: Feed, folder: Path, files: Iterable[
         filled = [name for name in files if (folder / name).stat().st_size]
         mapped = {name: stack.enter_context(_mapped(folder / name)) for name in filled}
         written = [_Written(name, content, form) for form in FORMS.values() for name, content in mapped.items()]
+        taken = _names(copy)
         rest = stack.enter_context((folder / WEIGHTS).open("wb"))
         for value in list(copy.graph.initializers.values()):
             if value.const_value is not None and value.const_value.nbytes > _LARGE:
-                _store(value, folder, written, rest)
+                _store(value, folder, written, rest, taken)
     if not (folder / WEIGHTS).stat().st_size:
         (folder / WEIGHTS).unlink()
     ir.save(copy, folder / GRAPH)
@@ -136,7 +137,15 @@ class _Written:
         return place if place >= 0 else None
 
 
-def _store(value: ir.Value, folder: Path, written: list[_Written], rest: BinaryIO) -> None:
+def _names(model: ir.Model) -> set[str]:
+    """Return the names of all values and nodes."""
+    found = {str(value.name) for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values())}
+    for node in model.graph.all_nodes():
+        found |= {str(node.name), *(str(value.name) for value in node.outputs)}
+    return found
+
+
+def _store(value: ir.Value, folder: Path, written: list[_Written], rest: BinaryIO, taken: set[str]) -> None:
     """Let an initializer be a part of a file that holds its bytes in some form already, else of `rest`.
 
     What was found last in is looked into first: most weights of a model are written alike.
@@ -156,7 +165,7 @@ def _store(value: ir.Value, folder: Path, written: list[_Written], rest: BinaryI
             if each.form == PLAIN:
                 value.const_value = part
             else:
-                read_as(value, part, each.form)
+                read_as(value, part, each.form, taken)
             return
     value.const_value = _part(tensor, str(value.name), folder, WEIGHTS, rest.tell())
     rest.write(tensor.tobytes())

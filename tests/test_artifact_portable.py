@@ -156,3 +156,36 @@ def test_compile_stores_weights_of_few_bits_once(backend: str, sym: bool, tmp_pa
     sizes = {name: entry.size for name, entry in artifact.manifest.files.items()}
     assert sizes.get(WEIGHTS, 0) <= 2 * 256 * 256 / 64 * 4.5, "scales and zero points at most"
     assert qcompile.verify(tmp_path / "a").agreements
+
+
+def in_another_form(folder: Path, text: str, last_input: str = "x") -> ir.Model:
+    """The graph as it is written with w, INT8, transposed and unsigned in a file of the runtime."""
+    numbers = RANDOM.integers(-128, 128, (200, 100)).astype(np.int8)
+    wanted = parse(text, w=numbers)
+    wanted.graph.inputs[-1].name = last_input
+    (folder / "model.bin").write_bytes((numbers.T.astype(np.int16) + 128).astype(np.uint8).tobytes())
+    write_portable(wanted, {"x": X}, folder, ("model.bin",))
+    return wanted
+
+
+def test_names_that_are_taken_are_not_used(tmp_path: Path) -> None:
+    text = "(float[2,200] x, float held) => (float[2,100] y) { f = Cast<to = 1>(w) y = MatMul(x, f) }"
+    wanted = in_another_form(tmp_path, text, "w.held")
+    assert places(tmp_path) == {"w.held_0": "model.bin"}
+    np.testing.assert_equal(tensors(read_portable(tmp_path)[0]), tensors(wanted))
+
+
+def test_what_only_looks_like_another_form_is_read_as_it_is(tmp_path: Path) -> None:
+    in_another_form(tmp_path, "(float[2,200] x) => (float[2,100] y) { f = Cast<to = 1>(w) y = MatMul(x, f) }")
+    graph = onnx.load(tmp_path / GRAPH, load_external_data=False)
+    nodes = {node.op_type: node for node in graph.graph.node}
+    nodes["Sub"].op_type = "Add"
+    onnx.save(graph, tmp_path / GRAPH)
+    assert [node.op_type for node in read_portable(tmp_path)[0].graph][:4] == ["Transpose", "Cast", "Add", "Cast"]
+
+
+def test_a_weight_that_is_an_output_stays_one(tmp_path: Path) -> None:
+    text = "(float[2,200] x) => (float[2,100] y, int8[200,100] w) { f = Cast<to = 1>(w) y = MatMul(x, f) }"
+    wanted = in_another_form(tmp_path, text)
+    assert places(tmp_path) == {"w": WEIGHTS}
+    np.testing.assert_equal(tensors(read_portable(tmp_path)[0]), tensors(wanted))
