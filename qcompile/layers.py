@@ -19,6 +19,7 @@ from qcompile.graph import (
     linears,
     sole_reader,
 )
+from qcompile.outlier_columns import is_outliers
 from qcompile.qdq import is_dequantized
 from qcompile.scheme import Scheme
 from qcompile.solvers import broken_numbers
@@ -39,10 +40,13 @@ def every_layer(model: ir.Model) -> list[Layer]:
 def float_layers(model: ir.Model) -> list[Layer]:
     """Linears and convolutions whose weight is a constant float32 tensor, in graph order.
 
-    One that reads what comes straight out of quantization is not among them: somebody has quantized half of it.
+    One that reads what comes straight out of quantization is not among them: somebody has quantized half of it. Nor is
+    what multiplies the outliers of a split linear: it is there to stay float.
     """
     return [
-        layer for layer in every_layer(model) if layer.weight.dtype == ir.DataType.FLOAT and not is_dequantized(layer.x)
+        layer
+        for layer in every_layer(model)
+        if layer.weight.dtype == ir.DataType.FLOAT and not is_dequantized(layer.x) and not is_outliers(layer.x)
     ]
 
 

@@ -45,11 +45,17 @@ def _weights_only(solver: str, **settings: Any) -> list[Any]:
 
 _AWQ = ["search_scales", "fold_scales", *_weights_only("rtn", range_grid=10)]
 
+_VECTOR_WISE = {"activations": _PER_TOKEN_DYNAMIC, "weights": _INT8_WEIGHTS}
+
 
 NAMED: dict[str, tuple[str, list[Any]]] = {
     "float": ("nothing is quantized; the model is brought to canonical form", []),
     "w8a8-static": ("INT8, scales of activations from calibration: the fastest", _ours(_STATIC)),
     "w8a8-dynamic": ("INT8, one scale per token at run time: the closest to float", _ours(_PER_TOKEN_DYNAMIC)),
+    "llm-int8": (
+        "LLM.int8(): as w8a8-dynamic without smoothing, input channels with outliers in float",
+        [{"split_outliers": _VECTOR_WISE}, {"insert_qdq": {**_VECTOR_WISE, "rounding": "gptq"}}, "quantize_embeddings"],
+    ),
     "smoothquant-o1": ("SmoothQuant's O1: per-token dynamic activations", _paper(_PER_TOKEN_DYNAMIC)),
     "smoothquant-o2": ("SmoothQuant's O2: per-tensor dynamic activations", _paper(_PER_TENSOR_DYNAMIC)),
     "smoothquant-o3": ("SmoothQuant's O3: per-tensor static activations", _paper(_PAPER_STATIC)),

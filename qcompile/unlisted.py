@@ -9,6 +9,7 @@ import onnx_ir as ir
 from qcompile.cache_rounding import is_rounding
 from qcompile.contract import Finding
 from qcompile.graph import bodies, constant, is_standard, layer_name, reads_constants_alone
+from qcompile.outlier_columns import is_outliers
 from qcompile.untouched import quantized_already, type_refusal
 
 _MULTIPLY = ("Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
@@ -98,6 +99,8 @@ def _reason(node: ir.Node, weight: ir.Value, around: str) -> str:
         return _COMPUTED
     if refused := type_refusal(weight):
         return refused
+    if is_outliers(node.inputs[0]):
+        return "it multiplies the outlier channels of a split linear, which stay float"
     if _is_lookup(node):
         return "no pass of the recipe stores its table in 8 bits"
     if is_standard(node, "MatMul") and weight is node.inputs[0]:

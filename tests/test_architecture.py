@@ -90,6 +90,7 @@ ROOMS = {
         "qcompile.layer_bias",
         "qcompile.layers",
         "qcompile.multiplied",
+        "qcompile.outlier_columns",
         "qcompile.qdq",
         "qcompile.restoring",
         "qcompile.saturation",
