@@ -23,13 +23,18 @@ RECIPES = (WITH, Recipe.from_name("smoothquant-o3"), WITHOUT)
 
 def run(folder: Path) -> Benchmark:
     """Compile the model with and without planted outliers and compare the errors."""
+    encoder, calibration = prepared(folder)
+    rows = [_row(encoder, calibration, folder, backend, recipe) for backend in OPEN for recipe in RECIPES]
+    return Benchmark("Planted outliers in all-MiniLM-L6-v2: error on held-out text", rows, _goals(rows))
+
+
+def prepared(folder: Path) -> tuple[minilm.SentenceEncoder, list[Feed]]:
+    """Write float.onnx and planted.onnx, and return the encoder and calibration data."""
     encoder = minilm.load()
-    calibration = list(encoder.batches(texts.calibration_texts(CALIBRATION_SAMPLES)))
     model = ir.load(export(encoder, folder / "float.onnx", 23))
     plant_outliers(model, seed=0)
     ir.save(model, folder / "planted.onnx", external_data="planted.onnx.data")
-    rows = [_row(encoder, calibration, folder, backend, recipe) for backend in OPEN for recipe in RECIPES]
-    return Benchmark("Planted outliers in all-MiniLM-L6-v2: error on held-out text", rows, _goals(rows))
+    return encoder, list(encoder.batches(texts.calibration_texts(CALIBRATION_SAMPLES)))
 
 
 def _row(
@@ -37,13 +42,14 @@ def _row(
 ) -> Row:
     reference = OPEN[backend](folder / "float.onnx")
     errors = [
-        error(encoder, _compiled(folder / name, recipe, backend, calibration), reference)
+        error(encoder, compiled(folder / name, recipe, backend, calibration), reference)
         for name in ("float.onnx", "planted.onnx")
     ]
     return {"runtime": backend, "recipe": recipe.name, "as trained": errors[0], "planted": errors[1]}
 
 
-def _compiled(model: Path, recipe: Recipe, backend: str, calibration: Sequence[Feed]) -> Run:
+def compiled(model: Path, recipe: Recipe, backend: str, calibration: Sequence[Feed]) -> Run:
+    """Compile a file of a model beside it and open the artifact in the plain runtime."""
     output = model.with_suffix("") / f"{recipe.name.replace(', ', '-').replace(' ', '-')}-{backend}"
     output.parent.mkdir(exist_ok=True)
     artifact = qcompile.compile(model, recipe, backend=backend, calibration=calibration, output=output)

@@ -15,6 +15,7 @@ from benchmarks.results import commit, machine, save, show, update_documents
 NAMES = (
     "minilm",
     "planted",
+    "outliers",
     "folding",
     "vision",
     "compile_time",

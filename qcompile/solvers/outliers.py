@@ -111,7 +111,7 @@ def search(problem: Problem) -> Split:
     best, least, error = order[:0], np.sqrt(without), without
     for count in _counts(min(problem.most, len(order))):
         found = problem.error(order[:count])
-        price = np.sqrt(found) * problem.time(count)
+        price = np.sqrt(found) * problem.time(count) ** 2
         if price < least:
             best, least, error = order[:count], price, found
     return Split(np.sort(best), error, without)

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 import pytest
 
-from benchmarks import folding, planted
+from benchmarks import folding, outliers, planted
 from qcompile import channel_markers
 
 ROWS = [
@@ -22,6 +22,18 @@ def test_planted_wants_smoothing_to_hold_and_its_absence_to_collapse() -> None:
 def test_planted_falls_short_where_the_model_does_not_collapse_without_smoothing() -> None:
     goals = planted._goals([*ROWS[:2], {**ROWS[2], "planted": 0.004}])
     assert [goal.holds for goal in goals] == [True, True, False]
+
+
+def test_outliers_want_the_error_of_int8_without_them_and_a_fifth_of_its_time_at_most() -> None:
+    columns = ("runtime", "recipe", "as trained", "planted", "ms, planted")
+    rows = [
+        dict(zip(columns, (runtime, recipe, 0.001, error, ms), strict=True))
+        for runtime, ms_int8, ms_split in (("onnxruntime", 4.0, 4.6), ("openvino", 4.0, 5.0), (outliers.TORCH, "", ""))
+        for recipe, error, ms in ((outliers.INT8.name, 0.05, ms_int8), (outliers.SPLIT.name, 0.00105, ms_split))
+    ]
+    goals = outliers._goals(rows)
+    assert [goal.measured for goal in goals] == pytest.approx([1.05, 1.05, 1.05, 1.15, 1.25])
+    assert [goal.holds for goal in goals] == [True, True, True, True, False]
 
 
 def marked(between: str) -> channel_markers.Marker:
