@@ -1,13 +1,13 @@
 """Which input channels of linears to multiply in float: those whose magnitude makes 8 bits coarse for all others.
 
 Dettmers et al., "LLM.int8()" (2022), section 3.2, takes every channel with a magnitude beyond 6 (`beyond`). `search`
-takes the channels that pay: those for which root mean square error of the output times time is least.
+takes the channels that pay: those for which the root mean square error of the output, times the square of the time, is
+least.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,7 +28,8 @@ FLOAT_INPUT = 3.0
 BRANCH_INPUTS = 150.0
 """Time of the float product without inputs, in those of an int8 input: it masks, gathers, and adds up outputs.
 
-Both measured on MiniLM with 2% of its channels split, AVX512-VNNI, 128 tokens: ONNX Runtime 1.31, OpenVINO 2026.4."""
+Both are about the median of linears of 384x1152, 1536x384 and 1536x1536 for 16 and 128 tokens with up to 96 outliers,
+on ONNX Runtime 1.31 and OpenVINO 2026.4, AVX512-VNNI, 2 cores: 1.5 to 7.6 for an input, 43 to 500 for a branch."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,9 +103,11 @@ def beyond(magnitudes: Array, threshold: float) -> npt.NDArray[np.int64]:
 
 
 def search(problem: Problem) -> Split:
-    """Return the channels for which root mean square error times time is least, the largest magnitudes first.
+    """Return the channels that pay, the largest magnitudes first.
 
-    The error is never larger than without; none are taken where nothing pays, as where the outputs are zero.
+    The error has to fall by more than twice the share by which the time rises, so it is never larger than without. By
+    the share itself, MiniLM takes 23% more time than without outliers in float, not 16%, for .00021 instead of .00025
+    of error (1 - cosine, ONNX Runtime, planted outliers). None are taken where the outputs are zero.
     """
     order = np.argsort(problem.magnitudes, kind="stable")[::-1]
     without = problem.error(order[:0])
@@ -119,8 +122,10 @@ def search(problem: Problem) -> Split:
 
 def _counts(most: int) -> Iterator[int]:
     """1 to 8, then half as many more each time, up to most."""
-    steps = itertools.accumulate(itertools.repeat(0), lambda count, _: count + max(1, count // 2 if count >= 8 else 1))
-    return itertools.takewhile(lambda count: count <= most, itertools.islice(steps, 1, None))
+    count = 1
+    while count <= most:
+        yield count
+        count += count // 2 if count >= 8 else 1
 
 
 def _spread(array: Array, most: int, axis: int) -> Array:

@@ -72,7 +72,7 @@ def test_planted_outliers_in_float_beat_int8_and_leave_the_error_of_none(share, 
     assert split <= 1.1 * none.error(planted[:0])
     found = search(one)
     assert set(planted) <= set(found.channels.tolist())
-    assert np.sqrt(found.error) * one.time(found.channels.size) <= np.sqrt(split) * one.time(count)
+    assert np.sqrt(found.error) * one.time(found.channels.size) ** 2 <= np.sqrt(split) * one.time(count) ** 2
 
 
 @settings(max_examples=60, deadline=None)
