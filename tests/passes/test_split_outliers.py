@@ -186,6 +186,14 @@ def test_auto_takes_what_pays_and_nothing_without_outliers():
     assert taken.size < 12
 
 
+def test_a_linear_that_is_split_is_not_split_again():
+    model = parse(TEXT, w=W, b=B)
+    splitting(inputs())(model)
+    again = splitting(inputs(), threshold=3.7)(model)
+    assert not again.modified
+    assert not again.findings
+
+
 def test_without_calibration_data_it_is_refused():
     with pytest.raises(CalibrationError, match="needs statistics"):
         SplitOutliers()(parse(TEXT, w=W, b=B))
@@ -198,7 +206,7 @@ def test_without_calibration_data_it_is_refused():
     ("settings", "match"),
     [
         ({"threshold": 0.0}, "threshold 0.0"),
-        ({"threshold": float("nan")}, "threshold"),
+        ({"threshold": float("inf")}, "threshold inf"),
         ({"max_share": 1.5}, "max_share"),
     ],
 )
