@@ -36,11 +36,14 @@ ROOMS = {
     "onnxruntime": ["qcompile.backends.onnxruntime*"],
     "openvino": ["qcompile.backends.openvino*"],
     "fx": ["qcompile.backends.fx*"],
+    "kernels": ["qcompile.backends.triton.kernels*"],
     "backends": ["qcompile.backends", "qcompile.backends.feeds"],
     "models": ["qcompile.models*"],
     "dynamo": ["qcompile.frontend.dynamo"],
     "frontend": ["qcompile.frontend*"],
     "untrusted": ["qcompile.untrusted*"],
+    # Before the room of its prefix: kernels keep their times as tuned graphs do.
+    "times": ["qcompile.tuning_cache"],
     "report": ["qcompile.report*", "qcompile.latency"],
     "solvers": ["qcompile.solvers*"],
     "compile": [
@@ -130,6 +133,8 @@ ARROWS = {
     "onnxruntime": {"backends", "graph", "solvers", "foundation"},
     "openvino": {"backends", "graph", "solvers", "foundation"},
     "fx": {"backends", "graph", "foundation"},
+    "kernels": {"times", "foundation"},
+    "times": set[str](),
     "untrusted": {"foundation"},
     "frontend": {"untrusted", "graph", "foundation"},
     "report": {"backends", "calibration", "graph", "solvers", "recipe", "foundation"},
@@ -140,14 +145,16 @@ ARROWS = {
     "artifact": {"backends", "frontend", "report", "recipe", "foundation"},
     "models": {"graph", "foundation"},
     "dynamo": {"compile", "frontend", "foundation"},
-    "compile": set(ROOMS) - {"dynamo", "fx", "models", "onnxruntime", "openvino"},
+    "compile": set(ROOMS) - {"dynamo", "fx", "kernels", "models", "onnxruntime", "openvino"},
 }
 # Heavy or optional packages -> the only modules that may import them.
 RUNTIMES = {
     "onnxruntime": ["qcompile.backends.onnxruntime*"],
     "openvino": ["qcompile.backends.openvino*"],
+    "triton": ["qcompile.backends.triton*"],
     "torch": [
         "qcompile.backends.fx*",
+        "qcompile.backends.triton.kernels*",
         "qcompile.frontend*",
         "qcompile.models*",
         "qcompile.calibration_data",

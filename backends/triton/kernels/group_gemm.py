@@ -1,0 +1,117 @@
+"""y = x @ a weight in groups, on tensor cores; any number of rows of x.
+
+The product is turned, y^T = W^T x^T: the weight is the left operand, which tensor cores take from registers, where its
+values are made, and x the right one, from shared memory; a step of few rows of x then fills the short side of the
+instruction. A program has COLUMNS outputs, TOKENS rows of x and every SPLIT-th block of inputs: it reads the words of a
+block once, and multiplies plane by plane with neighbouring inputs of x (see packing), nothing shuffled between.
+A weight is (value - zero_point) * scale in float32, rounded once to the dtype of x; sums are float32, without tf32.
+SPLIT > 1 writes partial sums, which a second kernel adds in order: the same bits in every run.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch.library import wrap_triton
+
+from qcompile.backends.triton.kernels.arithmetic import (
+    add_product,
+    factor,
+    narrow,
+    plane_values,
+    scales_of,
+    zeros_of,
+)
+from qcompile.backends.triton.kernels.group_weight import GroupWeight
+from qcompile.backends.triton.kernels.partial_sums import add_up
+from qcompile.backends.triton.kernels.shapes import expect_card, rows
+from qcompile.backends.triton.kernels.tuning import Tile, bucket, chosen
+
+FEW = (
+    Tile("few-2", columns=64, rows=16, split=2, stages=3),
+    Tile("few-8", columns=64, rows=16, split=8, stages=3),
+    Tile("few-wide-4", columns=128, rows=16, split=4, stages=3),
+)
+SOME = (
+    Tile("some", columns=64, rows=64, stages=3),
+    Tile("some-4", columns=64, rows=64, split=4, stages=3),
+    Tile("some-wide", columns=128, rows=64, warps=8, stages=2),
+)
+MANY = (
+    Tile("many", columns=128, rows=64, warps=4, stages=3),
+    Tile("many-wide", columns=128, rows=128, warps=8, stages=2),
+    Tile("many-wide-4", columns=128, rows=128, warps=4, stages=3),
+)
+
+
+@triton.jit
+def _gemm(
+    x_ptr, bias_ptr, y_ptr, count, row_stride, input_stride,
+    words_ptr, table_ptr, scale_ptr, zero_ptr, index_ptr, level_ptr, offset_ptr, exponent, outputs,
+    INPUTS: tl.constexpr, BITS: tl.constexpr, PLANE: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
+    ALIGNED: tl.constexpr, RUN: tl.constexpr, ZERO: tl.constexpr,
+    COLUMNS: tl.constexpr, TOKENS: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    VALUES: tl.constexpr = 32 // BITS
+    BLOCKS: tl.constexpr = (INPUTS + PLANE * VALUES - 1) // (PLANE * VALUES)
+    part = tl.program_id(2)
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[:, None]
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[None, :]
+    lane = tl.arange(0, PLANE)
+    x_ptr += token.to(tl.int64) * row_stride
+    sums = tl.zeros([COLUMNS, TOKENS], tl.float32)
+    for turn in range((BLOCKS + SPLIT - 1) // SPLIT):
+        block = turn * SPLIT + part
+        place = words_ptr + (block * PLANE + lane).to(tl.int64)[None, :] * outputs + column
+        words = tl.load(place, mask=(column < outputs) & (block < BLOCKS), other=0).to(tl.uint32, bitcast=True)
+        for j in tl.static_range(VALUES):
+            first = (block * VALUES + j) * PLANE
+            k = first + lane
+            inside = (token < count) & (k < INPUTS)[:, None]
+            x = tl.load(x_ptr + k[:, None] * input_stride, mask=inside, other=0.0)
+            if j % RUN == 0:
+                group = tl.minimum((first if ALIGNED else k[None, :]) // GROUP, GROUPS - 1)
+                scale = scales_of(scale_ptr, index_ptr, level_ptr, offset_ptr, group, column, outputs, GROUPS)
+                if zero_ptr is not None:
+                    zero = zeros_of(zero_ptr, group, column, outputs)
+            values = plane_values(words, table_ptr, exponent, j, BITS, ZERO)
+            if zero_ptr is not None:
+                values -= zero * (1.0 / factor(table_ptr, j, BITS))
+            values *= scale * factor(table_ptr, j, BITS)
+            sums = add_product(narrow(values, x.dtype), x, sums)
+    if bias_ptr is not None:
+        sums += tl.load(bias_ptr + column, mask=column < outputs, other=0.0).to(tl.float32)
+    place = y_ptr + (part * count + token).to(tl.int64) * outputs + column
+    tl.store(place, narrow(sums, y_ptr.dtype.element_ty), mask=(token < count) & (column < outputs))
+
+
+def launch(x: torch.Tensor, weight: GroupWeight, bias: torch.Tensor | None, tile: Tile) -> torch.Tensor:
+    """Return y [M, N] of x [M, K], by one tile; nothing may be empty."""
+    y = x.new_empty(len(x), weight.outputs)
+    partial = y if tile.split == 1 else x.new_empty((tile.split, *y.shape), dtype=torch.float32)
+    grid = (triton.cdiv(len(x), tile.rows), triton.cdiv(weight.outputs, tile.columns), tile.split)
+    wrap_triton(_gemm)[grid](
+        x, bias if tile.split == 1 else None, partial, len(x), x.stride(0), x.stride(1), *weight.pointers(),
+        COLUMNS=tile.columns, TOKENS=tile.rows, SPLIT=tile.split, num_warps=tile.warps, num_stages=tile.stages,
+        **weight.constants(),
+    )  # fmt: skip
+    if tile.split > 1:
+        add_up(partial, bias, y)
+    return y
+
+
+def tiles(count: int) -> tuple[Tile, ...]:
+    """Return the tiles for a number of rows of x."""
+    return FEW if count <= 16 else SOME if count <= 64 else MANY
+
+
+def gemm(x: torch.Tensor, weight: GroupWeight, bias: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+    """Return x @ weight + bias in the shape of y, which is not written to."""
+    if y.numel() == 0:
+        return y
+    expect_card(x)
+    matrix = rows(x)
+    shape = {"rows": bucket(len(matrix)), **weight.describe(x)}
+    tile = chosen("group_gemm", tiles(len(matrix)), shape, x, lambda tile: launch(matrix, weight, bias, tile))
+    return launch(matrix, weight, bias, tile).reshape(y.shape)

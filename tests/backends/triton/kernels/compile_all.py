@@ -1,0 +1,132 @@
+"""Trace operators, and compile every kernel for cards that are not here: what the interpreter takes may not compile."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import triton
+from torch._functorch.aot_autograd import aot_export_module
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from qcompile.backends.triton.kernels import (
+    group_dequantize,
+    group_gemm,
+    group_gemv,
+    grouped,
+    int8_gemm,
+    partial_sums,
+    scaled_gemm,
+    tokens,
+)
+from qcompile.backends.triton.kernels.group_weight import GroupWeight
+from qcompile.backends.triton.kernels.packing import plane_of, rows_of_words
+
+POINTERS = {
+    "x_ptr": "*fp16", "y_ptr": "*fp16", "bias_ptr": "*fp16", "words_ptr": "*i32", "table_ptr": "*fp32",
+    "scale_ptr": "*fp32", "zero_ptr": "*u8", "index_ptr": "*u8", "level_ptr": "*fp32", "offset_ptr": "*fp32",
+    "q_ptr": "*i8", "weight_ptr": "*i8", "weight_scale_ptr": "*fp32", "outlier_ptr": "*i32",
+    "outlier_weight_ptr": "*fp16", "inlier_ptr": "*i1", "partial_ptr": "*fp32", "epsilon": "fp32",
+}  # fmt: skip
+DOUBLE = ("index_ptr", "level_ptr", "offset_ptr")
+SYMMETRIC = ("table_ptr", "zero_ptr", *DOUBLE)
+
+
+def compile_for(
+    card: int, kernel: Any, absent: tuple[str, ...], given: dict[str, Any], types: dict[str, str], **options: int
+) -> None:
+    """Compile a kernel; `absent` arguments are None, `given` those it is compiled for, all others are of the launch."""
+    constants = {**dict.fromkeys(absent), "input_stride": 1, **given}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, POINTERS.get(name, "i32"))
+        for name in kernel.arg_names
+    }
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    compiled = triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", card, 32), options=options)
+    assert compiled.asm["cubin"], kernel
+
+
+def group_constants(inputs: int, bits: int, group_size: int, zero: bool) -> dict[str, Any]:
+    """Return what kernels of a weight in groups are compiled for."""
+    plane = plane_of(inputs, bits)
+    words = torch.empty(rows_of_words(inputs, bits, plane), 64, dtype=torch.int32)
+    groups = -(-inputs // group_size)
+    zero_point = torch.empty(groups, 64, dtype=torch.uint8) if zero else None
+    return GroupWeight(words, torch.empty(groups, 64), bits, group_size, plane, inputs, zero_point).constants()
+
+
+def compile_kernels(card: int) -> None:
+    """Compile for one card, each kernel in the forms that differ in what they read."""
+    forms: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+        (SYMMETRIC, group_constants(4096, 4, 64, zero=False)),
+        (("table_ptr", *DOUBLE), group_constants(4096, 3, 40, zero=True)),
+        (("zero_ptr", "bias_ptr"), {**group_constants(4096, 4, 64, zero=False), "ZERO": 0}),
+    ]
+    tile = group_gemm.FEW[0]
+    # The oldest card that is meant has the instructions of all others: it is asked for one form of a weight alone.
+    for absent, constants in forms if card >= 89 else forms[:1]:
+        vector = {"M": 2, "COLUMNS": 32, "ROWS": 16, "SPLIT": 2}
+        compile_for(card, group_gemv._gemv, absent, constants | vector, {})
+        matrix = {"COLUMNS": tile.columns, "TOKENS": tile.rows, "SPLIT": tile.split}
+        compile_for(card, group_gemm._gemm, absent, constants | matrix, {}, num_warps=4, num_stages=tile.stages)
+        compile_for(card, group_dequantize._dequantize, absent, constants | {"COLUMNS": 128}, {})
+    compile_for(card, partial_sums._add, (), {"SPLIT": 4, "BLOCK": 256}, {})
+    products = {"INPUTS": 4096, "BY_TOKEN": True, "PANEL": 8, "OUTLIERS": 32}
+    tile = scaled_gemm.SOME[0]
+    sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "ACTIVATION": "gelu", "STEPS": 1}
+    compile_for(card, scaled_gemm._gemm, (), products | sizes, {}, num_warps=4, num_stages=tile.stages)
+    if card >= 89:
+        types = {"q_ptr": "*fp8e4nv", "weight_ptr": "*fp8e4nv"}
+        absent = ("x_ptr", "outlier_ptr", "outlier_weight_ptr")
+        sizes |= {"INPUTS": 100, "STEPS": 0}
+        compile_for(card, scaled_gemm._gemm, absent, products | sizes, types, num_warps=4, num_stages=tile.stages)
+    rows = {"INPUTS": 4000, "BLOCK": 4096, "LIMIT": 127.0}
+    floats = {"weight_ptr": "*fp16"}
+    compile_for(card, tokens._quantize_row, (), rows | {"NORM": "layer"}, floats, num_warps=4)
+    if card >= 89:
+        absent = ("weight_ptr", "bias_ptr", "inlier_ptr")
+        compile_for(card, tokens._quantize_row, absent, rows | {"NORM": "none"}, {"q_ptr": "*fp8e4nv"}, num_warps=4)
+    compile_for(card, tokens._quantize_static, (), {"INPUTS": 4000, "BLOCK": 1024}, {})
+
+
+class Driver:
+    """As much of a driver as torch asks for while it traces."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+
+class Linears(torch.nn.Module):
+    """One product of each kind."""
+
+    def forward(self, x: torch.Tensor, words: torch.Tensor, scale: torch.Tensor, *int8: torch.Tensor) -> Any:
+        y = grouped.grouped_gemm(x, words, scale, None, None, 4, 64, 16)
+        z = int8_gemm.int8_linear(y, *int8, None, "relu")
+        return (grouped.grouped_gemv(z, words, scale, None, None, 4, 64, 16),)
+
+
+def seen_through() -> list[list[str]]:
+    """Return, of each kernel that torch's ahead-of-time tracing finds in `Linears`, the arguments that it writes."""
+    triton.runtime.driver.set_active(Driver())
+    with FakeTensorMode():
+        x = torch.empty(3, 256, device="cuda")
+        words = torch.empty(32, 256, dtype=torch.int32, device="cuda")
+        scale = torch.empty(4, 256, device="cuda")
+        int8 = torch.empty(256, 256, dtype=torch.int8, device="cuda"), torch.empty(256, device="cuda")
+        module, _ = aot_export_module(Linears(), [x, words, scale, *int8], trace_joint=False)
+    return [node.kwargs["tensors_to_clone"] for node in module.graph.nodes if "tensors_to_clone" in node.kwargs]
+
+
+if __name__ == "__main__":
+    torch.cuda.get_device_name = lambda _: "none"
+    found = seen_through()
+    assert found == [["y_ptr"], ["y_ptr"], ["q_ptr", "scale_ptr"], ["y_ptr"], ["y_ptr"]], found
+    for card in map(int, sys.argv[1:]):
+        compile_kernels(card)
