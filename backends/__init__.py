@@ -20,7 +20,7 @@ from qcompile.generation import Generation
 from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
 from qcompile.session import Probe, Session
 
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", "triton")
 
 Operator = Literal["Linear", "Conv", "ConvTranspose", "Attention", "Embedding", "Cache"]
 
@@ -129,6 +129,13 @@ class Backend(Protocol):
 
     def sites(self, model: ir.Model) -> Sequence[Site]:
         """Return what `lower` can write in several forms, in graph order; none where one form is always the fastest."""
+        ...
+
+    def untimed(self) -> str:
+        """Return why times taken on this machine say nothing of artifacts: the device that they are for is not here.
+
+        Empty where it is; then what is faster is measured, and latencies go into reports.
+        """
         ...
 
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:

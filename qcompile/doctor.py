@@ -151,6 +151,8 @@ def examine(name: str, target: str | None = None) -> Runtime:
         return Runtime(
             name, version, problem=f"it is installed, and {error.reason}", mend=f"{error.mend}, with --force-reinstall"
         )
+    if target not in engine.targets and target in backends.get("onnxruntime").targets:
+        target = None  # a processor, and this runtime is for none
     checks = tuple(_check(engine, kind, target) for kind in _RECIPES)
     return Runtime(name, version, engine.describe(), checks)
 

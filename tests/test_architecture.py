@@ -37,7 +37,8 @@ ROOMS = {
     "openvino": ["qcompile.backends.openvino*"],
     "fx": ["qcompile.backends.fx*"],
     "kernels": ["qcompile.backends.triton.kernels*"],
-    "backends": ["qcompile.backends", "qcompile.backends.feeds"],
+    "triton": ["qcompile.backends.triton*"],
+    "backends": ["qcompile.backends", "qcompile.backends.feeds", "qcompile.backends.onnx_files"],
     "models": ["qcompile.models*"],
     "dynamo": ["qcompile.frontend.dynamo"],
     "frontend": ["qcompile.frontend*"],
@@ -133,8 +134,8 @@ ARROWS = {
     "onnxruntime": {"backends", "graph", "solvers", "foundation"},
     "openvino": {"backends", "graph", "solvers", "foundation"},
     "fx": {"backends", "graph", "foundation"},
-    "kernels": {"times", "foundation"},
-    "times": set[str](),
+    "kernels": {"foundation"},
+    "triton": {"backends", "fx", "kernels", "graph", "solvers", "foundation"},
     "untrusted": {"foundation"},
     "frontend": {"untrusted", "graph", "foundation"},
     "report": {"backends", "calibration", "graph", "solvers", "recipe", "foundation"},
@@ -145,7 +146,7 @@ ARROWS = {
     "artifact": {"backends", "frontend", "report", "recipe", "foundation"},
     "models": {"graph", "foundation"},
     "dynamo": {"compile", "frontend", "foundation"},
-    "compile": set(ROOMS) - {"dynamo", "fx", "kernels", "models", "onnxruntime", "openvino"},
+    "compile": set(ROOMS) - {"dynamo", "fx", "kernels", "models", "onnxruntime", "openvino", "triton"},
 }
 # Heavy or optional packages -> the only modules that may import them.
 RUNTIMES = {
@@ -154,7 +155,7 @@ RUNTIMES = {
     "triton": ["qcompile.backends.triton*"],
     "torch": [
         "qcompile.backends.fx*",
-        "qcompile.backends.triton.kernels*",
+        "qcompile.backends.triton*",
         "qcompile.frontend*",
         "qcompile.models*",
         "qcompile.calibration_data",

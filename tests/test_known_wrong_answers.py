@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.backends.onnxruntime import MODEL_FILE, write
+from qcompile.backends.onnx_files import MODEL_FILE, write
 from qcompile.backends.onnxruntime.session import open_file
 from qcompile.backends.openvino.runtime import core
 from qcompile.backends.openvino.session import load

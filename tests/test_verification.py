@@ -16,7 +16,7 @@ import torch
 
 import qcompile
 from qcompile.artifact_portable import GRAPH
-from qcompile.backends.onnxruntime import write
+from qcompile.backends.onnx_files import write
 from qcompile.errors import (
     ArtifactError,
     CalibrationError,

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends import Capability, Lowered, Site, SlowInIntegers
+from qcompile.backends.onnx_files import DATA_FILE, MODEL_FILE, expose, write
 from qcompile.backends.onnxruntime import lowering
 from qcompile.backends.onnxruntime.chat import open_chat
 from qcompile.backends.onnxruntime.empty_batches import aborts
@@ -29,10 +30,8 @@ from qcompile.initializers import data_bytes
 from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
 from qcompile.session import Probe
 
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
 SINGLE_FILE_BYTES = 128 * 2**20
-_EXTERNAL_BYTES = 1024
+_LARGE_BYTES = 1024
 _MODES: dict[Optimization, str] = {"disabled": "graph optimizations disabled", "all": "all graph optimizations"}
 
 _WEIGHT_GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
@@ -99,6 +98,10 @@ class OnnxRuntimeBackend:
     def sites(self, model: ir.Model) -> Sequence[Site]:
         """Return additions in front of norms, which may be fused, and weights in blocks, which may be float."""
         return lowering.sites(model)
+
+    def untimed(self) -> str:
+        """Return nothing: what it is timed on is a processor like that which it is for."""
+        return ""
 
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:  # noqa: ARG002
         """Write model.onnx, and model.onnx.data beside it for weights above 128 MiB, into an existing folder.
@@ -175,30 +178,13 @@ def _write_exposed(model_path: Path, values: Sequence[Sequence[str]], folder: Pa
     return found
 
 
-def expose(model: ir.Model, values: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Make values outputs of the model, each under the first of its names that the model computes; return the names."""
-    computed = {value.name: value for node in model.graph for value in node.outputs}
-    found = [next((name for name in names if name in computed), None) for names in values]
-    names = tuple(dict.fromkeys(name for name in found if name is not None))
-    model.graph.outputs.extend(computed[name] for name in names if not computed[name].is_graph_output())
-    return names
-
-
-def write(model: ir.Model, folder: Path, *, external: bool) -> None:
-    """Save the model into the folder, with its weights in a second file when asked for."""
-    if external:
-        ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=_EXTERNAL_BYTES)
-    else:
-        ir.save(ir.external_data.load_to_model(model), folder / MODEL_FILE)
-
-
 def _weights_in_memory(model: ir.Model) -> dict[str, np.ndarray]:
     """Return the weights that exist as arrays; not those that are computed, or read from a file, when asked for."""
     found = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
         flows_through = value.is_graph_input() or value.is_graph_output()
-        if isinstance(tensor, ir.Tensor) and tensor.nbytes > _EXTERNAL_BYTES and not flows_through:
+        if isinstance(tensor, ir.Tensor) and tensor.nbytes > _LARGE_BYTES and not flows_through:
             found[str(value.name)] = tensor.numpy()
     return {name: array for name, array in found.items() if can_share(array)}
 

@@ -81,6 +81,10 @@ class OpenVinoBackend:
         """Return nothing: no form is known that OpenVINO does not choose by itself when it loads the model."""
         return ()
 
+    def untimed(self) -> str:
+        """Return nothing: what it is timed on is a processor like that which it is for."""
+        return ""
+
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:  # noqa: ARG002
         """Write model.xml and model.bin into an existing folder.
 

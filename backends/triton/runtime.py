@@ -1,0 +1,49 @@
+"""What torch and Triton are on this machine: installed, and with which device."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+
+from qcompile.errors import MissingDependencyError, raise_interrupt
+
+NO_CARD = "there is no CUDA device here"
+_LOG = logging.getLogger(__name__)
+
+
+def check_installed() -> None:
+    """Raise MissingDependencyError where torch or Triton cannot be imported."""
+    for package in ("torch", "triton"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise_interrupt(error)
+            reason = f"the package {package} cannot be imported: {error}"
+            mend = "Install it: pip install 'qcompile[triton]'"
+            raise MissingDependencyError("backend 'triton'", reason, mend) from error
+
+
+def device() -> str:
+    """The device that models run on, as torch calls it."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def described() -> dict[str, str]:
+    """The device in words, and the version of torch."""
+    import torch
+
+    if device() == "cpu":
+        return {"device": f"{NO_CARD}: the reference runs on the processor", "torch": torch.__version__}
+    major, minor = torch.cuda.get_device_capability()
+    name = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+    return {"device": name, "torch": torch.__version__}
+
+
+@functools.cache
+def say_once_without_card() -> None:
+    """Tell whoever runs an artifact on the processor, once in a process."""
+    if device() == "cpu":
+        _LOG.warning("%s: what was compiled for triton runs on the processor, by torch, slowly", NO_CARD)
