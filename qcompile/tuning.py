@@ -87,8 +87,8 @@ def choose(work: Work, plan: Recipe, engine: Backend, target: str | None, tune: 
 
 
 def _choice(work: Work, plan: Recipe, engine: Backend, target: str | None, tune: str) -> Choice:
-    here = (target is None or processor.runs_target(target)) and not engine.untimed()
-    if tune == "measure" and here and work.samples:
+    absent = engine.untimed()
+    if tune == "measure" and not absent and (target is None or processor.runs_target(target)) and work.samples:
         return _measured(work, plan, engine, target)
     sites = [Timed(site) for site in engine.sites(work.model)]
     if tune == "none":
@@ -98,7 +98,9 @@ def _choice(work: Work, plan: Recipe, engine: Backend, target: str | None, tune:
             sites=sites, not_measured=f"verify=False; compile {_MEASURED} and verify=True to have it measured"
         )
     kept = _of_table(work.model, plan, engine, target) if len(quantizers(plan)) == 1 else {}
-    where = "on the device that it is for" if tune == "measure" else "to have it measured"
+    if absent:
+        return Choice(kept, sites, not_measured=f"{absent}; compile {_MEASURED} where there is one")
+    where = "on the processor that it is for" if tune == "measure" else "to have it measured"
     return Choice(kept, sites, not_measured=f"the table of {engine.name} was used; compile {_MEASURED} {where}")
 
 

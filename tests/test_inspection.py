@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qcompile
+from qcompile import backends
 from qcompile.errors import ArtifactError, ModelError
 from qcompile.inspection import LayerFacts, inspect_artifact, inspect_model
 from qcompile.recipe import named_recipes
@@ -43,7 +44,7 @@ def test_the_facts_of_a_model_are_those_of_the_model() -> None:
     assert found["w8a8-static", "onnxruntime"].needs == "calibration data"
     assert found["w8a8-dynamic", "openvino"].layers == 0  # dynamic quantization is for linears
     assert found["w8a8-dynamic", "openvino"].needs == ""
-    assert len(found) == 2 * len(named_recipes())
+    assert len(found) == len(backends.BACKENDS) * len(named_recipes())
 
 
 def test_what_is_quantized_already_is_counted_and_no_recipe_finds_it() -> None:

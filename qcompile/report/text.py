@@ -100,6 +100,8 @@ def headlines(report: Report) -> list[str]:
     if before and after:
         ratio = f", {before / after:.2f} times as fast as float" if unlike else ""
         lines.append(f"latency   {before:.3g} ms -> {after:.3g} ms{ratio}")
+    elif report.accuracy and report.not_timed:
+        lines.append(f"latency   not measured: {report.not_timed}")
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
     if large and small:
         ratio = f", {large / small:.2f} times smaller" if unlike else ""
