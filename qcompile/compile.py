@@ -64,7 +64,7 @@ def compile(
         model: torch.nn.Module, ExportedProgram, path (.onnx, .pt, .pth, .pt2, .gguf, or a Hugging Face folder), bytes,
             ModelProto or onnx_ir.Model.
         recipe: name, path of a YAML file (.yaml, .yml), or a Recipe.
-        backend: "onnxruntime" or "openvino".
+        backend: "onnxruntime", "openvino" or "triton".
         calibration: samples in any form that `Calibration` names, or a Calibration; needed by static recipes, and by
             smoothing with a given alpha. A dynamic recipe without it leaves out what needs statistics, and the report
             says so.

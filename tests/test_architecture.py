@@ -38,7 +38,13 @@ ROOMS = {
     "fx": ["qcompile.backends.fx*"],
     "kernels": ["qcompile.backends.triton.kernels*"],
     "triton": ["qcompile.backends.triton*"],
-    "backends": ["qcompile.backends", "qcompile.backends.feeds", "qcompile.backends.onnx_files"],
+    "backends": [
+        "qcompile.backends",
+        "qcompile.backends.decoder_caches",
+        "qcompile.backends.feeds",
+        "qcompile.backends.greedy",
+        "qcompile.backends.onnx_files",
+    ],
     "models": ["qcompile.models*"],
     "dynamo": ["qcompile.frontend.dynamo"],
     "frontend": ["qcompile.frontend*"],
@@ -165,6 +171,7 @@ RUNTIMES = {
     "transformers": [
         "qcompile.frontend.huggingface*",
         "qcompile.backends.openvino.tokenizers",
+        "qcompile.backends.triton.chat",
         "qcompile.frontend.gguf*",
     ],
     "onnxruntime_genai": ["qcompile.backends.onnxruntime*"],
@@ -175,7 +182,7 @@ RUNTIMES = {
     "tokenizers": ["qcompile.frontend*", "qcompile.text_tokenizer"],
     "lm_eval": ["qcompile.lm_evaluation"],
     "nncf": [],
-    "jinja2": ["qcompile.report*"],
+    "jinja2": ["qcompile.report*", "qcompile.backends.triton.chat"],
     "typer": ["qcompile.cli*"],
     "cryptography": ["qcompile.artifact_keys"],
 }

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import qcompile
+from qcompile import backends
 from qcompile.artifact import Artifact
 from qcompile.chat import Answer, Message, has_template
 from qcompile.cli import app
@@ -26,7 +27,6 @@ from qcompile.models.decoder_folders import write_decoder_folder
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("openvino_genai")
 
-BACKENDS = ("onnxruntime", "openvino")
 QUESTION = Message("user", "who are you")
 AS_TEXT = "user: who are you\nassistant: "
 """What the template makes of the question."""
@@ -61,12 +61,12 @@ def _compiled(source: Path, backend: str, output: Path) -> Artifact:
     return qcompile.compile(source, "w4a16-rtn", backend=backend, output=output, output_format="genai", tune="none")
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=backends.BACKENDS)
 def artifact(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return _compiled(source, request.param, tmp_path_factory.mktemp(request.param) / "out")
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=backends.BACKENDS)
 def completing(request: pytest.FixtureRequest, untaught: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return _compiled(untaught, request.param, tmp_path_factory.mktemp(request.param) / "out")
 

@@ -1,6 +1,6 @@
 """ONNX models as modules of torch.fx: `lower`, and `OnnxBackend`, through which ONNX's own suite runs them.
 
-Not a backend of `qcompile.compile`.
+Not a backend of `qcompile.compile`: `triton` is, which runs what this lowers.
 """
 
 from __future__ import annotations

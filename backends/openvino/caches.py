@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import graph
+from qcompile.backends.decoder_caches import Cache
 from qcompile.backends.openvino.runtime import openvino, opset
-from qcompile.errors import UnsupportedError
 from qcompile.initializers import shared_initializer
 
 if TYPE_CHECKING:
@@ -20,50 +19,10 @@ if TYPE_CHECKING:
 BEAMS = "beam_idx"
 """Name that openvino_genai gives the input that says which row of the cache each row goes on from."""
 
-_PAST, _PRESENT = (4, 5), (1, 2)
-"""Inputs and outputs of Attention: old keys and values, and those with the new ones behind them."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys or values of one layer, [batch, heads, positions, size].
-
-    Attributes:
-        past: name of the input.
-        present: name of the output.
-    """
-
-    past: str
-    present: str
-
-    @property
-    def variable(self) -> str:
-        """Identifier of the state, as OpenVINO's own exporter writes it."""
-        return f"{self.past}{self.present}"
-
-
-def find_caches(model: ir.Model) -> tuple[Cache, ...]:
-    """Return each input that an Attention reads as its past, with the output that is its present, in graph order.
-
-    Raises UnsupportedError where there is none, and where a layer has a past whose present is no output.
-    """
-    found: dict[str, Cache] = {}
-    for node in model.graph:
-        if not graph.is_standard(node, "Attention"):
-            continue
-        for read, written in zip(_PAST, _PRESENT, strict=True):
-            past = node.inputs[read] if len(node.inputs) > read else None
-            if past is None or not past.is_graph_input():
-                continue
-            present = node.outputs[written] if len(node.outputs) > written else None
-            if present is None or not present.is_graph_output():
-                reason = f"the input {past.name!r} is its past, and its present is no output"
-                raise UnsupportedError(f"node {graph.layer_name(node)!r}", reason, "Export the model with its cache")
-            found[str(past.name)] = Cache(str(past.name), str(present.name))
-    if not found:
-        reason = "no attention reads a cache that is an input and writes one that is an output"
-        raise UnsupportedError(f"model {model.graph.name!r}", reason, "Give a decoder with its cache")
-    return tuple(found.values())
+def state_of(cache: Cache) -> str:
+    """Identifier of the state of a cache, as OpenVINO's own exporter writes it."""
+    return f"{cache.past}{cache.present}"
 
 
 def measure_caches_whole(model: ir.Model, caches: Sequence[Cache]) -> None:
@@ -118,5 +77,5 @@ def _variable(cache: Cache, shape: ov.PartialShape, dtype: ov.Type) -> ov.op.uti
     from openvino.op.util import Variable, VariableInfo
 
     info = VariableInfo()
-    info.data_shape, info.data_type, info.variable_id = shape, dtype, cache.variable
+    info.data_shape, info.data_type, info.variable_id = shape, dtype, state_of(cache)
     return Variable(info)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qcompile.backends.decoder_caches import Cache, find_caches
 from qcompile.backends.openvino.activations import quantize_at_run_time
 from qcompile.backends.openvino.cached_attention import attend_to_states
-from qcompile.backends.openvino.caches import Cache, find_caches, keep_caches, measure_caches_whole
+from qcompile.backends.openvino.caches import keep_caches, measure_caches_whole
 from qcompile.backends.openvino.compression import compress_weights
 from qcompile.backends.openvino.conversion import converted
 from qcompile.backends.openvino.decompression import expanded_when_loaded

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qcompile.backends.greedy import answered
 from qcompile.backends.openvino.paged import PagedDecoder
 from qcompile.chat import Answer, Message, Show, check_length, plain_text, refused_template
 
@@ -35,17 +34,16 @@ class GreedyChat:
         _, prompt = prepared(self.tokenizer, messages, self.has_template, self.decoder.context_length)
         pieces: list[str] = []
         streamer = openvino_genai.TextStreamer(self.tokenizer, collected(pieces, show))
-        unread = len(prompt) - self.decoder.known(prompt)
-        started = time.perf_counter()
-        first, count = 0.0, 0
-        for token in itertools.islice(self.decoder.answer(prompt), max_new_tokens):
-            first = first or time.perf_counter() - started
-            count += 1
-            if token in self.end or streamer.write(token) != openvino_genai.StreamingStatus.RUNNING:
-                break
-        decoding = time.perf_counter() - started - first
-        streamer.end()
-        return Answer("".join(pieces), unread, count, first, decoding)
+        running = openvino_genai.StreamingStatus.RUNNING
+
+        def finish() -> str:
+            streamer.end()
+            return "".join(pieces)
+
+        def write(token: int) -> bool:
+            return bool(streamer.write(token) == running)
+
+        return answered(self.decoder, prompt, self.end, max_new_tokens, write, finish)
 
 
 def prepared(tokenizer: Any, messages: Sequence[Message], template: bool, context_length: int) -> tuple[Any, list[int]]:

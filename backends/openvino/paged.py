@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompile.backends.greedy import GreedyDecoder
 from qcompile.backends.openvino.patterns import LAYOUT_ONLY
 from qcompile.backends.openvino.runtime import core, openvino, opset, runtime_errors
 from qcompile.backends.openvino.session import DEVICE, refused
-from qcompile.chat import in_common
 from qcompile.errors import InputError
 from qcompile.session import check_threads
 
@@ -30,38 +30,20 @@ token: attention over 1,000 tokens takes it 2.2 instead of 1.9 ms (30 layers, 20
 
 
 @dataclasses.dataclass
-class PagedDecoder:
-    """Continues one sequence of tokens; what it has read of a sequence before is not read again. Not for two threads.
+class PagedDecoder(GreedyDecoder):
+    """Continues one sequence of tokens, over caches in pages.
 
     Attributes:
         many: request of the form for any number of tokens.
         one: request of the form for one token; the same caches.
         ports: inputs of both: without rotary embeddings there may be no positions.
-        context_length: most tokens of a sequence.
-        read: tokens whose keys and values the caches hold.
         room: tokens that they can hold.
     """
 
     many: ov.InferRequest
     one: ov.InferRequest
     ports: dict[str, ov.ConstOutput]
-    context_length: int
-    read: list[int] = dataclasses.field(default_factory=list)
     room: int = 0
-
-    def answer(self, tokens: Sequence[int]) -> Iterator[int]:
-        """Yield the most probable token behind `tokens`, then the one behind that, until the context is full."""
-        known = self.known(tokens)
-        del self.read[known:]
-        new = list(tokens[known:])
-        while len(self.read) + len(new) <= self.context_length:
-            token = int(self.logits(new).argmax())
-            yield token
-            new = [token]
-
-    def known(self, tokens: Sequence[int]) -> int:
-        """Return how many tokens need not be read again: those that begin both sequences, without the last."""
-        return in_common(tokens[:-1], self.read)
 
     def logits(self, new: Sequence[int]) -> np.ndarray:
         """Read tokens behind those that were read, and return the logits of the last, float32 [vocabulary].
@@ -146,7 +128,7 @@ def open_paged(model: ov.Model, *, threads: int | None, context_length: int, **p
         model.validate_nodes_and_infer_types()
         one = core().compile_model(model, DEVICE, settings)
         ports = {port.any_name: port for port in many.inputs}
-        return PagedDecoder(many.create_infer_request(), one.create_infer_request(), ports, context_length)
+        return PagedDecoder(context_length, many.create_infer_request(), one.create_infer_request(), ports)
     except runtime_errors() as error:
         raise refused("model with paged attention", error) from error
 

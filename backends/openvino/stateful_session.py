@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompile.backends.openvino.caches import BEAMS, Cache
+from qcompile.backends.decoder_caches import Cache
+from qcompile.backends.openvino.caches import BEAMS, state_of
 from qcompile.backends.openvino.runtime import openvino, runtime_errors
 from qcompile.backends.openvino.session import OpenVinoSession
 from qcompile.errors import InputError
@@ -43,11 +44,11 @@ class StatefulSession:
         states = {state.name: state for state in self.inner.request.query_state()}
         try:
             for cache in self.caches:
-                _set(states[cache.variable], pasts[cache.past])
+                _set(states[state_of(cache)], pasts[cache.past])
         except runtime_errors() as error:
             raise InputError(f"cache of {batch} rows", f"OpenVINO refuses it: {error}", "Check the shapes") from error
         outputs = self.inner.run({**rest, BEAMS: np.arange(batch, dtype=np.int32)})
-        return outputs | {cache.present: np.array(states[cache.variable].state.data) for cache in self.caches}
+        return outputs | {cache.present: np.array(states[state_of(cache)].state.data) for cache in self.caches}
 
 
 def _set(state: ov.VariableState, past: np.ndarray) -> None:

@@ -81,13 +81,27 @@ class TritonBackend:
         findings = write_artifact(model, folder)
         return Lowered(MODEL_FILE, (MODEL_FILE, DATA_FILE), findings)
 
-    def lower_generator(self, model: ir.Model, folder: Path, generation: Generation) -> Lowered:
-        """Write the same files, of a decoder that takes and returns its cache."""
-        raise NotImplementedError
+    def lower_generator(self, model: ir.Model, folder: Path, generation: Generation) -> Lowered:  # noqa: ARG002
+        """Write the same files, of a decoder that takes and returns its cache; all else is read when it is loaded.
+
+        Raises UnsupportedError for a model without a cache.
+        """
+        from qcompile.backends.decoder_caches import find_caches
+
+        find_caches(model)
+        return self.lower(model, folder, target=None)
 
     def open_chat(self, folder: Path, *, threads: int | None = None) -> Chat:
-        """Load a folder that `lower_generator` wrote."""
-        raise NotImplementedError
+        """Load a folder that `lower_generator` wrote; raises MissingDependencyError, ModelError.
+
+        The most probable token is taken, whatever generation_config.json says.
+        """
+        from qcompile.backends.triton.chat import open_conversation
+        from qcompile.backends.triton.lowering import open_file, read
+
+        runtime.say_once_without_card()
+        path = folder / MODEL_FILE
+        return open_conversation(folder, read(path), open_file(path, threads=threads))
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
         """Load a written model file; without a CUDA device on the processor, which is said once.

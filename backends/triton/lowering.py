@@ -26,17 +26,18 @@ def write_artifact(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
 
 def open_file(path: Path, *, threads: int | None = None) -> TorchSession:
     """Load a written model file; raises ModelError for what is none."""
-    return load(_read(path), threads=threads)
+    return load(read(path), threads=threads)
 
 
 def open_probes(path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
     """Load a written model file with values as outputs, in each mode."""
-    model = _read(path)
+    model = read(path)
     found = expose(model, values)
     yield Probe("triton, operator by operator", load(model), found, lambda channels: channels)
 
 
-def _read(path: Path) -> ir.Model:
+def read(path: Path) -> ir.Model:
+    """Return the model of a file; raises ModelError for what is none."""
     try:
         return ir.load(path)
     except (OSError, DecodeError, ValueError) as error:

@@ -51,10 +51,8 @@ class TorchSession:
         operator refuses the values.
         """
         check_feed(feed, self.inputs)
-        given = [self._tensor(name, feed[name]) for name in self.inputs]
         try:
-            with torch.inference_mode(), _threads(self.threads), torch.backends.cudnn.flags(allow_tf32=False):
-                made = self.module(*given)
+            made = self.computed(feed)
         except _REFUSALS as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             reason = f"torch refuses it: {error}"
@@ -62,7 +60,19 @@ class TorchSession:
             raise InputError(f"feed of {shapes}", reason, mend) from error
         return {name: _array(made[name], dtype) for name, dtype in self.outputs.items()}
 
-    def _tensor(self, name: str, array: np.ndarray) -> torch.Tensor:
+    def computed(self, feed: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, Any]:
+        """Run the model on what is not checked: arrays, or tensors on the device; to tensors on the device.
+
+        Raises what torch raises.
+        """
+        given = [self._tensor(name, feed[name]) for name in self.inputs]
+        with torch.inference_mode(), _threads(self.threads), torch.backends.cudnn.flags(allow_tf32=False):
+            made: dict[str, Any] = self.module(*given)
+        return made
+
+    def _tensor(self, name: str, array: np.ndarray | torch.Tensor) -> torch.Tensor:
+        if isinstance(array, torch.Tensor):
+            return array
         return tensor_of(array.copy() if name in self.written else array, f"input {name!r}").to(device())
 
 

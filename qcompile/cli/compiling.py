@@ -23,7 +23,7 @@ def compile_model(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an artifact in it is replaced.")],
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name or YAML file.")] = "w8a8-dynamic",
-    backend: Annotated[str, typer.Option("--backend", "-b", help="onnxruntime or openvino.")] = "onnxruntime",
+    backend: Annotated[str, typer.Option("--backend", "-b", help="onnxruntime, openvino or triton.")] = "onnxruntime",
     calibration: Annotated[
         Path | None,
         typer.Option("--calibration", "-c", help="An .npz file of stacked samples, a folder of .npz, or a .txt."),
