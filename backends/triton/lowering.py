@@ -7,8 +7,17 @@ from pathlib import Path
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
 
+import qcompile.backends.triton.convolution_operators
+import qcompile.backends.triton.operators  # noqa: F401 - these fill the table
 from qcompile.backends.onnx_files import expose, write
+from qcompile.backends.triton.codebook_linears import fuse_codebook_linears
+from qcompile.backends.triton.grouped_linears import fuse_grouped_linears
+from qcompile.backends.triton.integer_convolutions import fuse_integer_convolutions
+from qcompile.backends.triton.integer_linears import fuse_integer_linears
+from qcompile.backends.triton.products import DOMAIN
+from qcompile.backends.triton.runtime import has_kernels
 from qcompile.backends.triton.session import TorchSession, load
 from qcompile.contract import Finding
 from qcompile.errors import ModelError
@@ -24,16 +33,37 @@ def write_artifact(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     return ()
 
 
+def fused(model: ir.Model) -> ir.Model:
+    """Return a copy of the model with nodes of `products.DOMAIN`, one for each kernel, where there are kernels for it.
+
+    Outputs keep their names. Weights are packed here, from what the artifact holds.
+    """
+    model = model.clone()
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    fuse_integer_linears(model)
+    fuse_integer_convolutions(model)
+    fuse_grouped_linears(model)
+    fuse_codebook_linears(model)
+    RemoveUnusedNodes()(model)
+    model.graph.opset_imports[DOMAIN] = 1
+    return model
+
+
 def open_file(path: Path, *, threads: int | None = None) -> TorchSession:
-    """Load a written model file; raises ModelError for what is none."""
-    return load(read(path), threads=threads)
+    """Load a written model file, with kernels where they run; raises ModelError for what is none."""
+    model = read(path)
+    return load(fused(model) if has_kernels() else model, threads=threads)
 
 
 def open_probes(path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
-    """Load a written model file with values as outputs, in each mode."""
+    """Load a written model file with values as outputs: operator by operator, and as the kernels compute it.
+
+    Where there is no card, what stands for a kernel is computed by torch: the graph is looked at all the same.
+    """
     model = read(path)
     found = expose(model, values)
-    yield Probe("triton, operator by operator", load(model), found, lambda channels: channels)
+    for name, each in (("triton, operator by operator", model), ("triton, kernels", fused(model))):
+        yield Probe(name, load(each), found, lambda channels: channels)
 
 
 def read(path: Path) -> ir.Model:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+from typing import TYPE_CHECKING
 
 from qcompile.errors import MissingDependencyError, raise_interrupt
+
+if TYPE_CHECKING:
+    import torch
 
 NO_CARD = "there is no CUDA device here"
 _LOG = logging.getLogger(__name__)
@@ -40,6 +44,24 @@ def described() -> dict[str, str]:
     major, minor = torch.cuda.get_device_capability()
     name = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
     return {"device": name, "torch": torch.__version__}
+
+
+def runs_kernels(tensor: torch.Tensor) -> bool:
+    """Whether kernels run on a tensor: on a card, and anywhere in Triton's interpreter."""
+    return tensor.is_cuda or _interpreted()
+
+
+def has_kernels() -> bool:
+    """Whether kernels run on the tensors of a model."""
+    return device() == "cuda" or _interpreted()
+
+
+@functools.cache
+def _interpreted() -> bool:
+    """Whether Triton was imported to run kernels in its interpreter: with TRITON_INTERPRET=1."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
 
 
 @functools.cache

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import onnx_ir as ir
+import numpy as np
 import pytest
 
-from qcompile.graph import is_standard
-from qcompile.qdq import is_dequantized
-from tests.backends.conformance import BackendConformance
+from qcompile.backends import Lowered
+from tests.backends.conformance import FLOAT32_ROUNDING, BackendConformance
+from tests.backends.portable import Case
 
 pytest.importorskip("triton")
+
+from qcompile.backends.triton.integer_convolutions import CONVOLUTION, TRANSPOSED
+from qcompile.backends.triton.integer_linears import LINEAR
+from qcompile.backends.triton.lowering import fused, read
+from qcompile.backends.triton.products import DOMAIN
 
 
 class TestTriton(BackendConformance):
     name = "triton"
 
     def integer_kernels(self, model_file: Path) -> int:
-        layers = [node for node in ir.load(model_file).graph if is_standard(node, "MatMul", "Conv", "ConvTranspose")]
-        return sum(all(map(is_dequantized, node.inputs[:2])) for node in layers)
+        kernels = (LINEAR, CONVOLUTION, TRANSPOSED)
+        return sum(node.domain == DOMAIN and node.op_type in kernels for node in fused(read(model_file)).graph)
+
+    def check(self, backend: Any, case: Case, folder: Path, *, integer: int | None = None) -> Lowered:
+        lowered = super().check(backend, case, folder, integer=integer)
+        (plain, kernels) = (probe.session.run(case.feed) for probe in backend.probes(folder / lowered.model_file, []))
+        for name, result in kernels.items():
+            excess = np.abs(result - plain[name]) - case.step - FLOAT32_ROUNDING * np.abs(plain[name]).max()
+            assert excess.max() <= 0
+        return lowered

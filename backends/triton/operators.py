@@ -1,0 +1,141 @@
+"""What the nodes of `products.DOMAIN` are in torch: kernels on the device, and plain torch where there is none.
+
+Kernels run on CUDA tensors, and on all where Triton's interpreter is on. Elsewhere these functions compute the same
+numbers with torch's own operators: products of integers in float64, which holds every sum of less than 2**38 of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qcompile.backends.fx.operators.quantization import spread
+from qcompile.backends.fx.table import operator
+from qcompile.backends.triton.codebook_linears import CODEBOOK_LINEAR, DOUBLE
+from qcompile.backends.triton.grouped_linears import GROUPED
+from qcompile.backends.triton.integer_linears import LINEAR, TOKENS
+from qcompile.backends.triton.kernels.packing import unpack
+from qcompile.backends.triton.products import DOMAIN
+from qcompile.backends.triton.runtime import runs_kernels
+
+_FEW_ROWS = 8
+"""Most rows of x for which a product is one of a vector."""
+
+
+@operator(GROUPED, domain=DOMAIN)
+def grouped_linear(
+    x: Tensor,
+    words: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None = None,
+    *,
+    bits: int,
+    group_size: int,
+    plane: int,
+) -> Tensor:
+    """X @ ((integers - zero_point) * scale) + bias; integers [inputs, outputs], a scale for each group of inputs."""
+    if runs_kernels(x):
+        name = "grouped_gemv" if _is_vector(x) else "grouped_gemm"
+        made: Tensor = getattr(torch.ops.qcompile, name)(x, words, scale, zero_point, bias, bits, group_size, plane)
+        return made
+    integers = unpack(words, bits, plane, x.shape[-1]).to(x.dtype)
+    shift: Tensor | int = 1 << (bits - 1)
+    if zero_point is not None:
+        shift = spread(zero_point.to(x.dtype), integers, 0, group_size)
+    return _product(x, (integers - shift) * spread(scale, integers, 0, group_size), bias)
+
+
+@operator(CODEBOOK_LINEAR, domain=DOMAIN)
+def codebook_linear(
+    x: Tensor,
+    words: Tensor,
+    codebook: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int,
+    plane: int,
+) -> Tensor:
+    """X @ (codebook[indices] * scale) + bias."""
+    if runs_kernels(x):
+        name = "nf4_gemv" if _is_vector(x) else "nf4_gemm"
+        made: Tensor = getattr(torch.ops.qcompile, name)(x, words, codebook, scale, bias, group_size, plane)
+        return made
+    levels = codebook[unpack(words, 4, plane, x.shape[-1]).long()]
+    return _product(x, levels * spread(scale, levels, 0, group_size), bias)
+
+
+@operator(DOUBLE, domain=DOMAIN)
+def double_codebook_linear(
+    x: Tensor,
+    words: Tensor,
+    codebook: Tensor,
+    indices: Tensor,
+    levels: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int,
+    plane: int,
+) -> Tensor:
+    """The same with scales levels[indices] * scale + offset, a scale for each 256, counted output by output."""
+    if runs_kernels(x):
+        name = "nf4_double_gemv" if _is_vector(x) else "nf4_double_gemm"
+        given = (x, words, codebook, indices, levels, scale, offset, bias, group_size, plane)
+        made: Tensor = getattr(torch.ops.qcompile, name)(*given)
+        return made
+    each = levels[indices.T.reshape(-1).long()]
+    blocks = scale.repeat_interleave(256)[: each.numel()]
+    scales = (each * blocks + offset).reshape(indices.T.shape).T
+    return codebook_linear(x, words, codebook, scales, bias, group_size=group_size, plane=plane)
+
+
+@operator(TOKENS, domain=DOMAIN)
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 of each row along the last axis, and its scale max|x| / 127, 1 where the row is all zero."""
+    if runs_kernels(x):
+        made: tuple[Tensor, Tensor] = torch.ops.qcompile.quantize_tokens(x, None)
+        return made
+    step = x.abs().amax(-1) / 127
+    scale = torch.where(step == 0, torch.ones_like(step), step)
+    return (x / scale.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8), scale
+
+
+@operator(LINEAR, domain=DOMAIN)
+def integer_linear(
+    q: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    weight: Tensor,
+    weight_scale: Tensor,
+    sums: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """(q - zero_point) * scale @ (weight * weight_scale)^T + bias, the product in integers.
+
+    uint8 becomes int8 less 128, so does its zero point; what it adds to each output, scale * zero_point * sums, goes
+    into the bias.
+    """
+    if q.dtype is torch.uint8:
+        q = (q.to(torch.int16) - 128).to(torch.int8)
+        zero_point = (0 if zero_point is None else zero_point.to(torch.float32)) - torch.full_like(scale, 128)
+    if zero_point is not None:
+        shift = -scale * zero_point.to(torch.float32) * sums
+        bias = shift if bias is None else bias + shift
+    if runs_kernels(q):
+        made: Tensor = torch.ops.qcompile.int8_gemm(q, scale, weight, weight_scale, bias, "none", torch.float32)
+        return made
+    product = (q.to(torch.float64) @ weight.to(torch.float64).T).to(torch.float32)
+    made = product * (scale if scale.dim() == 0 else scale.unsqueeze(-1)) * weight_scale
+    return made if bias is None else made + bias
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    made = x @ weight
+    return made if bias is None else made + bias
+
+
+def _is_vector(x: Tensor) -> bool:
+    return x.numel() // max(x.shape[-1], 1) <= _FEW_ROWS

@@ -1,0 +1,85 @@
+"""Products of activations with constant weights, and what takes their place: nodes that stand for kernels.
+
+The nodes are of the domain `qcompile.triton`, exist in memory alone, and are written by `operators`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import graph
+from qcompile.initializers import register_initializer
+
+DOMAIN = "qcompile.triton"
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """MatMul(x, w), and the Add of a constant for each output that alone reads it.
+
+    Attributes:
+        matmul: the MatMul.
+        x: [..., inputs].
+        weight: a value of two axes, [inputs, outputs].
+        add: the Add, or None.
+        bias: constant [outputs], or None.
+    """
+
+    matmul: ir.Node
+    x: ir.Value
+    weight: ir.Value
+    add: ir.Node | None
+    bias: ir.Value | None
+
+    @property
+    def last(self) -> ir.Node:
+        """The node whose output the rest of the graph reads."""
+        return self.add or self.matmul
+
+
+def products(model: ir.Model) -> Iterator[Product]:
+    """Yield every MatMul of the main graph whose second side nodes make, with its bias; the graph may be changed."""
+    for node in list(model.graph):
+        if not graph.is_standard(node, "MatMul") or node.graph is None:
+            continue
+        x, weight = node.inputs
+        if x is None or weight is None or x is weight or weight.producer() is None:
+            continue
+        add = graph.sole_reader(node.outputs[0])
+        bias = None
+        if add is not None and graph.is_standard(add, "Add") and weight.shape is not None:
+            bias = _bias(add, node.outputs[0], weight.shape[-1])
+        yield Product(node, x, weight, add if bias is not None else None, bias)
+
+
+def _bias(add: ir.Node, product: ir.Value, outputs: int | ir.SymbolicDim) -> ir.Value | None:
+    """The constant of one number for each output that an Add adds; None where it adds something else."""
+    (other,) = [value for value in add.inputs if value is not product] or [None]
+    tensor = graph.constant(other)
+    fits = tensor is not None and tuple(tensor.shape) == (outputs,) and tensor.dtype == ir.DataType.FLOAT
+    return other if fits else None
+
+
+def replace(model: ir.Model, product: Product, node: ir.Node) -> None:
+    """Let a node compute what a product and its bias did; what else reads the product alone keeps it."""
+    model.graph.insert_before(product.last, node)
+    graph.take_over(product.last.outputs[0], node.outputs[0])
+    for old in dict.fromkeys((product.last, product.matmul)):
+        if not old.outputs[0].uses() and not old.outputs[0].is_graph_output():
+            model.graph.remove(old, safe=True)
+
+
+def new_constant(model: ir.Model, names: graph.Names, name: str, array: np.ndarray) -> ir.Value:
+    """Add an array to the model as a constant, under a name that is new."""
+    return register_initializer(model.graph, ir.tensor(np.ascontiguousarray(array), name=names.new(name)))
+
+
+def call(
+    name: str, inputs: Sequence[ir.Value | None], attributes: dict[str, ir.Attr | int] | None = None, outputs: int = 1
+) -> ir.Node:
+    """A new node of the domain."""
+    return ir.node(name, inputs, attributes or {}, domain=DOMAIN, num_outputs=outputs)
