@@ -59,7 +59,7 @@ def weight(value: ir.Value, axis: int) -> Weight | None:
     the product would need the sums of the activations.
     """
     node = value.producer()
-    if node is None or not graph.is_standard(node, "DequantizeLinear") or node.attributes.get_int("block_size", 0):
+    if node is None or not graph.is_standard(node, "DequantizeLinear") or node.attributes.get_int("block_size", 0) != 0:
         return None
     integers, scale = map(graph.constant_array, node.inputs[:2])
     if integers is None or scale is None or integers.dtype != np.int8 or scale.dtype != np.float32:

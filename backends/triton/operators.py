@@ -27,7 +27,7 @@ def grouped_linear(
     x: Tensor,
     words: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None,
+    zero_point: Tensor | None = None,
     bias: Tensor | None = None,
     *,
     bits: int,
