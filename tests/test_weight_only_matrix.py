@@ -104,7 +104,7 @@ def test_integers_of_every_width(recipe: str, backend: str, sym: bool, tmp_path:
     if recipe == "w4a16-inc" and NO_AUTO_ROUND:
         pytest.skip("needs the extra inc")
     errors = []
-    for bits in BITS:
+    for bits in BITS if backend != "triton" or recipe in ("w4a16-rtn", "w4a8") else (3,):  # all write the same form
         few = {"iters": 10} if recipe == "w4a16-inc" else {}
         artifact = compiled(recipe, backend, tmp_path / str(bits), bits=bits, group_size=32, sym=sym, **few)
         errors.append(check_outputs(artifact))
