@@ -1,6 +1,6 @@
 """What the nodes of `products.DOMAIN` are in torch: kernels on the device, and plain torch where there is none.
 
-Kernels run on CUDA tensors, and on all where Triton's interpreter is on. Elsewhere these functions compute the same
+Kernels run where `runtime.runs_kernels` says so. Elsewhere these functions compute the same
 numbers with torch's own operators: products of integers in float64, which holds every sum of less than 2**38 of them.
 """
 
@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import qcompile.backends.triton.kernels.grouped
+import qcompile.backends.triton.kernels.int8_gemm
+import qcompile.backends.triton.kernels.nf4
+import qcompile.backends.triton.kernels.tokens  # noqa: F401 - these register the operators
 from qcompile.backends.fx.operators.quantization import spread
 from qcompile.backends.fx.table import operator
 from qcompile.backends.triton.codebook_linears import CODEBOOK_LINEAR, DOUBLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from qcompile.errors import MissingDependencyError, raise_interrupt
@@ -47,7 +48,7 @@ def described() -> dict[str, str]:
 
 
 def runs_kernels(tensor: torch.Tensor) -> bool:
-    """Whether kernels run on a tensor: on a card, and anywhere in Triton's interpreter."""
+    """Whether kernels run on a tensor: on a card, and where somebody wants them in Triton's interpreter."""
     return tensor.is_cuda or _interpreted()
 
 
@@ -56,12 +57,12 @@ def has_kernels() -> bool:
     return device() == "cuda" or _interpreted()
 
 
-@functools.cache
 def _interpreted() -> bool:
-    """Whether Triton was imported to run kernels in its interpreter: with TRITON_INTERPRET=1."""
-    import triton
+    """Whether to run kernels in Triton's interpreter, which takes a thousand times as long as torch on the processor.
 
-    return bool(triton.knobs.runtime.interpret)
+    For QCOMPILE_INTERPRET_KERNELS=1, beside the TRITON_INTERPRET=1 that Triton reads when it is first imported.
+    """
+    return os.environ.get("QCOMPILE_INTERPRET_KERNELS") == os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
