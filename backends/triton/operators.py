@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import qcompile.backends.triton.kernels.grouped
 import qcompile.backends.triton.kernels.int8_gemm
@@ -19,6 +20,7 @@ from qcompile.backends.triton.codebook_linears import CODEBOOK_LINEAR, DOUBLE
 from qcompile.backends.triton.grouped_linears import GROUPED
 from qcompile.backends.triton.integer_linears import LINEAR, TOKENS
 from qcompile.backends.triton.kernels.packing import unpack
+from qcompile.backends.triton.normalized_tokens import LAYER_NORM, RMS_NORM
 from qcompile.backends.triton.products import DOMAIN
 from qcompile.backends.triton.runtime import runs_kernels
 
@@ -105,6 +107,26 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     step = x.abs().amax(-1) / 127
     scale = torch.where(step == 0, torch.ones_like(step), step)
     return (x / scale.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8), scale
+
+
+@operator(RMS_NORM, domain=DOMAIN)
+def rms_norm_quantize(x: Tensor, weight: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The same of RMSNormalization(x, weight) over the last axis."""
+    if runs_kernels(x):
+        made: tuple[Tensor, Tensor] = torch.ops.qcompile.rms_norm_quantize(x, weight, None, epsilon)
+        return made
+    return quantize_tokens(functional.rms_norm(x, weight.shape, weight, epsilon))
+
+
+@operator(LAYER_NORM, domain=DOMAIN)
+def layer_norm_quantize(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """The same of LayerNormalization(x, weight, bias) over the last axis."""
+    if runs_kernels(x):
+        made: tuple[Tensor, Tensor] = torch.ops.qcompile.layer_norm_quantize(x, weight, bias, None, epsilon)
+        return made
+    return quantize_tokens(functional.layer_norm(x, weight.shape, weight, bias, epsilon))
 
 
 @operator(LINEAR, domain=DOMAIN)

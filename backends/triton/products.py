@@ -6,7 +6,7 @@ The nodes are of the domain `qcompile.triton`, exist in memory alone, and are wr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -79,7 +79,10 @@ def new_constant(model: ir.Model, names: graph.Names, name: str, array: np.ndarr
 
 
 def call(
-    name: str, inputs: Sequence[ir.Value | None], attributes: dict[str, ir.Attr | int] | None = None, outputs: int = 1
+    name: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, ir.Attr | int | float] | None = None,
+    outputs: int = 1,
 ) -> ir.Node:
     """A new node of the domain."""
-    return ir.node(name, inputs, attributes or {}, domain=DOMAIN, num_outputs=outputs)
+    return ir.node(name, inputs, dict(attributes or {}), domain=DOMAIN, num_outputs=outputs)

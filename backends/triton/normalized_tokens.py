@@ -1,0 +1,43 @@
+"""Norms whose result is quantized for each token, as one kernel."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qcompile import graph
+from qcompile.backends.triton import products
+from qcompile.backends.triton.integer_linears import TOKENS
+
+RMS_NORM, LAYER_NORM = "RMSNormQuantize", "LayerNormQuantize"
+_KERNELS = {"RMSNormalization": RMS_NORM, "LayerNormalization": LAYER_NORM}
+
+
+def fuse_norms(model: ir.Model) -> None:
+    """QuantizeTokens(RMSNormalization(x, w))  ->  RMSNormQuantize(x, w), and the same for LayerNormalization(x, w, b).
+
+    The normalized row is not written to memory. Does not apply where something else reads it, where the norm is over
+    other axes than the last, and to a w or b that is no float32 constant of one number for each channel.
+    """
+    for node in list(model.graph):
+        if (node.domain, node.op_type) != (products.DOMAIN, TOKENS):
+            continue
+        value = node.inputs[0]
+        norm = None if value is None else value.producer()
+        if value is None or norm is None or graph.sole_reader(value) is not node or not _fits(norm):
+            continue
+        name = _KERNELS[norm.op_type]
+        call = products.call(name, norm.inputs, {"epsilon": norm.attributes.get_float("epsilon", 1e-5)}, outputs=2)
+        model.graph.insert_before(node, call)
+        for old, new in zip(node.outputs, call.outputs, strict=True):
+            graph.take_over(old, new)
+        model.graph.remove(node, safe=True)
+
+
+def _fits(norm: ir.Node) -> bool:
+    if not graph.is_standard(norm, *_KERNELS):
+        return False
+    constants = [graph.constant(value) for value in norm.inputs[1:] if value is not None]
+    vectors = all(each is not None and len(each.shape) == 1 and each.dtype == ir.DataType.FLOAT for each in constants)
+    x = norm.inputs[0]
+    last = -1 if x is None or x.shape is None else len(x.shape) - 1
+    return bool(constants) and vectors and norm.attributes.get_int("axis", -1) in (-1, last) and len(norm.outputs) == 1
