@@ -73,8 +73,8 @@ class TritonBackend:
     def lower(self, model: ir.Model, folder: Path, *, target: str | None) -> Lowered:  # noqa: ARG002
         """Write the quantized graph as model.onnx and model.onnx.data into an existing folder.
 
-        Nothing is pickled, and nothing in the files runs: what torch makes of the graph is made when it is loaded.
-        Raises UnsupportedOperator for what cannot be.
+        Nothing is pickled, and nothing in the files runs: what torch makes of the graph is made when it is loaded,
+        which is when an operator that torch does not have is refused.
         """
         from qcompile.backends.triton.lowering import write_artifact
 
@@ -106,7 +106,7 @@ class TritonBackend:
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
         """Load a written model file; without a CUDA device on the processor, which is said once.
 
-        Raises ModelError for a file that is none of a model.
+        Raises ModelError for a file that is none of a model, UnsupportedOperator for what torch does not have.
         """
         from qcompile.backends.triton.lowering import open_file
 
