@@ -17,6 +17,7 @@ from qcompile.backends.triton.grouped_linears import fuse_grouped_linears
 from qcompile.backends.triton.integer_convolutions import fuse_integer_convolutions
 from qcompile.backends.triton.integer_linears import fuse_integer_linears
 from qcompile.backends.triton.normalized_tokens import fuse_norms
+from qcompile.backends.triton.outlier_linears import fuse_outlier_linears
 from qcompile.backends.triton.products import DOMAIN
 from qcompile.backends.triton.runtime import has_kernels
 from qcompile.backends.triton.session import TorchSession, load
@@ -45,6 +46,8 @@ def fused(model: ir.Model) -> ir.Model:
     fuse_integer_convolutions(model)
     fuse_grouped_linears(model)
     fuse_codebook_linears(model)
+    RemoveUnusedNodes()(model)
+    fuse_outlier_linears(model)
     RemoveUnusedNodes()(model)
     fuse_norms(model)
     RemoveUnusedNodes()(model)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import qcompile.backends.triton.kernels.grouped
 import qcompile.backends.triton.kernels.int8_gemm
+import qcompile.backends.triton.kernels.llm_int8
 import qcompile.backends.triton.kernels.nf4
 import qcompile.backends.triton.kernels.tokens  # noqa: F401 - these register the operators
 from qcompile.backends.fx.operators.quantization import spread
@@ -21,6 +22,7 @@ from qcompile.backends.triton.grouped_linears import GROUPED
 from qcompile.backends.triton.integer_linears import LINEAR, TOKENS
 from qcompile.backends.triton.kernels.packing import unpack
 from qcompile.backends.triton.normalized_tokens import LAYER_NORM, RMS_NORM
+from qcompile.backends.triton.outlier_linears import OUTLIERS
 from qcompile.backends.triton.products import DOMAIN
 from qcompile.backends.triton.runtime import runs_kernels
 
@@ -99,11 +101,15 @@ def double_codebook_linear(
 
 
 @operator(TOKENS, domain=DOMAIN)
-def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 of each row along the last axis, and its scale max|x| / 127, 1 where the row is all zero."""
+def quantize_tokens(x: Tensor, inliers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 of each row along the last axis, and its scale max|x| / 127, 1 where the row is all zero.
+
+    Channels that are no inliers are 0, and do not count for the scale.
+    """
     if runs_kernels(x):
-        made: tuple[Tensor, Tensor] = torch.ops.qcompile.quantize_tokens(x, None)
+        made: tuple[Tensor, Tensor] = torch.ops.qcompile.quantize_tokens(x, inliers)
         return made
+    x = x if inliers is None else torch.where(inliers, x, torch.zeros_like(x))
     step = x.abs().amax(-1) / 127
     scale = torch.where(step == 0, torch.ones_like(step), step)
     return (x / scale.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8), scale
@@ -156,6 +162,26 @@ def integer_linear(
     product = (q.to(torch.float64) @ weight.to(torch.float64).T).to(torch.float32)
     made = product * (scale if scale.dim() == 0 else scale.unsqueeze(-1)) * weight_scale
     return made if bias is None else made + bias
+
+
+@operator(OUTLIERS, domain=DOMAIN)
+def outlier_linear(
+    q: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    x: Tensor,
+    outliers: Tensor,
+    columns: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Q * scale @ (weight * weight_scale)^T + x[.., outliers] @ columns^T + bias; columns [outputs, outliers]."""
+    if runs_kernels(q):
+        given = (q, scale, weight, weight_scale, x, outliers, columns, bias)
+        made: Tensor = torch.ops.qcompile.llm_int8_gemm(*given)
+        return made
+    inliers = integer_linear(q, scale, None, weight, weight_scale, weight_scale, bias)
+    return inliers + x[..., outliers.long()] @ columns.T
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

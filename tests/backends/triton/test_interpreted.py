@@ -24,7 +24,8 @@ import onnx_ir as ir
 from qcompile.backends.triton.lowering import fused
 from qcompile.backends.triton.session import load
 from tests.backends.portable import dynamic_per_tensor, dynamic_per_token, linear_case
-from tests.backends.triton import test_codebook_linears, test_grouped_linears, test_normalized_tokens
+from tests.backends.triton import test_codebook_linears, test_grouped_linears
+from tests.backends.triton import test_normalized_tokens, test_outlier_linears
 from tests.backends.triton.rewritten import kernels
 
 cases = [(case.model, case.feed) for case in (linear_case("uint8"), dynamic_per_tensor(), dynamic_per_token())]
@@ -32,6 +33,7 @@ for kind, low, high, zero in ((ir.DataType.INT4, -4, 3, None), (ir.DataType.UINT
     cases.append((test_grouped_linears.model(kind, low, high, zero=zero), {{"x": test_grouped_linears.X}}))
 for norm in test_normalized_tokens.NORMS.values():
     cases.append((test_normalized_tokens.model(norm), {{"x": test_normalized_tokens.X}}))
+cases.append((test_outlier_linears.model(), {{"x": test_outlier_linears.X}}))
 many = np.concatenate([test_codebook_linears.X] * 2)
 for double in (False, True):
     cases.append((test_codebook_linears.model(16, double=double), {{"x": many}}))
@@ -59,6 +61,7 @@ def test_kernels_compute_what_torch_does() -> None:
         "GroupedLinear",
         *("RMSNormQuantize", "IntegerLinear"),
         *("LayerNormQuantize", "IntegerLinear"),
+        *("QuantizeTokens", "OutlierLinear"),
         "CodebookLinear",
         "DoubleCodebookLinear",
     ]
