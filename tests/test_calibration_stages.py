@@ -41,6 +41,25 @@ BRANCHED = """<ir_version: 10, opset_import: ["" : 23]>
     }
 """
 
+AROUND = """<ir_version: 10, opset_import: ["" : 23]>
+    main (float[n, 8] x) => (float[n, 8] y) {
+        a = MatMul(x, w0)
+        skip = Relu(a)
+        b = MatMul(skip, w1)
+        c = MatMul(b, w2)
+        y = Add(skip, c)
+    }
+"""
+TOWERS = """<ir_version: 10, opset_import: ["" : 23]>
+    main (float[n, 8] x, float[n, 1] mask) => (float[n, 8] y, float[n, 8] z) {
+        y = MatMul(x, w0)
+        b = Mul(x, mask)
+        c = MatMul(b, w1)
+        d = Relu(c)
+        z = MatMul(d, w2)
+    }
+"""
+
 
 def model_of(text, weights=3):
     generator = np.random.default_rng(0)
@@ -148,6 +167,23 @@ def test_statistics_are_those_of_the_whole_model_as_the_layers_before_have_made_
             np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
     assert opened.weights == [[], ["w0"], [], ["w1"], []]  # each is run once, as it became
     assert reopened.weights == [[], ["w0"], ["w0", "w1"]]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+@pytest.mark.parametrize("text", [BLOCKS, AROUND, TOWERS])
+def test_a_cut_may_share_values_with_the_one_before_be_the_same_or_have_none(text, order, monkeypatch):
+    def rows():
+        model = model_of(text)
+        names = {value.name for value in model.graph.inputs}
+        data = [{name: array for name, array in feed.items() if name in names} for feed in feeds()]
+        chosen = [layers.float_linears(model)[index] for index in order]
+        parts = layer_statistics(Calibrator(data, ObserveChannels, SESSION), model, chosen, [], grams=True)
+        return [part.of(layer.x).rows for part in parts for layer in part.layers]
+
+    whole = rows()
+    monkeypatch.setattr(calibration_layers, "_GRAM_BYTES", -1)
+    for actual, expected in zip(rows(), whole, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_above_a_size_are_run_in_parts(monkeypatch):
