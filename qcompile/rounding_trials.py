@@ -76,10 +76,6 @@ def relative(power: float, noise: float) -> float:
     return ratio if np.isfinite(ratio) else _LOST
 
 
-def _row(outputs: Outputs, name: str) -> np.ndarray:
-    return np.concatenate([each[name].ravel() for each in outputs])
-
-
 def _fed_with(model: ir.Model, names: Iterable[str]) -> ir.Model:
     """Return a copy of a model that has these weights as inputs."""
     given = model.clone()
