@@ -16,6 +16,7 @@ class Seen:
     """What the ranges read of the statistics of a value."""
 
     absmax: np.ndarray
+    count: int = 8
 
 
 def test_of_layers_of_one_name_the_first_counts() -> None:
@@ -33,3 +34,19 @@ def test_of_layers_of_one_name_the_first_counts() -> None:
     ranges.collected(model, statistics | {"x": Seen(np.array([3.0, 3.0]))})
     (found,) = ranges.found()
     assert found.layer == "again"
+
+
+def test_what_was_seen_in_fewer_samples_is_not_compared() -> None:
+    model = parse("(float[n,2] x) => (float[n,3] y) { y = MatMul(x, a) }", a=np.ones((2, 3), np.float32))
+    ranges = Ranges()
+
+    def collected(largest: float, count: int) -> None:
+        statistics: Any = {"x": Seen(np.array([1.0, largest]), count)}
+        ranges.collected(model, statistics)
+
+    collected(5.0, 4)
+    collected(6.0, 8)
+    assert ranges.found() == []
+    collected(3.0, 8)
+    (found,) = ranges.found()
+    assert (found.before[-1], found.after[-1]) == (6.0, 3.0)
