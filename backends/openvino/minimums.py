@@ -28,7 +28,7 @@ def lower_minimums(model: ov.Model) -> None:
     Tried without gain: a zero point in float in the place of the minimum, with which OpenVINO does not round the
     activations (24 us for a linear that takes 13 so), and whose weights differ in the last bit; sums by a product with
     ones, by pooling and in two steps; u4 with a zero point of 8 in the place of i4.
-    Does not fire on products of other values, nor where no other product reads x.
+    Does not fire on products of other values, on vectors, nor where no other product reads x.
     """
     for node in model.get_ordered_ops():
         total = node.input_value(0).get_node() if node.get_type_name() == "MatMul" else None
@@ -41,13 +41,13 @@ def lower_minimums(model: ov.Model) -> None:
 
 
 def _sums_blocks(total: ov.Node) -> bool:
-    """Whether a node sums over the last axis of [.., blocks, size], which is x that a product reads too."""
+    """Whether a node sums over the last axis of [.., n, blocks, size], which is x that a product reads too."""
     blocks = total.input_value(0).get_node() if total.get_type_name() == "ReduceSum" else None
     if blocks is None or blocks.get_type_name() != "Reshape":
         return False
     x, shape, axes = blocks.input_value(0), blocks.get_output_partial_shape(0), constant(total.input_value(1))
     split = constant(blocks.input_value(1))
-    if split is None or axes is None or shape[-1].is_dynamic or shape[-2].is_dynamic:
+    if split is None or axes is None or len(split) < 3 or shape[-1].is_dynamic or shape[-2].is_dynamic:
         return False
     rank = len(split)
     as_x = x.get_partial_shape().rank == rank - 1 and blocks.get_attributes()["special_zero"] and not split[:-2].any()

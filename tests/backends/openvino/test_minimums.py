@@ -26,9 +26,9 @@ MINIMUM = np.repeat(np.array([[1 + 2**-9], [-1]], np.float32), 16, axis=1)
 
 def lowered(sums_of: str, folder: Path, lead: tuple[str, ...] = ("N", "S")) -> Path:
     """A linear whose integers are 0, and the product of the minimums with the sums of blocks of a value."""
-    axes = ",".join(lead)
+    axes = "".join(f"{axis}," for axis in lead)
     model = parse(
-        f"(float[{axes},{INPUTS}] x) => (float[{axes},16] y) {{"
+        f"(float[{axes}{INPUTS}] x) => (float[{axes}16] y) {{"
         " other = Sqrt (x)"
         " w = DequantizeLinear <axis = 0, block_size = 32> (integers, scale)"
         f" product = MatMul (x, w) blocks = Reshape ({sums_of}, shape) sums = ReduceSum <keepdims = 0> (blocks, last)"
@@ -69,3 +69,9 @@ def test_sums_are_over_rows_of_one_block(lead: tuple[str, ...], tmp_path: Path) 
     x = np.random.default_rng(2).standard_normal((*(5, 1, 3)[: len(lead)], INPUTS)).astype(np.float32)
     expected = x.reshape(*x.shape[:-1], BLOCKS, -1).sum(-1) @ MINIMUM
     np.testing.assert_allclose(session.run({"x": x})["y"], expected, rtol=0, atol=1e-5)
+
+
+def test_a_vector_is_summed_as_it_stands(tmp_path: Path) -> None:
+    session = BACKEND.open_artifact(lowered("x", tmp_path, ()))
+    x = np.arange(INPUTS, dtype=np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], x.reshape(BLOCKS, -1).sum(-1) @ MINIMUM, rtol=1e-6)
