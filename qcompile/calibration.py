@@ -166,31 +166,33 @@ class Calibrator:
     def _cached(self, observed: _Observed) -> dict[str, ChannelStatistics]:
         folder = Calibration.of(self.data).cache
         if folder is None:
-            return self._run(observed)
-        # The observers are in the model that is hashed: statistics of other observers are never taken for these.
-        model = calibration_cache.fingerprint(observed.model)
-        key = f"{model} {observed.stage.fingerprint} {observed.max_rows} {observed.enough} {self.seed}"
-        path = pathlib.Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
-        statistics = calibration_cache.load(path, [value for group in observed.groups for value in group.values])
-        if statistics is None:
-            statistics = self._run(observed)
-            calibration_cache.store(path, statistics)
+            statistics, used = self._run(observed)
+        else:
+            # The observers are in the model that is hashed: statistics of other observers are never taken for these.
+            model = calibration_cache.fingerprint(observed.model)
+            key = f"{model} {observed.stage.fingerprint} {observed.max_rows} {observed.enough} {self.seed}"
+            path = pathlib.Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+            kept = calibration_cache.load(path, [value for group in observed.groups for value in group.values])
+            statistics, used = kept or self._run(observed)
+            if kept is None:
+                calibration_cache.store(path, statistics, used)
+        observed.stage.used.update(used)
         return statistics
 
-    def _run(self, observed: _Observed) -> dict[str, ChannelStatistics]:
+    def _run(self, observed: _Observed) -> tuple[dict[str, ChannelStatistics], set[int]]:
         session = self.open_session(observed.model)
-        collection = _Collection(observed.groups, observed.max_rows, self.seed)
+        collection, used = _Collection(observed.groups, observed.max_rows, self.seed), set()
         samples = observed.stage.samples
         for index, feed in enumerate(samples):
             share = (index + 1) / samples.count
             if observed.enough is None or collection.positions < observed.enough * share:
                 collection.add(_run_sample(session, collection.feed(feed), index))
-                observed.stage.used.add(index)
+                used.add(index)
             if self.progress is not None:
                 self.progress(index + 1, samples.count)
         del session
         return_freed_memory()
-        return collection.finish()
+        return collection.finish(), used
 
     def _affordable_rows(self, model: ir.Model, axes: Mapping[str, int]) -> int:
         values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]

@@ -43,15 +43,19 @@ def fingerprint(model: ir.Model, *, weights: bool = True) -> str:
     return digest.hexdigest()
 
 
-def load(path: pathlib.Path, values: Collection[str]) -> dict[str, ChannelStatistics] | None:
-    """Return the statistics of the values of these names, or None when the file is not there or damaged."""
+def load(path: pathlib.Path, values: Collection[str]) -> tuple[dict[str, ChannelStatistics], set[int]] | None:
+    """Return the statistics of the values of these names, and the numbers of the samples that they are of.
+
+    None when the file is not there or damaged.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             names = [str(name) for name in stored["names"]]
             found = {name: _restore(stored, index) for index, name in enumerate(names)}
+            used = {int(index) for index in stored["used"]}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return found if set(found) == set(values) else None
+    return (found, used) if set(found) == set(values) else None
 
 
 def _restore(stored: Mapping[str, npt.NDArray[Any]], index: int) -> ChannelStatistics:
@@ -60,13 +64,13 @@ def _restore(stored: Mapping[str, npt.NDArray[Any]], index: int) -> ChannelStati
     return ChannelStatistics(**fields, count=int(stored[f"{index}.count"]), gram=gram)
 
 
-def store(path: pathlib.Path, statistics: Mapping[str, ChannelStatistics]) -> None:
-    """Write the statistics; a reader sees the whole file or none.
+def store(path: pathlib.Path, statistics: Mapping[str, ChannelStatistics], used: Collection[int]) -> None:
+    """Write the statistics, and the numbers of the samples that they are of; a reader sees the whole file or none.
 
     Raises:
         CalibrationError: the folder cannot be written.
     """
-    arrays: dict[str, Any] = {"names": np.array(list(statistics))}
+    arrays: dict[str, Any] = {"names": np.array(list(statistics)), "used": np.array(sorted(used), np.int64)}
     for index, found in enumerate(statistics.values()):
         for field in ("minimum", "maximum", "mean", "rows", "count"):
             arrays[f"{index}.{field}"] = getattr(found, field)

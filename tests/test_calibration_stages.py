@@ -220,3 +220,22 @@ def test_kept_statistics_are_told_apart_by_what_stands_in_front(tmp_path, monkey
     first, other, again = last_mean(1), last_mean(3), last_mean(1)
     assert not np.allclose(first, other)
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("for_rows", [True, False])
+def test_kept_statistics_serve_at_every_cut(for_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration_layers, "_GRAM_BYTES", -1)
+
+    def collected():
+        model, opened = model_of(BLOCKS), Opened()
+        calibrator = Calibrator(
+            Calibration(list(feeds(12, rows=8)), cache=tmp_path), ObserveChannels, opened, max_rows=4
+        )
+        chosen = layers.float_linears(model)
+        parts = layer_statistics(calibrator, model, chosen, [], grams=False, for_rows=for_rows)
+        return [part.of(layer.x).rows for part in parts for layer in part.layers], opened.runs
+
+    first, runs = collected()
+    again, fewer = collected()
+    np.testing.assert_array_equal(again, first)
+    assert fewer == runs[1::2]  # to the cuts alone
