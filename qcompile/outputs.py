@@ -42,12 +42,20 @@ def without_padding(
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Cosine between two arrays, as one vector each; None where both are empty; 1 or 0 for what has no numbers."""
+    """Cosine between two arrays, as one vector each; None where both are empty; 1 or 0 for what has no numbers.
+
+    Places where both hold the same infinity or NaN, as behind a mask, do not count; where one of them alone does, it
+    is 0.
+    """
     if np.size(first) == 0 and np.size(second) == 0:
         return None
     if np.shape(first) != np.shape(second) or not is_numeric(first):
         return float(np.array_equal(first, second))
     x, y = (np.ravel(array).astype(np.float64) for array in (first, second))
+    finite = np.isfinite(x) & np.isfinite(y)
+    if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+        return 0.0
+    x, y = x[finite], y[finite]
     size = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / size if size > 0 else float(np.array_equal(x, y))
 

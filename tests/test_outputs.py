@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.calibration_masks import PaddingMask
-from qcompile.outputs import farthest_cosine, without_padding
+from qcompile.outputs import cosine, farthest_cosine, without_padding
 
 
 def test_padding_does_not_count():
@@ -23,3 +23,11 @@ def test_the_output_that_is_farthest_counts_as_the_mean_over_samples():
     after = [{"a": first, "b": second, "none": np.zeros(0)}, {"a": first, "b": first, "none": np.zeros(0)}]
     assert farthest_cosine(before, after) == pytest.approx((1 + 2**-0.5) / 2)
     assert farthest_cosine([{"none": np.zeros(0)}], [{"none": np.zeros(0)}]) == 1
+
+
+def test_an_infinity_of_one_model_alone_is_as_far_as_it_gets():
+    plain, masked = np.ones(4), np.array([1.0, 1.0, -np.inf, np.nan])
+    assert cosine(plain, masked) == 0
+    assert farthest_cosine([{"y": plain}], [{"y": masked}]) == 0
+    assert cosine(masked, masked * np.array([2, 2, 1, 1])) == pytest.approx(1)
+    assert cosine(masked, -masked) == 0
