@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from qcompile.calibration_data import Calibration, stored
 from qcompile.calibration_sample import counted, is_array, transform_to
-from qcompile.errors import CalibrationError, RecipeError, UnsupportedError
-from qcompile.frontend.assets import check_assets, has_assets
+from qcompile.errors import CalibrationError, ModelError, RecipeError, UnsupportedError
+from qcompile.frontend.assets import check_generation, has_assets
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import patterns_of
 from qcompile.session import Feed
@@ -43,11 +43,11 @@ def format_of(output_format: Any, model: Any) -> str:
     """Return the format to write; None stands for "genai" where a model comes with its tokenizer, else for "model".
 
     Raises:
-        UnsupportedError: there is no such format, or the model has nothing for it; see `check_assets`.
+        UnsupportedError: there is no such format, or the model has nothing for it; see `check_generation`.
         ModelError: the same.
     """
     if output_format is None:
-        return "genai" if has_assets(model) else "model"
+        return _default_format(model)
     if output_format not in _FORMATS:
         gguf = output_format == "gguf"
         mend = (
@@ -58,8 +58,19 @@ def format_of(output_format: Any, model: Any) -> str:
         reason = "a GGUF file is made of the float weights, by no recipe" if gguf else "there is no such format"
         raise UnsupportedError(f"output_format {output_format!r}", reason, mend)
     if output_format == "genai":
-        check_assets(model)
+        check_generation(model)
     return str(output_format)
+
+
+def _default_format(model: Any) -> str:
+    if not has_assets(model):
+        return "model"
+    try:
+        check_generation(model)
+    except (ModelError, UnsupportedError) as error:
+        # nobody asked for "genai" here
+        raise type(error)(error.subject, error.reason, f"{error.mend}; or give output_format='model'") from error
+    return "genai"
 
 
 def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets: str | Sequence[str]) -> Recipe:

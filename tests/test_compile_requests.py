@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 import qcompile
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
-from qcompile.compile_requests import first_sample, recipe_of
-from qcompile.errors import CalibrationError, InputError, ModelError, RecipeError
+from qcompile.compile_requests import first_sample, format_of, recipe_of
+from qcompile.errors import CalibrationError, InputError, ModelError, RecipeError, UnsupportedError
+from qcompile.models.decoder_folders import write_decoder_folder
 from qcompile.scheme import Scheme
 from tests.textual_models import model_of, weights
 
@@ -31,6 +33,33 @@ def test_a_recipe_is_the_path_of_its_file_too(tmp_path):
     assert recipe_of(path, (), ()) == recipe_of(str(path), (), ()) == recipe
     with pytest.raises(RecipeError, match=r"absent\.yml"):
         qcompile.compile(linear(), str(tmp_path / "absent.yml"))
+
+
+def refused_formats(model: Path, reason: str) -> None:
+    with pytest.raises((ModelError, UnsupportedError), match=reason):
+        format_of("genai", model)
+    with pytest.raises((ModelError, UnsupportedError), match=f"{reason}.*give output_format='model'"):
+        format_of(None, model)
+    assert format_of("model", model) == "model"
+
+
+def test_a_folder_that_does_not_say_how_answers_end_is_refused_before_any_work(tmp_path):
+    folder = write_decoder_folder(tmp_path / "folder")
+    assert format_of(None, folder) == "genai"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}), encoding="utf-8")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    refused_formats(folder, "which token ends an answer")
+
+
+def test_a_file_whose_tokenizer_is_not_known_is_refused_before_any_work(tmp_path):
+    pytest.importorskip("gguf")
+    from tests.frontend.gguf_files import write_decoder
+
+    file = write_decoder(tmp_path / "a.gguf")
+    assert format_of(None, file) == "genai"
+    file.write_bytes(file.read_bytes().replace(b"smollm", b"smollM"))
+    refused_formats(file, "the rule 'smollM'")
 
 
 class Reader:

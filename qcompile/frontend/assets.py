@@ -10,7 +10,7 @@ from typing import Any
 from qcompile.errors import ModelError, UnsupportedError
 from qcompile.frontend.gguf import is_gguf_file, open_gguf
 from qcompile.frontend.huggingface import is_folder
-from qcompile.generation import CONFIGURATION, GENERATION
+from qcompile.generation import CONFIGURATION, GENERATION, generation_of
 from qcompile.plain_files import check_plain
 from qcompile.text_tokenizer import SETTINGS, TOKENIZER
 
@@ -41,6 +41,18 @@ def check_assets(model: Any) -> None:
         if not (source / name).exists():
             mend = "Save the tokenizer into it: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
             raise ModelError(str(source), f"there is no {name} in it", mend)
+
+
+def check_generation(model: Any) -> None:
+    """Raise, before any work, what `check_assets` does; and ModelError where files do not say how answers are made.
+
+    UnsupportedError too for a GGUF file that splits text by a rule that is not known here.
+    """
+    check_assets(model)
+    if is_gguf_file(model):
+        open_gguf(model).check_tokenizer()
+    else:
+        generation_of(Path(os.fspath(model)))
 
 
 def write_assets(model: Any, folder: Path) -> tuple[str, ...]:

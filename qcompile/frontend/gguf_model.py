@@ -16,7 +16,7 @@ from qcompile.frontend.gguf_blocks import FORMS, unpack
 from qcompile.frontend.gguf_config import architecture_of
 from qcompile.frontend.gguf_header import Header, TensorPlace
 from qcompile.frontend.gguf_names import Names
-from qcompile.frontend.gguf_tokenizer import save_tokenizer
+from qcompile.frontend.gguf_tokenizer import check_tokenizer, save_tokenizer
 from qcompile.stored_blocks import Blocks, Stored, StoredTensor
 
 _AGAIN = "Convert the model again"
@@ -82,6 +82,10 @@ class GGUFModel:
         if place is None or not same or architecture_of(self.header, str(self.path)) != architecture:
             return None
         return self._rows(place)
+
+    def check_tokenizer(self) -> None:
+        """Raise what `save_tokenizer` does of a file without a tokenizer, or with one that is not known here."""
+        check_tokenizer(self.path, self.header)
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the files of the tokenizer into a folder that exists; errors as of `gguf_tokenizer.save_tokenizer`."""

@@ -67,6 +67,11 @@ def save_tokenizer(path: Path, header: Header, folder: Path) -> None:
     _change(folder / "tokenizer_config.json", lambda settings: _without_loading(settings, header, made_up))
 
 
+def check_tokenizer(path: Path, header: Header) -> None:
+    """Raise what `save_tokenizer` does where the metadata tell that it cannot; whether transformers can, it tells."""
+    _rule(header, str(path))
+
+
 def rule_of(tokenizer: Mapping[str, Any]) -> str | None:
     """Return the name that GGUF has for how a tokenizer.json splits text; None where it has none that is known here."""
     found = tokenizer.get("pre_tokenizer")
