@@ -146,6 +146,10 @@ class Backend(Protocol):
         """
         ...
 
+    def check_generator(self) -> None:
+        """Raise, before any work, MissingDependencyError where `lower_generator` would of every model."""
+        ...
+
     def lower_generator(self, model: ir.Model, folder: Path, generation: Generation) -> Lowered:
         """Write a portable language model as the folder that the runtime's own library for generation opens.
 

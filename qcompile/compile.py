@@ -101,6 +101,8 @@ def compile(
     check_source(plan, model)
     check_way(tune)
     written_as = format_of(output_format, model)
+    if written_as == "genai":
+        engine.check_generator()
     budget = budget_of(accuracy, plan)
     if output is not None:
         output = absolute(output)  # whatever code of the user makes the working folder meanwhile

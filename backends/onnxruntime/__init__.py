@@ -113,6 +113,9 @@ class OnnxRuntimeBackend:
         write(lowered, folder, external=external)
         return Lowered(MODEL_FILE, (MODEL_FILE, DATA_FILE) if external else (MODEL_FILE,), findings)
 
+    def check_generator(self) -> None:
+        """Do nothing: the folder is written without onnxruntime-genai, which opens it."""
+
     def lower_generator(self, model: ir.Model, folder: Path, generation: Generation) -> Lowered:
         """Write model.onnx, every_position.onnx, their data and genai_config.json, for onnxruntime-genai."""
         return lower_generator(model, folder, generation)

@@ -17,7 +17,7 @@ from qcompile.backends.openvino.conversion import converted
 from qcompile.backends.openvino.probes import open_probe
 from qcompile.backends.openvino.runtime import core, openvino, runtime_errors
 from qcompile.backends.openvino.session import DEVICE, OpenVinoSession, Precision, load, refused
-from qcompile.backends.openvino.tokenizers import write_tokenizers
+from qcompile.backends.openvino.tokenizers import convert_tokenizer, write_tokenizers
 from qcompile.chat import Chat
 from qcompile.generation import Generation
 from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
@@ -93,6 +93,10 @@ class OpenVinoBackend:
         """
         findings = lowering.lower(model, folder)
         return Lowered(lowering.MODEL_FILE, (lowering.MODEL_FILE, lowering.WEIGHTS_FILE), findings)
+
+    def check_generator(self) -> None:
+        """Raise MissingDependencyError without openvino-tokenizers."""
+        convert_tokenizer()
 
     def lower_generator(self, model: ir.Model, folder: Path, generation: Generation) -> Lowered:  # noqa: ARG002
         """Write openvino_model.xml, which keeps its cache in states, and .bin; openvino_genai reads the rest itself."""

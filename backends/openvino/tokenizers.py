@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from qcompile.backends.openvino.runtime import openvino
 from qcompile.errors import MissingDependencyError, ModelError
 
 TOKENIZER, DETOKENIZER = "openvino_tokenizer", "openvino_detokenizer"
+
+
+def convert_tokenizer() -> Callable[..., Any]:
+    """Return what converts a tokenizer of transformers; raises MissingDependencyError without it, or transformers."""
+    try:
+        import transformers  # noqa: F401  # openvino-tokenizers itself comes without it
+        from openvino_tokenizers import convert_tokenizer as convert
+    except ImportError as error:
+        reason = f"folders for openvino_genai need openvino-tokenizers and transformers ({error})"
+        mend = "pip install 'qcompile[genai]', or give output_format='model'"
+        raise MissingDependencyError("openvino-tokenizers", reason, mend) from error
+    found: Callable[..., Any] = convert
+    return found
 
 
 def write_tokenizers(folder: Path) -> tuple[str, ...]:
@@ -17,16 +32,13 @@ def write_tokenizers(folder: Path) -> tuple[str, ...]:
         MissingDependencyError: openvino-tokenizers or transformers is not installed.
         ModelError: the tokenizer has a step that OpenVINO has no operator for.
     """
-    try:
-        from openvino_tokenizers import convert_tokenizer
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        reason = f"folders for openvino_genai need openvino-tokenizers and transformers ({error})"
-        raise MissingDependencyError("openvino-tokenizers", reason, "pip install 'qcompile[genai]'") from error
+    convert = convert_tokenizer()
+    from transformers import AutoTokenizer
+
     mend = "Use the backend 'onnxruntime', or output_format='model'"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        models = convert_tokenizer(tokenizer, with_detokenizer=True, skip_special_tokens=True)
+        models = convert(tokenizer, with_detokenizer=True, skip_special_tokens=True)
     except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError("tokenizer.json", f"OpenVINO has no form of it: {error}", mend) from error
     for model, name in zip(models, (TOKENIZER, DETOKENIZER), strict=True):
