@@ -134,7 +134,7 @@ class QuantizeWeights(Pass):
         heads = [linear for linear in chosen.linears if linear.matmul in chosen.heads]
         findings = list(chosen.findings)
         done: Done = {}
-        auto, told = self._allocated(model, others)
+        auto, told = self._allocated(model, others, heads)
         # A head that is rounded to nearest needs statistics for the report alone: the last others' run collects them.
         for group in [others + heads] if _is_nearly_float(self.head) else [others, heads]:
             for part in weight_only.calibrated(self.calibrator, model, group, grams=self.solver in NEEDS_MOMENTS):
@@ -148,7 +148,9 @@ class QuantizeWeights(Pass):
             findings.append(told(model))
         return Result(model, modified=bool(done), findings=tuple(findings))
 
-    def _allocated(self, model: ir.Model, linears: Sequence[Linear]) -> tuple[Schemes, Told | None]:
+    def _allocated(
+        self, model: ir.Model, linears: Sequence[Linear], heads: Sequence[Linear]
+    ) -> tuple[Schemes, Told | None]:
         """Return a scheme for each weight where bits are "auto", and what says so."""
         if self.bits != "auto" or not linears:
             return {}, None
@@ -158,7 +160,8 @@ class QuantizeWeights(Pass):
             return allocate_bits(model, parts, self.schemes, budget, self.calibrator)
         assert self.calibrator is not None  # `without_calibration` leaves the pass out
         grid = {"range_grid": self.range_grid} if self.solver == "rtn" else {}
-        return fewest_bits(model, parts, self.schemes, self.max_drop, self.calibrator, **grid)
+        fixed = {} if self.head is None else {linear.weight: self.head for linear in heads}
+        return fewest_bits(model, parts, self.schemes, self.max_drop, self.calibrator, fixed=fixed, **grid)
 
     def _quantize(
         self, linear: Layer, head: GroupScheme | None, auto: Schemes, seen: LayerStatistics, done: Done

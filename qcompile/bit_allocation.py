@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -98,6 +99,7 @@ def fewest_bits(
     max_drop: float,
     calibrator: Calibrator,
     *,
+    fixed: Schemes = MappingProxyType({}),
     range_grid: int = _GRID,
 ) -> tuple[Schemes, Told]:
     """Return a scheme for each weight so that they are small and the model keeps its outputs; what is to be said of it.
@@ -113,14 +115,20 @@ def fewest_bits(
         schemes: the same.
         max_drop: most that the cosine may drop; where no choice does, each weight gets the most bits that help it.
         calibrator: of the data. All weights rounded are in memory with the float ones, while they are tried.
+        fixed: weights whose scheme is no choice, such as that of a vocabulary: their part of the drop counts too.
         range_grid: see `rtn`.
     """
     found = _rounded(parts, schemes, range_grid, range(len(schemes)))
-    trials = RoundingTrials(model, _arrays(found), calibrator)
+    others = {str(value.name): _array(value) for value in fixed}
+    trials = RoundingTrials(model, _arrays(found) | others, calibrator)
+    always = {
+        str(value.name): rtn(_array(value), scheme, range_grid=range_grid).weight(scheme.group_size)
+        for value, scheme in fixed.items()
+    }
 
     def drop(chosen: Sequence[int]) -> float:
         size = schemes[0].group_size
-        return trials.drop({e.name: e.ways[way].weight(size) for e, way in zip(found, chosen, strict=True)})
+        return trials.drop(always | {e.name: e.ways[way].weight(size) for e, way in zip(found, chosen, strict=True)})
 
     allocation = fewest(_options(found, schemes, trials), drop, max_drop)
     trials.close()

@@ -140,6 +140,15 @@ def test_a_drop_that_no_bits_keep_is_said_and_the_most_are_taken() -> None:
     assert told.endswith("at most 1e-09 was asked: NOT met")
 
 
+def test_what_the_head_loses_counts_for_the_drop() -> None:
+    text = BRANCHES.replace("128] y)", "256] y)").replace("y = Add(m, u)", "z = Add(m, u) y = MatMul(z, head)")
+    after = parse(text, **WEIGHTS, head=np.random.default_rng(1).normal(size=(128, 256)).astype(np.float32))
+    settings = dataclasses.replace(AUTO, max_drop=0.01, head=GroupScheme(4, 64), calibrator=calibrator(after))
+    told = settings(after).findings[-1].reason
+    assert told.endswith("at most 0.01 was asked: met")
+    assert float(told.split(" bits")[0]) < 8
+
+
 def test_padding_does_not_count_for_the_drop() -> None:
     text = """g (int64[n, s] mask, float[n, s, 128] x) => (float[n, s, 128] y) {
         axes = Constant <value_ints = [1, 2]> () c = Cast <to = 9> (mask) b = Unsqueeze(c, axes)
