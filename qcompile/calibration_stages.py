@@ -29,12 +29,16 @@ class Stage:
 
 
 def behind(model: ir.Model, cut: Collection[str]) -> ir.Model:
-    """Return a copy of a model that takes the values of these names as further inputs, and does not compute them."""
+    """Return a copy of a model that takes the values of these names as further inputs, and does not compute them.
+
+    Of their dims it knows no numbers: those that a file states of inner values may be wrong, which runtimes pass over,
+    and refuse of inputs.
+    """
     copy = model.clone()
     values = {value.name: value for node in copy.graph for value in node.outputs}
     for name in cut:
         old = values[name]
-        given = ir.Value(name=name, shape=old.shape, type=old.type)
+        given = ir.Value(name=name, shape=_named(old.shape), type=old.type)
         old.name = f"{name}/before the cut"
         old.replace_all_uses_with(given, replace_graph_outputs=True)
         copy.graph.inputs.append(given)
@@ -76,6 +80,10 @@ def find_cut(model: ir.Model, done: Collection[ir.Node], later: Collection[ir.No
     if not all(value.name and isinstance(value.type, ir.TensorType) for value in found):
         return None
     return tuple(str(value.name) for value in found)
+
+
+def _named(shape: ir.Shape | None) -> ir.Shape | None:
+    return None if shape is None else ir.Shape([None if isinstance(dim, int) else dim for dim in shape])
 
 
 def _read(node: ir.Node) -> set[ir.Value]:

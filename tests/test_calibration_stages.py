@@ -186,6 +186,42 @@ def test_a_cut_may_share_values_with_the_one_before_be_the_same_or_have_none(tex
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sequence", ["s", 7])
+def test_a_dim_that_a_file_states_wrongly_is_none_of_an_input(sequence, monkeypatch):
+    """As where the batch of the inputs alone was made dynamic; and padding counts as little as without a cut."""
+    text = BLOCKS.replace("float[n, 8]", f"float[n, {sequence}, 8]")
+    text = text.replace("float[n, 1] mask", f"int64[n, {sequence}] padding, float[n, {sequence}, 1] mask")
+    rng = np.random.default_rng(4)
+    data = [
+        {
+            "x": rng.normal(size=(2, 7, 8)),
+            "mask": rng.normal(size=(2, 7, 1)),
+            "padding": np.arange(14).reshape(2, 7) < 10,
+        }
+        for _ in range(3)
+    ]
+    data = [
+        {name: array.astype(np.int64 if name == "padding" else np.float32) for name, array in feed.items()}
+        for feed in data
+    ]
+
+    def seen(batch):
+        model = model_of(text)
+        for node in model.graph:
+            for value in node.outputs:
+                value.shape = ir.Shape([batch, *value.shape[1:]])
+        calibrator = Calibrator(Calibration(data, padding_mask="padding"), ObserveChannels, SESSION)
+        parts = layer_statistics(calibrator, model, layers.float_linears(model), [], grams=True)
+        return [(each.gram, each.count) for part in parts for each in map(part.of, (layer.x for layer in part.layers))]
+
+    whole = seen("n")
+    assert {count for _, count in whole} == {30}
+    monkeypatch.setattr(calibration_layers, "_GRAM_BYTES", -1)
+    for (gram, count), (expected, wanted) in zip(seen(1), whole, strict=True):
+        assert count == wanted
+        np.testing.assert_allclose(gram, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_weights_above_a_size_are_run_in_parts(monkeypatch):
     monkeypatch.setattr(calibration_layers, "_WEIGHT_BYTES", 2 * 4 * 8 * 8 - 1)
     model = model_of(BLOCKS)
