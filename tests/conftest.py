@@ -14,8 +14,8 @@ import pytest
 # Models here are small, and more threads than cores only fight each other: `make test` runs a process on each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Without a card, kernels run in Triton's interpreter. That is decided when triton is first imported, which torch.compile
-# does in whatever test comes first.
+# Without a card, kernels run in Triton's interpreter. That is decided when triton is first imported, which
+# torch.compile does in whatever test comes first.
 if not Path("/proc/driver/nvidia").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
