@@ -10,6 +10,8 @@ SPLIT > 1 writes partial sums, which a second kernel adds in order: the same bit
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -38,10 +40,12 @@ SOME = (
     Tile("some-4", columns=64, rows=64, split=4, stages=3),
     Tile("some-wide", columns=128, rows=64, warps=8, stages=2),
 )
+# The first of each fits into the shared memory of an A100 in all widths: of 2 bits, a block has 512 inputs of x.
 MANY = (
-    Tile("many", columns=128, rows=64, warps=4, stages=3),
+    Tile("many", columns=128, rows=64, stages=2),
+    Tile("many-deep", columns=128, rows=64, stages=3),
     Tile("many-wide", columns=128, rows=128, warps=8, stages=2),
-    Tile("many-wide-4", columns=128, rows=128, warps=4, stages=3),
+    Tile("many-wide-4", columns=128, rows=128, stages=2),
 )
 
 
@@ -90,15 +94,21 @@ def launch(x: torch.Tensor, weight: GroupWeight, bias: torch.Tensor | None, tile
     """Return y [M, N] of x [M, K], by one tile; nothing may be empty."""
     y = x.new_empty(len(x), weight.outputs)
     partial = y if tile.split == 1 else x.new_empty((tile.split, *y.shape), dtype=torch.float32)
+    constants = weight.constants()
     grid = (triton.cdiv(len(x), tile.rows), triton.cdiv(weight.outputs, tile.columns), tile.split)
     wrap_triton(_gemm)[grid](
         x, bias if tile.split == 1 else None, partial, len(x), x.stride(0), x.stride(1), *weight.pointers(),
-        COLUMNS=tile.columns, TOKENS=tile.rows, SPLIT=tile.split, num_warps=tile.warps, num_stages=tile.stages,
-        **weight.constants(),
+        COLUMNS=tile.columns, TOKENS=tile.rows, SPLIT=tile.split, num_warps=tile.warps,
+        num_stages=stages(tile, constants), **constants,
     )  # fmt: skip
     if tile.split > 1:
         add_up(partial, bias, y)
     return y
+
+
+def stages(tile: Tile, constants: dict[str, Any]) -> int:
+    """Return how many steps are under way: one where a plane has several scales, whose copies would not fit."""
+    return tile.stages if constants["ALIGNED"] else 1
 
 
 def tiles(count: int) -> tuple[Tile, ...]:

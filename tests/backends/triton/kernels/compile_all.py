@@ -31,6 +31,9 @@ POINTERS = {
     "q_ptr": "*i8", "weight_ptr": "*i8", "weight_scale_ptr": "*fp32", "outlier_ptr": "*i32",
     "outlier_weight_ptr": "*fp16", "inlier_ptr": "*i1", "partial_ptr": "*fp32", "epsilon": "fp32",
 }  # fmt: skip
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
+"""Of a program, by compute capability: table of the CUDA C++ programming guide, "technical specifications"."""
+
 DOUBLE = ("index_ptr", "level_ptr", "offset_ptr")
 SYMMETRIC = ("table_ptr", "zero_ptr", *DOUBLE)
 
@@ -46,8 +49,12 @@ def compile_for(
         for name in kernel.arg_names
     }
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    compiled = triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", card, 32), options=options)
+    aligned = [name for name, kind in signature.items() if kind[0] == "*" or name in ("outputs", "row_stride")]
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, signature, places, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
     assert compiled.asm["cubin"], kernel
+    assert compiled.metadata.shared <= SHARED_MEMORY[card], f"{kernel}: {compiled.metadata.shared} bytes"
 
 
 def group_constants(inputs: int, bits: int, group_size: int, zero: bool) -> dict[str, Any]:
@@ -67,13 +74,20 @@ def compile_kernels(card: int) -> None:
         (("zero_ptr", "bias_ptr"), {**group_constants(4096, 4, 64, zero=False), "ZERO": 0}),
     ]
     tile = group_gemm.FEW[0]
-    # The oldest card that is meant has the instructions of all others: it is asked for one form of a weight alone.
-    for absent, constants in forms if card >= 89 else forms[:1]:
+    # The oldest card that is meant has the instructions of all others: it is asked for integers alone.
+    for absent, constants in forms if card >= 89 else forms[:2]:
         vector = {"M": 2, "COLUMNS": 32, "ROWS": 16, "SPLIT": 2}
         compile_for(card, group_gemv._gemv, absent, constants | vector, {})
         matrix = {"COLUMNS": tile.columns, "TOKENS": tile.rows, "SPLIT": tile.split}
-        compile_for(card, group_gemm._gemm, absent, constants | matrix, {}, num_warps=4, num_stages=tile.stages)
+        compile_for(
+            card, group_gemm._gemm, absent, constants | matrix, {}, num_stages=group_gemm.stages(tile, constants)
+        )
         compile_for(card, group_dequantize._dequantize, absent, constants | {"COLUMNS": 128}, {})
+    for first in (group_gemm.SOME[0], group_gemm.MANY[0]):
+        matrix = {"COLUMNS": first.columns, "TOKENS": first.rows, "SPLIT": first.split}
+        constants = group_constants(4096, 2, 64, zero=False) | matrix
+        options = {"num_warps": first.warps, "num_stages": first.stages}
+        compile_for(card, group_gemm._gemm, SYMMETRIC, constants, {}, **options)
     compile_for(card, partial_sums._add, (), {"SPLIT": 4, "BLOCK": 256}, {})
     products = {"INPUTS": 4096, "BY_TOKEN": True, "PANEL": 8, "OUTLIERS": 32}
     tile = scaled_gemm.SOME[0]
