@@ -48,7 +48,7 @@ HEAD = GroupScheme(8, 64)
 _COLUMNS = 4096
 """Outputs that are computed at a time: a vocabulary has many."""
 _PRODUCTS, _LEAST_ROWS = 2**31, 64
-"""So many products tell the signal-to-noise ratio of a layer for the report; and no fewer rows."""
+"""So many products, or twice as many, tell the signal-to-noise ratio of a layer for the report; and no fewer rows."""
 
 _KEEPS_FEATURES = ("Cast", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Tanh", "Unsqueeze")
 """What may stand between the linear that writes logits and the output of the graph."""
@@ -161,7 +161,7 @@ class InGroups(Protocol):
 def output_sqnr(weight: np.ndarray, found: InGroups, group_size: int, rows: np.ndarray) -> float | None:
     """Return the signal-to-noise ratio of rows @ weight in dB, of some rows where the weight is large; None without."""
     most = max(_LEAST_ROWS, _PRODUCTS // max(weight.size, 1))
-    some = rows[:: -(-len(rows) // most) or 1]
+    some = rows[:: max(len(rows) // most, 1)]
     return decibels(*output_powers(weight, found, group_size, some)) if len(rows) else None
 
 
