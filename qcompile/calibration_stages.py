@@ -49,8 +49,8 @@ def find_cut(model: ir.Model, done: Collection[ir.Node], later: Collection[ir.No
     """Return the names of the values at the best cut in front of the `later` nodes, behind as many as can be of `done`.
 
     The best has the fewest values, and is the last of those: in a decoder the residual stream alone. A value that
-    hangs on none of `done`, like a mask, is no part of it: it is computed anew. None where a value is no typed tensor,
-    or nothing is done in front of them.
+    hangs on none of `done`, like a mask, is no part of it: it is computed anew. None where a value is no tensor of
+    known type and rank, which sessions ask of inputs, or nothing is done in front of them.
 
     Args:
         model: as it is now.
@@ -77,7 +77,7 @@ def find_cut(model: ir.Model, done: Collection[ir.Node], later: Collection[ir.No
     if best is None:
         return None
     found = across(best)
-    if not all(value.name and isinstance(value.type, ir.TensorType) for value in found):
+    if not all(value.name and isinstance(value.type, ir.TensorType) and value.shape is not None for value in found):
         return None
     return tuple(str(value.name) for value in found)
 

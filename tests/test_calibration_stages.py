@@ -121,10 +121,12 @@ def test_there_is_no_cut_behind_nothing():
     assert find_cut(model, [], [first]) is None
 
 
-def test_a_value_without_a_type_is_not_cut():
+@pytest.mark.parametrize("unknown", ["type", "shape"])
+def test_a_value_without_a_type_or_a_rank_is_not_cut(unknown):
     model = model_of(BLOCKS)
     first, second, _ = products(model)
-    next(value for node in model.graph for value in node.outputs if value.name == "first").type = None
+    value = next(value for node in model.graph for value in node.outputs if value.name == "first")
+    setattr(value, unknown, None)
     assert find_cut(model, [first], [second]) is None
 
 
