@@ -59,12 +59,12 @@ def passed_over(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     """
     prefix = f"{model.base_model_prefix}."
     known = {name.removeprefix(prefix) for name in model.state_dict()}
-    computed = tuple(".".join(name.split(".")[-2:]) for name, _ in model.named_buffers())
+    computed = tuple(f".{'.'.join(name.split('.')[-2:])}" for name, _ in model.named_buffers())
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     return [
         name
         for name in names
         if name.removeprefix(prefix) not in known
-        and not name.endswith(computed)
+        and not f".{name}".endswith(computed)
         and not any(pattern.search(name) for pattern in ignored)
     ]
