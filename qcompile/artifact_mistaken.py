@@ -13,14 +13,20 @@ _MODELS = (".onnx", ".gguf", ".pt2")
 """Endings of files that compile takes."""
 
 
-def no_artifact(path: Path, manifest: str) -> ArtifactError:
-    """Return the error for a path that is no folder, or a folder without the manifest that an artifact has."""
+def no_artifact(path: Path, manifest: str, report: str) -> ArtifactError:
+    """Return the error for a path that is no folder, or a folder without the manifest that an artifact has.
+
+    Where the report of an artifact is there, the manifest alone is missing.
+    """
     if not path.is_dir():
         if not path.exists():
             return ArtifactError(str(path), f"there is no such folder, with a {manifest} in it", _WANTED)
         mend = _compile(path) if path.suffix in _MODELS else _WANTED
         return ArtifactError(str(path), "it is a file, and no folder of an artifact", mend)
     names = sorted(file.name for file in path.iterdir())
+    if report in names:
+        mend = "Copy the artifact again, with all of its files, or compile it again"
+        return ArtifactError(str(path / manifest), f"there is no such file, beside a {report}", mend)
     models = [name for name in names if name.endswith(_MODELS)]
     if is_folder(path) and any(name.endswith(".safetensors") for name in names):
         reason = f"it is the folder of a model, with config.json and safetensors, and no artifact: it has no {manifest}"

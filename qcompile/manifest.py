@@ -133,7 +133,7 @@ class Manifest:
             content = path.read_bytes()
             data = unsealed(content)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise no_artifact(folder, MANIFEST) from error
+            raise no_artifact(folder, MANIFEST, REPORT) from error
         except OSError as error:
             raise ArtifactError(str(path), f"it cannot be read: {error}", mend) from error
         except (ValueError, RecursionError) as error:

@@ -115,7 +115,7 @@ def test_a_damaged_artifact_is_not_signed(tmp_path: Path, keys: tuple[Path, Path
 
 
 def test_what_is_no_artifact_is_not_signed_and_left_alone(tmp_path: Path, keys: tuple[Path, Path]) -> None:
-    with pytest.raises(ArtifactError, match="no such file"):
+    with pytest.raises(ArtifactError, match="no such folder"):
         sign(tmp_path / "deep" / "nothing", keys[0])
     assert os.listdir(tmp_path) == ["keys"]
 
