@@ -83,7 +83,7 @@ class QuantizeCaches(Pass):
         """Why the cache of an attention stays float, before anyone looks at its numbers."""
         refused = left_out(Finding(layer_name(node), "converted", operator="Cache"), self.ignore, self.operators)
         if refused is not None:
-            return "the recipe leaves it out" if refused.action == "ignored" else "what runs it holds none in 8 bits"
+            return "the recipe leaves it out" if refused.action == "ignored" else "the artifact can hold none in 8 bits"
         known = all(_sizes(node, place) is not None for place in PASTS)
         return "" if known else "sizes of its heads are not known"
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qcompile.calibration_data import Calibration, stored
 from qcompile.calibration_sample import counted, is_array, transform_to
-from qcompile.errors import CalibrationError, ModelError, RecipeError, UnsupportedError
+from qcompile.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompile.frontend.assets import check_generation, has_assets
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import patterns_of
@@ -46,8 +46,9 @@ def format_of(output_format: Any, model: Any) -> str:
         UnsupportedError: there is no such format, or the model has nothing for it; see `check_generation`.
         ModelError: the same.
     """
-    if output_format is None:
-        return _default_format(model)
+    if output_format is None and not has_assets(model):
+        return "model"
+    output_format = "genai" if output_format is None else output_format
     if output_format not in _FORMATS:
         gguf = output_format == "gguf"
         mend = (
@@ -60,17 +61,6 @@ def format_of(output_format: Any, model: Any) -> str:
     if output_format == "genai":
         check_generation(model)
     return str(output_format)
-
-
-def _default_format(model: Any) -> str:
-    if not has_assets(model):
-        return "model"
-    try:
-        check_generation(model)
-    except (ModelError, UnsupportedError) as error:
-        # nobody asked for "genai" here
-        raise type(error)(error.subject, error.reason, f"{error.mend}; or give output_format='model'") from error
-    return "genai"
 
 
 def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets: str | Sequence[str]) -> Recipe:

@@ -11,6 +11,8 @@ from typing import Any
 from qcompile.errors import ModelError
 
 CONFIGURATION, GENERATION = "config.json", "generation_config.json"
+MODEL_ALONE = ", or compile with output_format='model' (--output-format model)"
+"""What else can be done where a model lacks what answers need."""
 """Files of transformers."""
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -59,11 +61,15 @@ class Generation:
         said = {**config, **{name: value for name, value in (generation_config or {}).items() if value is not None}}
         context_length = context_length or next((said[name] for name in _CONTEXT if said.get(name)), None)
         if not _is_count(context_length) or not context_length:
-            raise ModelError("config.json", "it does not say how many positions the model knows", "Give context_length")
+            raise ModelError(
+                "config.json", "it does not say how many positions the model knows", f"Give context_length{MODEL_ALONE}"
+            )
         end = said.get("eos_token_id")
         end = tuple(end) if isinstance(end, list | tuple) else (end,)
         if not end or not all(map(_is_count, end)):
-            raise ModelError("config.json", "it does not say which token ends an answer", "Add eos_token_id to it")
+            raise ModelError(
+                "config.json", "it does not say which token ends an answer", f"Add eos_token_id to it{MODEL_ALONE}"
+            )
         search = {name: said[name] for name in _SEARCH if said.get(name) is not None}
         return cls(context_length, end, said.get("bos_token_id"), said.get("pad_token_id"), search)
 

@@ -177,7 +177,7 @@ def test_a_plain_model_is_given_its_cache_in_float(source: Path, tmp_path: Path)
     settings = {"output": tmp_path / "out", "output_format": "model", "tune": "none", "verify": False}
     made = qcompile.compile(source, "w4a8", calibration=samples, **settings)
     reasons = {each.reason for each in made.report.findings}
-    assert "its cache stays float: what runs it holds none in 8 bits" in reasons
+    assert "its cache stays float: the artifact can hold none in 8 bits" in reasons
     operators = {node.op_type for node in ir.load(made.model_path).graph}
     assert "Attention" in operators
     assert not operators & {"Round", "QuantizeLinear"}

@@ -38,7 +38,7 @@ def test_a_recipe_is_the_path_of_its_file_too(tmp_path):
 def refused_formats(model: Path, reason: str) -> None:
     with pytest.raises((ModelError, UnsupportedError), match=reason):
         format_of("genai", model)
-    with pytest.raises((ModelError, UnsupportedError), match=f"{reason}.*give output_format='model'"):
+    with pytest.raises((ModelError, UnsupportedError), match=f"{reason}.*output_format='model'"):
         format_of(None, model)
     assert format_of("model", model) == "model"
 
@@ -60,6 +60,24 @@ def test_a_file_whose_tokenizer_is_not_known_is_refused_before_any_work(tmp_path
     assert format_of(None, file) == "genai"
     file.write_bytes(file.read_bytes().replace(b"smollm", b"smollM"))
     refused_formats(file, "the rule 'smollM'")
+
+
+def test_a_damaged_tokenizer_is_refused_before_any_work(tmp_path):
+    folder = write_decoder_folder(tmp_path / "folder")
+    whole = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(whole[: len(whole) // 2])
+    refused_formats(folder, r"tokenizer\.json: it is no JSON")
+
+
+def test_a_file_that_is_cut_is_not_said_to_do_as_a_model_alone(tmp_path):
+    pytest.importorskip("gguf")
+    from tests.frontend.gguf_files import write_decoder
+
+    file = write_decoder(tmp_path / "a.gguf")
+    file.write_bytes(file.read_bytes()[:-64])
+    with pytest.raises(ModelError, match="truncated") as raised:
+        format_of(None, file)
+    assert "output_format" not in str(raised.value)
 
 
 class Reader:

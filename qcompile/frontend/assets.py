@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from qcompile.errors import ModelError, UnsupportedError
+from qcompile.errors import ModelError, UnsupportedError, first_line
 from qcompile.frontend.gguf import is_gguf_file, open_gguf
 from qcompile.frontend.huggingface import is_folder
-from qcompile.generation import CONFIGURATION, GENERATION, generation_of
+from qcompile.generation import CONFIGURATION, GENERATION, MODEL_ALONE, generation_of
 from qcompile.plain_files import check_plain
 from qcompile.text_tokenizer import SETTINGS, TOKENIZER
 
 _NEEDED = (CONFIGURATION, TOKENIZER)
+_SAVE = "Save the tokenizer into it: AutoTokenizer.from_pretrained(...).save_pretrained(folder)" + MODEL_ALONE
 _OTHERS = (
     *(GENERATION, SETTINGS, "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt"),
@@ -39,8 +41,11 @@ def check_assets(model: Any) -> None:
     source = Path(os.fspath(model))
     for name in _NEEDED:
         if not (source / name).exists():
-            mend = "Save the tokenizer into it: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-            raise ModelError(str(source), f"there is no {name} in it", mend)
+            raise ModelError(str(source), f"there is no {name} in it", _SAVE)
+        try:
+            json.loads((source / name).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(str(source / name), f"it is no JSON: {first_line(error)}", _SAVE) from error
 
 
 def check_generation(model: Any) -> None:

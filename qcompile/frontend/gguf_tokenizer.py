@@ -14,6 +14,7 @@ from transformers.integrations.gguf import gguf_tokenizer_mapping
 from qcompile.errors import ModelError, UnsupportedError, first_line
 from qcompile.frontend.gguf_header import Header
 from qcompile.frontend.transformers_refusals import REFUSALS
+from qcompile.generation import MODEL_ALONE
 
 _TYPES = gguf_tokenizer_mapping.GGUF_TOKENIZER_TYPES
 BYTE_LEVEL = next(name for name, build in _TYPES.items() if build is gguf_tokenizer_mapping.byte_level_tokenizer)
@@ -69,7 +70,7 @@ def save_tokenizer(path: Path, header: Header, folder: Path) -> None:
 
 def check_tokenizer(path: Path, header: Header) -> None:
     """Raise what `save_tokenizer` does where the metadata tell that it cannot; whether transformers can, it tells."""
-    _rule(header, str(path))
+    _rule(header, str(path), _OTHERWISE + MODEL_ALONE)
 
 
 def rule_of(tokenizer: Mapping[str, Any]) -> str | None:
@@ -99,17 +100,17 @@ def _without_offsets(step: Any) -> Any:
     return [_without_offsets(each) for each in step] if isinstance(step, list) else step
 
 
-def _rule(header: Header, subject: str) -> str | None:
+def _rule(header: Header, subject: str, mend: str = _OTHERWISE) -> str | None:
     """Return the name of the rule that splits text before it is encoded, where there is one."""
     kind, rule = (header.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     if kind is None or "tokenizer.ggml.tokens" not in header.metadata:
-        raise ModelError(subject, "has no tokenizer", _OTHERWISE)
+        raise ModelError(subject, "has no tokenizer", mend)
     if kind.value != BYTE_LEVEL:
         return None
     known = (*_DIGITS_FIRST, *_PLAIN, *gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS)
     if rule is None or rule.value not in known:
         reason = f"splits text by the rule {None if rule is None else rule.value!r}, which is not known here"
-        raise UnsupportedError(subject, reason, _OTHERWISE)
+        raise UnsupportedError(subject, reason, mend)
     return str(rule.value)
 
 

@@ -107,7 +107,7 @@ def test_a_channel_of_zeros_has_a_scale():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"operators": frozenset({"Linear"})}, "what runs it holds none in 8 bits"),
+        ({"operators": frozenset({"Linear"})}, "the artifact can hold none in 8 bits"),
         ({"ignore": frozenset({"y"})}, "the recipe leaves it out"),
     ],
 )
