@@ -51,7 +51,7 @@ def test_the_weight_is_kept_to_the_bit(backend: str, inputs: int, group: int, ki
             np.testing.assert_array_equal(session.run({"x": identity[rows]})["y"], weight[rows])
     if backend == "openvino":
         assert weight_types(tmp_path / lowered.model_file) == [("FullyConnected", kind)]
-    assert (tmp_path / "model.onnx").exists() == (backend == "onnxruntime")
+    assert (tmp_path / "model.onnx").exists() == (lowered.model_file == "model.onnx")
 
 
 @pytest.mark.parametrize("group", [64, 32])
