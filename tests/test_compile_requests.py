@@ -66,7 +66,7 @@ def test_a_damaged_tokenizer_is_refused_before_any_work(tmp_path):
     folder = write_decoder_folder(tmp_path / "folder")
     whole = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(whole[: len(whole) // 2])
-    refused_formats(folder, r"tokenizer\.json: it is no JSON")
+    refused_formats(folder, r"tokenizer\.json: it is no tokenizer")
 
 
 def test_a_file_that_is_cut_is_not_said_to_do_as_a_model_alone(tmp_path):

@@ -16,7 +16,7 @@ from qcompile.plain_files import check_plain
 from qcompile.text_tokenizer import SETTINGS, TOKENIZER
 
 _NEEDED = (CONFIGURATION, TOKENIZER)
-_SAVE = "Save the tokenizer into it: AutoTokenizer.from_pretrained(...).save_pretrained(folder)" + MODEL_ALONE
+_SAVE = "Save the tokenizer into it: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
 _OTHERS = (
     *(GENERATION, SETTINGS, "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt"),
@@ -42,10 +42,6 @@ def check_assets(model: Any) -> None:
     for name in _NEEDED:
         if not (source / name).exists():
             raise ModelError(str(source), f"there is no {name} in it", _SAVE)
-        try:
-            json.loads((source / name).read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(str(source / name), f"it is no JSON: {first_line(error)}", _SAVE) from error
 
 
 def check_generation(model: Any) -> None:
@@ -56,8 +52,14 @@ def check_generation(model: Any) -> None:
     check_assets(model)
     if is_gguf_file(model):
         open_gguf(model).check_tokenizer()
-    else:
-        generation_of(Path(os.fspath(model)))
+        return
+    source = Path(os.fspath(model))
+    try:
+        json.loads((source / TOKENIZER).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"it is no tokenizer: {first_line(error)}"
+        raise ModelError(str(source / TOKENIZER), reason, _SAVE + MODEL_ALONE) from error
+    generation_of(source)
 
 
 def write_assets(model: Any, folder: Path) -> tuple[str, ...]:
