@@ -138,14 +138,6 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node
 
 
-def take_over(old: ir.Value, new: ir.Value) -> None:
-    """Let a value stand in the place of another: it is read for it, also as an output, and has its name and shape."""
-    new.shape, new.type = old.shape, old.type
-    name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name = name
-
-
 def _linear(node: ir.Node) -> Linear | None:
     x, weight = node.inputs
     tensor = constant(weight)

@@ -115,9 +115,7 @@ def write_product(
     assert block is not None or stored.level == _FLOAT_ACTIVATIONS
     new = ir.node("MatMulNBits", [read, *operands], attributes, domain=CONTRIB, name=product.name)
     new.metadata_props.update(product.metadata_props)
-    model.graph.insert_before(product, new)
-    graph.take_over(product.outputs[0], new.outputs[0])
-    model.graph.remove(product, safe=True)
+    ir.convenience.replace_nodes_and_values(model.graph, product, [product], [new], product.outputs, new.outputs)
 
 
 def pack(numbers: np.ndarray, bits: int) -> np.ndarray:

@@ -227,10 +227,7 @@ def _write(
     values = [q, k, v, *node.inputs[_PAST_KEY : _PAST_VALUE + 1], *lengths, *table]
     fused = ir.node("GroupQueryAttention", values, attributes, domain=CONTRIB, name=node.name, num_outputs=3)
     fused.metadata_props.update(node.metadata_props)
-    model.graph.insert_before(node, fused)
-    for old, new in zip(node.outputs, fused.outputs, strict=True):
-        graph.take_over(old, new)
-    model.graph.remove(node, safe=True)
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [fused], node.outputs, fused.outputs)
 
 
 def _packed(sources: tuple[ir.Value, ir.Value, ir.Value]) -> tuple[ir.Value | None, None, None] | None:

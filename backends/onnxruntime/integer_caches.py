@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends.onnxruntime.linears import CONTRIB
-from qcompile.graph import Names, take_over
+from qcompile.graph import Names
 from qcompile.initializers import new_initializer, shared_initializer
 
 _PASTS, _TOTAL, _INPUTS = (3, 4), 6, 9
@@ -118,16 +118,17 @@ class _Attention:
         choice = ir.node("If", [self.lengths.several], branches, num_outputs=3, name=str(self.node.name))
         choice.metadata_props.update(self.node.metadata_props)
         self.graph.insert_before(self.node, choice)
-        result, *presents = self.node.outputs
-        take_over(result, choice.outputs[0])
-        for old, new, step in zip(presents, choice.outputs[1:], steps, strict=True):
-            if self.floats_outside:
-                new.name, new.shape, new.type = self.names.new(f"{old.name}.integers"), old.shape, _INT8
-                take_over(old, self._floats(new, step))
-            else:
-                take_over(old, new)
-                new.type = _INT8
-        self.graph.remove(self.node, safe=True)
+        result, *integers = choice.outputs
+        presents: Sequence[ir.Value] = integers
+        for old, new in zip(self.node.outputs[1:], integers, strict=True):
+            new.name, new.shape = self.names.new(f"{old.name}.integers"), old.shape
+        if self.floats_outside:
+            presents = [self._floats(new, step) for new, step in zip(integers, steps, strict=True)]
+        ir.convenience.replace_nodes_and_values(
+            self.graph, self.node, [self.node], [], self.node.outputs, [result, *presents]
+        )
+        for new in integers:
+            new.type = _INT8
 
     def _integers(self, past: ir.Value, step: ir.Value) -> ir.Value:
         if not self.floats_outside:

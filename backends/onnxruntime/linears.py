@@ -159,10 +159,8 @@ def _replace(model: ir.Model, matmul: ir.Node, last: ir.Node, nodes: Sequence[ir
     """Put `nodes` in the place of the nodes from `matmul` to `last`; the product keeps the name of the layer."""
     nodes[0].name = matmul.name
     nodes[0].metadata_props.update(matmul.metadata_props)
-    model.graph.insert_before(last, nodes)
-    graph.take_over(last.outputs[0], nodes[-1].outputs[0])
-    for node in dict.fromkeys((last, matmul)):
-        model.graph.remove(node, safe=True)
+    old = list(dict.fromkeys((last, matmul)))
+    ir.convenience.replace_nodes_and_values(model.graph, last, old, nodes, last.outputs, nodes[-1].outputs)
 
 
 def _scalar(model: ir.Model, name: str, value: np.generic) -> ir.Value:

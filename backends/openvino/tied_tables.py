@@ -33,9 +33,10 @@ def gather_of_weight(model: ir.Model, weight: BlockWeight, value: ir.Value) -> N
         turned.outputs[0].type = product.outputs[0].type
         turned.outputs[0].shape = ir.Shape((weight.outputs, weight.inputs))
         turned.outputs[0].name = str(turned.name)
-        model.graph.insert_before(product, [turned, gathered])
-        graph.take_over(product.outputs[0], gathered.outputs[0])
-        model.graph.remove(product, safe=True)
+        made = [turned, gathered]
+        ir.convenience.replace_nodes_and_values(
+            model.graph, product, [product], made, product.outputs, gathered.outputs
+        )
 
 
 def _dequantized(rows: ir.Node, scale: ir.Value, weight: BlockWeight) -> ir.Node | None:

@@ -39,6 +39,4 @@ def fuse_integer_convolutions(model: ir.Model) -> None:
             bias,
         ]
         call = products.call(TRANSPOSED if transposed else CONVOLUTION, inputs, dict(node.attributes))
-        model.graph.insert_before(node, call)
-        graph.take_over(node.outputs[0], call.outputs[0])
-        model.graph.remove(node, safe=True)
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [call], node.outputs, call.outputs)

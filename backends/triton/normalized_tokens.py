@@ -27,10 +27,7 @@ def fuse_norms(model: ir.Model) -> None:
             continue
         name = _KERNELS[norm.op_type]
         call = products.call(name, norm.inputs, {"epsilon": norm.attributes.get_float("epsilon", 1e-5)}, outputs=2)
-        model.graph.insert_before(node, call)
-        for old, new in zip(node.outputs, call.outputs, strict=True):
-            graph.take_over(old, new)
-        model.graph.remove(node, safe=True)
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [call], node.outputs, call.outputs)
 
 
 def _fits(norm: ir.Node) -> bool:

@@ -39,10 +39,7 @@ def _mask(model: ir.Model, names: graph.Names, tokens: ir.Node) -> None:
         return
     inliers = products.new_constant(model, names, f"{value.name}.kept", array != 0)
     call = products.call(TOKENS, [x, inliers], outputs=2)
-    model.graph.insert_before(tokens, call)
-    for old, new in zip(tokens.outputs, call.outputs, strict=True):
-        graph.take_over(old, new)
-    model.graph.remove(tokens, safe=True)
+    ir.convenience.replace_nodes_and_values(model.graph, tokens, [tokens], [call], tokens.outputs, call.outputs)
 
 
 def _join(model: ir.Model, names: graph.Names, add: ir.Node) -> None:
@@ -59,12 +56,12 @@ def _join(model: ir.Model, names: graph.Names, add: ir.Node) -> None:
     last = gather.attributes.get_int("axis", 0) in (-1, rank - 1)
     if x is None or x.dtype != ir.DataType.FLOAT or channels is None or channels.ndim != 1 or not last:
         return
-    positive = np.where(channels < 0, channels + linear.inputs[3].shape[1], channels)  # type: ignore[union-attr,index]
     q, scale, _, weight, weight_scale, _, bias = (*linear.inputs, None)[:7]
+    integers = graph.constant(weight)
+    assert integers is not None
+    positive = np.where(channels < 0, channels + integers.shape[1], channels)
     outliers = products.new_constant(model, names, f"{product.outputs[0].name}.channels", positive.astype(np.int32))
     columns = products.new_constant(model, names, f"{product.outputs[0].name}.columns", rows.T)
     call = products.call(OUTLIERS, [q, scale, weight, weight_scale, x, outliers, columns, bias])
-    model.graph.insert_before(add, call)
-    graph.take_over(add.outputs[0], call.outputs[0])
-    for old in (add, linear, product):
-        model.graph.remove(old, safe=True)
+    old = [add, linear, product]
+    ir.convenience.replace_nodes_and_values(model.graph, add, old, [call], add.outputs, call.outputs)

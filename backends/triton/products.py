@@ -65,12 +65,9 @@ def _bias(add: ir.Node, product: ir.Value, outputs: int | ir.SymbolicDim) -> ir.
 
 
 def replace(model: ir.Model, product: Product, node: ir.Node) -> None:
-    """Let a node compute what a product and its bias did; what else reads the product alone keeps it."""
-    model.graph.insert_before(product.last, node)
-    graph.take_over(product.last.outputs[0], node.outputs[0])
-    for old in dict.fromkeys((product.last, product.matmul)):
-        if not old.outputs[0].uses() and not old.outputs[0].is_graph_output():
-            model.graph.remove(old, safe=True)
+    """Let a node compute what a product and its bias did."""
+    old = list(dict.fromkeys((product.last, product.matmul)))
+    ir.convenience.replace_nodes_and_values(model.graph, product.last, old, [node], product.last.outputs, node.outputs)
 
 
 def new_constant(model: ir.Model, names: graph.Names, name: str, array: np.ndarray) -> ir.Value:
