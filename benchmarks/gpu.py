@@ -103,7 +103,7 @@ def nf4(double: bool, inputs: int, outputs: int, device: str) -> Product:
     scale = (torch.rand(groups, outputs, device=device) / 8).half()
     tail = (None, GROUP, packed.plane)
     if not double:
-        call = lambda x: operators.nf4_gemv(x, packed.words, codebook, scale, *tail)  # noqa: E731
+        call = lambda x: operators.nf4_gemv(x, packed.words, codebook, scale, None, None, None, *tail)  # noqa: E731
         size = packed.words.numel() * 4 + scale.numel() * 2
         return Product("nf4 gemv", call, lambda: codebook[indices.int()].double() * _spread(scale, inputs), size)
     levels, steps = torch.linspace(-1, 1, 256, device=device), torch.rand(-(-groups * outputs // 256), device=device)
@@ -115,7 +115,7 @@ def nf4(double: bool, inputs: int, outputs: int, device: str) -> Product:
         return codebook[indices.int()].double() * _spread(levels[of_scale.int()] * blocks + offset, inputs)
 
     size = packed.words.numel() * 4 + of_scale.numel()
-    call = lambda x: operators.nf4_double_gemv(x, packed.words, codebook, of_scale, levels, steps, offset, *tail)  # noqa: E731
+    call = lambda x: operators.nf4_gemv(x, packed.words, codebook, steps, of_scale, levels, offset, *tail)  # noqa: E731
     return Product("nf4 double gemv", call, exact, size)
 
 

@@ -63,12 +63,19 @@ def operator(
     host: tuple[str, ...] = (),
     either: tuple[str, ...] = (),
     random: bool = False,
+    settings_of: Callable[..., Any] | None = None,
 ) -> Callable[[_Function], _Function]:
-    """Decorator: enter a function for these operators, see `Operator`."""
+    """Decorator: enter a function for these operators, see `Operator`.
+
+    One that hands what attributes it does not name itself to another function, as `**settings`, has those of
+    `settings_of`.
+    """
 
     def enter(function: _Function) -> _Function:
         for name in names:
-            _enter(name, domain, _entry(function, since, frozenset(host), frozenset(either), random))
+            entry = _entry(function, since, frozenset(host), frozenset(either), random)
+            more = () if settings_of is None else _keywords(settings_of)
+            _enter(name, domain, dataclasses.replace(entry, parameters=(*entry.parameters, *more)))
         return function
 
     return enter
@@ -89,8 +96,14 @@ def _entry(
 ) -> Operator:
     given = inspect.signature(function).parameters
     variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in given.values())
-    parameters = tuple(key for key, parameter in given.items() if parameter.kind is not parameter.VAR_POSITIONAL)
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = tuple(key for key, parameter in given.items() if parameter.kind not in unnamed)
     return Operator(function, since, host, either, random, parameters, variadic)
+
+
+def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+    given = inspect.signature(function).parameters
+    return tuple(key for key, parameter in given.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def on_host(*names: str, symbolic: int | None = None) -> Callable[[_Function], _Function]:

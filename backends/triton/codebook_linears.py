@@ -8,37 +8,27 @@ import torch
 
 from qcompile import graph
 from qcompile.backends.triton import products
+from qcompile.backends.triton.kernels.group_weight import SCALES_IN_BLOCK
 from qcompile.backends.triton.kernels.packing import pack
 from qcompile.block_functions import CODEBOOK, SCALE
 from qcompile.qdq import DOMAIN
 
-CODEBOOK_LINEAR, DOUBLE = "CodebookLinear", "DoubleCodebookLinear"
+CODEBOOK_LINEAR = "CodebookLinear"
 LEVELS = 16
-_SCALES_IN_BLOCK = 256
 
 
 def fuse_codebook_linears(model: ir.Model) -> None:
-    """MatMul(x, DequantizeCodebook(indices, codebook, scale)) + b  ->  CodebookLinear(x, words, codebook, scale, b).
+    """MatMul(x, DequantizeCodebook(indices, codebook, scale)) + b  ->  CodebookLinear(x, words, codebook, scale, ..).
 
-    Where DequantizeScale makes the scales, in blocks of 256: DoubleCodebookLinear(x, words, codebook, and its inputs,
-    b). Does not apply to codebooks of other than 16 levels, to groups along another axis than that of the inputs, and
-    to what is no constant.
+    Behind the scale are the indices, levels and offset of a DequantizeScale that makes the scales in blocks of 256,
+    where one does, and b. Does not apply to codebooks of other than 16 levels, to groups along another axis than that
+    of the inputs, and to what is no constant.
     """
     names = graph.Names(model.graph)
-    packed: dict[ir.Value, tuple[str, list[ir.Value | None], dict[str, ir.Attr | int]] | None] = {}
-    for product in products.products(model):
-        if product.weight not in packed:
-            packed[product.weight] = _packed(model, names, product.weight)
-        stored = packed[product.weight]
-        if stored is not None:
-            name, operands, attributes = stored
-            node = products.call(name, [product.x, *operands, product.bias], attributes)
-            products.replace(model, product, node)
+    products.fuse(model, CODEBOOK_LINEAR, lambda weight: _packed(model, names, weight))
 
 
-def _packed(
-    model: ir.Model, names: graph.Names, weight: ir.Value
-) -> tuple[str, list[ir.Value | None], dict[str, ir.Attr | int]] | None:
+def _packed(model: ir.Model, names: graph.Names, weight: ir.Value) -> products.Stored | None:
     node = weight.producer()
     if node is None or (node.domain, node.op_type) != (DOMAIN, CODEBOOK) or node.attributes.get_int("axis", -1) != 0:
         return None
@@ -55,16 +45,18 @@ def _packed(
         "group_size": min(node.attributes.get_int("block_size", 0), int(constant.shape.numpy()[0])),
         "plane": found.plane,
     }
-    name = CODEBOOK_LINEAR if len(scales) == 1 else DOUBLE
-    return name, [words, codebook, *scales], attributes
+    return [words, codebook, *scales], attributes
 
 
 def _scales(scale: ir.Value | None) -> list[ir.Value | None] | None:
-    """The scales, or the inputs of the DequantizeScale that makes them; None where they are no constants."""
+    """The scales, and what a DequantizeScale makes them of, or None thrice; None where they are no constants."""
     if graph.constant(scale) is not None:
-        return [scale]
+        return [scale, None, None, None]
     node = None if scale is None else scale.producer()
     if node is None or (node.domain, node.op_type) != (DOMAIN, SCALE):
         return None
     fixed = all(graph.constant(value) is not None for value in node.inputs)
-    return list(node.inputs) if fixed and node.attributes.get_int("block_size", 0) == _SCALES_IN_BLOCK else None
+    if not fixed or node.attributes.get_int("block_size", 0) != SCALES_IN_BLOCK:
+        return None
+    indices, levels, of_blocks, offset = node.inputs
+    return [of_blocks, indices, levels, offset]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qcompile.backends.fx.operators.convolution import conv, conv_transpose
+from qcompile.backends.fx.operators.elementwise import in_front
 from qcompile.backends.fx.table import operator
 from qcompile.backends.triton.integer_convolutions import CONVOLUTION, TRANSPOSED
 from qcompile.backends.triton.products import DOMAIN
 
 
-@operator(CONVOLUTION, domain=DOMAIN)
+@operator(CONVOLUTION, domain=DOMAIN, settings_of=conv)
 def integer_conv(
     q: Tensor,
     scale: Tensor,
@@ -22,21 +23,13 @@ def integer_conv(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Conv((q - zero_point) * scale, weight * weight_scale, bias), the sums over integers."""
-    settings = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "kernel_shape": kernel_shape}
-    settings |= {"pads": pads, "strides": strides}
     return _rescaled(_sums(conv, q, zero_point, weight, settings), scale * weight_scale, bias)
 
 
-@operator(TRANSPOSED, domain=DOMAIN)
+@operator(TRANSPOSED, domain=DOMAIN, settings_of=conv_transpose)
 def integer_conv_transpose(
     q: Tensor,
     scale: Tensor,
@@ -44,19 +37,9 @@ def integer_conv_transpose(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    output_padding: Sequence[int] | None = None,
-    output_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **settings: Any,
 ) -> Tensor:
     """The same of ConvTranspose."""
-    settings = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "kernel_shape": kernel_shape}
-    settings |= {"pads": pads, "strides": strides, "output_padding": output_padding, "output_shape": output_shape}
     return _rescaled(_sums(conv_transpose, q, zero_point, weight, settings), scale * weight_scale, bias)
 
 
@@ -70,6 +53,5 @@ def _sums(
 
 
 def _rescaled(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    channels = [-1, *(1 for _ in sums.shape[2:])]
-    made = sums * scale.reshape(channels)
-    return made if bias is None else made + bias.reshape(channels)
+    made = sums * in_front(scale, sums.dim() - 2)
+    return made if bias is None else made + in_front(bias, sums.dim() - 2)

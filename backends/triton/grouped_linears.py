@@ -22,22 +22,13 @@ def fuse_grouped_linears(model: ir.Model) -> None:
     read is packed once. Does not apply to zero points that are no number of 8 bits without sign behind that.
     """
     names = Names(model.graph)
-    packed: dict[ir.Value, tuple[list[ir.Value | None], dict[str, ir.Attr | int]] | None] = {}
-    for product in products.products(model):
-        if product.weight not in packed:
-            found = block_weights.of_value(product.weight)
-            packed[product.weight] = None if found is None else _packed(model, names, found)
-        stored = packed[product.weight]
-        if stored is not None:
-            operands, attributes = stored
-            node = products.call(GROUPED, [product.x, *operands, product.bias], attributes)
-            products.replace(model, product, node)
+    products.fuse(model, GROUPED, lambda weight: _packed(model, names, block_weights.of_value(weight)))
 
 
-def _packed(
-    model: ir.Model, names: Names, weight: block_weights.BlockWeight
-) -> tuple[list[ir.Value | None], dict[str, ir.Attr | int]] | None:
+def _packed(model: ir.Model, names: Names, weight: block_weights.BlockWeight | None) -> products.Stored | None:
     """Words, scales and zero points as constants of the graph, and what the kernel is to know of them."""
+    if weight is None:
+        return None
     integers = weight.integers.numpy().astype(np.int8 if weight.signed else np.uint8)
     bits = _bits(integers, weight.signed)
     zero = weight.zero_points(weight.block_size) + (1 << (bits - 1) if weight.signed else 0)

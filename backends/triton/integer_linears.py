@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx_ir as ir
 
@@ -21,12 +23,10 @@ def fuse_integer_linears(model: ir.Model) -> None:
     that read it. Does not apply to weights that `integer_operands.weight` refuses, or that have no two axes.
     """
     names = graph.Names(model.graph)
-    weights: dict[ir.Value, list[ir.Value] | None] = {}
+    stored_weight = functools.cache(lambda value: _weight(model, names, value))
     tokens: dict[ir.Value, Activation] = {}
     for product in products.products(model):
-        if product.weight not in weights:
-            weights[product.weight] = _weight(model, names, product.weight)
-        stored = weights[product.weight]
+        stored = stored_weight(product.weight)
         if stored is None:
             continue
         x = integer_operands.activation(product.x) or _tokens(model, product.x, tokens)

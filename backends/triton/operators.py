@@ -17,9 +17,10 @@ import qcompile.backends.triton.kernels.nf4
 import qcompile.backends.triton.kernels.tokens  # noqa: F401 - these register the operators
 from qcompile.backends.fx.operators.quantization import spread
 from qcompile.backends.fx.table import operator
-from qcompile.backends.triton.codebook_linears import CODEBOOK_LINEAR, DOUBLE
+from qcompile.backends.triton.codebook_linears import CODEBOOK_LINEAR
 from qcompile.backends.triton.grouped_linears import GROUPED
 from qcompile.backends.triton.integer_linears import LINEAR, TOKENS
+from qcompile.backends.triton.kernels.group_weight import SCALES_IN_BLOCK
 from qcompile.backends.triton.kernels.packing import unpack
 from qcompile.backends.triton.normalized_tokens import LAYER_NORM, RMS_NORM
 from qcompile.backends.triton.outlier_linears import OUTLIERS
@@ -60,44 +61,26 @@ def codebook_linear(
     words: Tensor,
     codebook: Tensor,
     scale: Tensor,
+    scale_indices: Tensor | None = None,
+    levels: Tensor | None = None,
+    offset: Tensor | None = None,
     bias: Tensor | None = None,
     *,
     group_size: int,
     plane: int,
 ) -> Tensor:
-    """X @ (codebook[indices] * scale) + bias."""
+    """X @ (codebook[indices] * scales) + bias, the scales in floats, or in 8 bits: see `kernels.nf4.nf4_gemv`."""
     if runs_kernels(x):
         name = "nf4_gemv" if _is_vector(x) else "nf4_gemm"
-        made: Tensor = getattr(torch.ops.qcompile, name)(x, words, codebook, scale, bias, group_size, plane)
+        scales = (scale, scale_indices, levels, offset)
+        made: Tensor = getattr(torch.ops.qcompile, name)(x, words, codebook, *scales, bias, group_size, plane)
         return made
-    levels = codebook[unpack(words, 4, plane, x.shape[-1]).long()]
-    return _product(x, levels * spread(scale, levels, 0, group_size), bias)
-
-
-@operator(DOUBLE, domain=DOMAIN)
-def double_codebook_linear(
-    x: Tensor,
-    words: Tensor,
-    codebook: Tensor,
-    indices: Tensor,
-    levels: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    bias: Tensor | None = None,
-    *,
-    group_size: int,
-    plane: int,
-) -> Tensor:
-    """The same with scales levels[indices] * scale + offset, a scale for each 256, counted output by output."""
-    if runs_kernels(x):
-        name = "nf4_double_gemv" if _is_vector(x) else "nf4_double_gemm"
-        given = (x, words, codebook, indices, levels, scale, offset, bias, group_size, plane)
-        made: Tensor = getattr(torch.ops.qcompile, name)(*given)
-        return made
-    each = levels[indices.T.reshape(-1).long()]
-    blocks = scale.repeat_interleave(256)[: each.numel()]
-    scales = (each * blocks + offset).reshape(indices.T.shape).T
-    return codebook_linear(x, words, codebook, scales, bias, group_size=group_size, plane=plane)
+    if scale_indices is not None and levels is not None and offset is not None:
+        each = levels[scale_indices.T.reshape(-1).long()]
+        blocks = scale.repeat_interleave(SCALES_IN_BLOCK)[: each.numel()]
+        scale = (each * blocks + offset).reshape(scale_indices.T.shape).T
+    values = codebook[unpack(words, 4, plane, x.shape[-1]).long()]
+    return _product(x, values * spread(scale, values, 0, group_size), bias)
 
 
 @operator(TOKENS, domain=DOMAIN)

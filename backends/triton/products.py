@@ -6,7 +6,9 @@ The nodes are of the domain `qcompile.triton`, exist in memory alone, and are wr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -68,6 +70,26 @@ def replace(model: ir.Model, product: Product, node: ir.Node) -> None:
     """Let a node compute what a product and its bias did."""
     old = list(dict.fromkeys((product.last, product.matmul)))
     ir.convenience.replace_nodes_and_values(model.graph, product.last, old, [node], product.last.outputs, node.outputs)
+
+
+Stored: TypeAlias = tuple[list[ir.Value | None], Mapping[str, ir.Attr | int]]
+"""Operands that stand for a weight, and attributes that say how to read them."""
+
+
+def fuse(model: ir.Model, name: str, stored: Callable[[ir.Value], Stored | None]) -> None:
+    """Let a node of a kernel take the place of each product whose weight can be stored as the kernel reads it.
+
+    Args:
+        model: its graph is changed.
+        name: of the operator: (x, what stands for the weight, bias).
+        stored: asked once for each weight; None where it does not fit.
+    """
+    stored_once = functools.cache(stored)
+    for product in products(model):
+        fitting = stored_once(product.weight)
+        if fitting is not None:
+            operands, attributes = fitting
+            replace(model, product, call(name, [product.x, *operands, product.bias], attributes))
 
 
 def new_constant(model: ir.Model, names: graph.Names, name: str, array: np.ndarray) -> ir.Value:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qcompile.backends.fx.operators.elementwise import in_front
 from qcompile.backends.fx.table import operator
 
 
@@ -42,7 +43,7 @@ def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
 @operator("PRelu")
 def prelu_1(x: Tensor, slope: Tensor) -> Tensor:
     """PRelu of opsets below 7: a slope for each channel."""
-    return prelu(x, slope.reshape(-1, *(1 for _ in range(x.dim() - 2))))
+    return prelu(x, in_front(slope, x.dim() - 2))
 
 
 @operator("PRelu", since=7)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from qcompile.backends.fx.host import Numbers, ints
+from qcompile.backends.fx.operators.elementwise import in_front
 from qcompile.backends.fx.operators.linear import centred
 from qcompile.backends.fx.table import operator
 
@@ -111,31 +113,23 @@ def conv_transpose(
     if bias is None or all(behind <= 0 for _, behind in kept):
         return functional.pad(whole, flat(kept))
     # Where nothing is spread to, there is the bias alone.
-    shift = bias.reshape(-1, *(1 for _ in range(rank)))
+    shift = in_front(bias, rank)
     return functional.pad(whole - shift, flat(kept)) + shift
 
 
-@operator("ConvInteger")
+@operator("ConvInteger", settings_of=conv)
 def conv_integer(
     x: Tensor,
     weight: Tensor,
     x_zero_point: Tensor | None = None,
     w_zero_point: Tensor | None = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **settings: Any,
 ) -> Tensor:
     """The convolution of integers less their zero points, in int32."""
-    settings = {"auto_pad": auto_pad, "dilations": dilations, "kernel_shape": kernel_shape, "pads": pads}
-    scale = w_zero_point
-    if scale is not None and scale.dim():
-        scale = scale.reshape(-1, *(1 for _ in weight.shape[1:]))
-    made = conv(centred(x, x_zero_point), centred(weight, scale), group=group, strides=strides, **settings)  # type: ignore[arg-type]
-    return made.round().to(torch.int32)
+    rows = w_zero_point
+    if rows is not None and rows.dim():
+        rows = in_front(rows, weight.dim() - 1)
+    return conv(centred(x, x_zero_point), centred(weight, rows), **settings).round().to(torch.int32)
 
 
 @operator("Col2Im", host=("image_shape", "block_shape"))
@@ -162,8 +156,7 @@ def col2im(
     for axis in range(rank):
         inside = torch.arange(block[axis], device=x.device) * spread[axis]
         start = torch.arange(counts[axis], device=x.device) * steps[axis]
-        place = inside.reshape([-1 if other == axis else 1 for other in range(2 * rank)])
-        place = place + start.reshape([-1 if other == axis + rank else 1 for other in range(2 * rank)])
+        place = in_front(inside, 2 * rank - 1 - axis) + in_front(start, rank - 1 - axis)
         index = index * padded[axis] + place
     batch, channels = x.shape[0], x.shape[1] // math.prod(block)
     columns = x.reshape(batch, channels, -1)

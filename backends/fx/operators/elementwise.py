@@ -64,8 +64,12 @@ def aligned(a: Tensor, b: Tensor, axis: int | None, broadcast: int | None) -> Te
     """The second operand as opsets below 7 broadcast it: its first dimension at an axis of the first."""
     if not broadcast or axis is None:
         return b
-    axis %= a.dim()
-    return b.reshape((*b.shape, *(1 for _ in range(a.dim() - axis - b.dim()))))
+    return in_front(b, a.dim() - axis % a.dim() - b.dim())
+
+
+def in_front(values: Tensor, count: int) -> Tensor:
+    """The values with so many axes of 1 behind theirs, so that they broadcast along the axes in front of those."""
+    return values.reshape(*values.shape, *[1] * count)
 
 
 def _binary(function: Callable[..., Tensor], name: str) -> None:

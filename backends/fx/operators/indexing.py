@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qcompile.backends.fx.host import Host, Numbers, ints, single
-from qcompile.backends.fx.operators.elementwise import wide
+from qcompile.backends.fx.operators.elementwise import in_front, wide
 from qcompile.backends.fx.table import operator
 
 
@@ -38,10 +38,7 @@ def gather_nd(x: Tensor, index: Tensor, *, batch_dims: int = 0) -> Tensor:
     depth = index.shape[-1]
     places = [counted(index[..., axis], x.shape[batch_dims + axis]) for axis in range(depth)]
     rank = index.dim() - 1
-    before = [
-        torch.arange(x.shape[axis], device=x.device).reshape([-1 if other == axis else 1 for other in range(rank)])
-        for axis in range(batch_dims)
-    ]
+    before = [in_front(torch.arange(x.shape[axis], device=x.device), rank - 1 - axis) for axis in range(batch_dims)]
     return x[tuple(before + places)]
 
 
@@ -93,7 +90,7 @@ def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "n
         flat = flat * size + place
     whole = x.reshape(-1, *x.shape[depth:])
     parts = updates.reshape(-1, *x.shape[depth:])
-    spread = flat.reshape(-1, *(1 for _ in x.shape[depth:])).expand_as(parts)
+    spread = in_front(flat.reshape(-1), x.dim() - depth).expand_as(parts)
     return wide(whole).scatter_reduce(0, spread, wide(parts), how).to(x.dtype).reshape(x.shape)
 
 
@@ -146,8 +143,7 @@ def one_hot(index: Tensor, depth: Host, values: Tensor, *, axis: int = -1) -> Te
     size = int(single(depth))
     axis = axis % (index.dim() + 1)
     steps = torch.arange(size, device=index.device)
-    shape = [-1 if other == axis else 1 for other in range(index.dim() + 1)]
-    chosen = counted(index, size).unsqueeze(axis) == steps.reshape(shape)
+    chosen = counted(index, size).unsqueeze(axis) == in_front(steps, index.dim() - axis)
     return torch.where(chosen, values[1], values[0])
 
 

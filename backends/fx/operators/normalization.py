@@ -10,13 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from qcompile.backends.fx.host import Host, single
+from qcompile.backends.fx.operators.elementwise import in_front
 from qcompile.backends.fx.table import operator
 from qcompile.backends.fx.types import torch_type
 from qcompile.errors import UnsupportedOperator
-
-
-def _channelwise(values: Tensor, rank: int) -> Tensor:
-    return values.reshape(-1, *(1 for _ in range(rank - 2)))
 
 
 @operator("BatchNormalization")
@@ -41,8 +38,8 @@ def batch_normalization(
         return (functional.batch_norm(x, of, spread, factor, shift, eps=epsilon),)
     axes = (0, *range(2, x.dim()))
     now, spread = x.mean(axes), x.var(axes, unbiased=False)
-    shift, width = _channelwise(now, x.dim()), _channelwise(spread, x.dim())
-    made = (x - shift) / torch.sqrt(width + epsilon) * _channelwise(scale, x.dim()) + _channelwise(bias, x.dim())
+    shift, width = in_front(now, x.dim() - 2), in_front(spread, x.dim() - 2)
+    made = (x - shift) / torch.sqrt(width + epsilon) * in_front(scale, x.dim() - 2) + in_front(bias, x.dim() - 2)
     running = mean * momentum + now * (1 - momentum), variance * momentum + spread * (1 - momentum)
     return (made, *running)[: max(outputs, 1)]
 
@@ -86,7 +83,7 @@ def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: f
     axes = tuple(range(2, x.dim()))
     mean, variance = x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
     made = (x - mean) * torch.rsqrt(variance + epsilon)
-    return made * _channelwise(scale, x.dim()) + _channelwise(bias, x.dim())
+    return made * in_front(scale, x.dim() - 2) + in_front(bias, x.dim() - 2)
 
 
 @operator("GroupNormalization", since=21)
@@ -95,7 +92,7 @@ def group_normalization(
 ) -> Tensor:
     """Groups of channels normalized together, then a scale and a bias for each channel."""
     made = functional.group_norm(x.to(torch_type(stash_type)), num_groups, eps=epsilon).to(x.dtype)
-    return made * _channelwise(scale, x.dim()) + _channelwise(bias, x.dim())
+    return made * in_front(scale, x.dim() - 2) + in_front(bias, x.dim() - 2)
 
 
 @operator("GroupNormalization", since=18)
@@ -103,7 +100,7 @@ def group_normalization_18(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: f
     """As from opset 21 on, with a scale and a bias for each group."""
     made = functional.group_norm(x, num_groups, eps=epsilon)
     repeats = x.shape[1] // num_groups
-    spread = [_channelwise(values.repeat_interleave(repeats), x.dim()) for values in (scale, bias)]
+    spread = [in_front(values.repeat_interleave(repeats), x.dim() - 2) for values in (scale, bias)]
     return made * spread[0] + spread[1]
 
 

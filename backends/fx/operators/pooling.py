@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from qcompile.backends.fx.host import Numbers, ints
 from qcompile.backends.fx.operators.convolution import flat, window_pads
+from qcompile.backends.fx.operators.elementwise import in_front
 from qcompile.backends.fx.table import operator
 
 
@@ -97,12 +98,12 @@ def max_pool(
     stride = 1
     for axis in list(order)[::-1]:
         steps_of = torch.arange(sizes[axis], device=x.device, dtype=torch.float64)
-        flat_index = flat_index + steps_of.reshape([-1 if o == axis else 1 for o in range(len(sizes))]) * stride
+        flat_index = flat_index + in_front(steps_of, len(sizes) - 1 - axis) * stride
         stride = stride * sizes[axis]
     places = _windows(flat_index[None, None], kernel_shape, steps, spread, added, ceil_mode, 0)
     spots = places.expand(*values.shape, -1).gather(-1, chosen[..., None])[..., 0].to(torch.int64)
     image = torch.arange(x.shape[0] * x.shape[1], device=x.device) * math.prod(sizes)
-    return values, spots + image.reshape(x.shape[0], x.shape[1], *(1 for _ in sizes))
+    return values, spots + in_front(image.reshape(x.shape[:2]), len(sizes))
 
 
 @operator("AveragePool")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qcompile.backends.fx.operators.convolution import conv
+from qcompile.backends.fx.operators.elementwise import in_front
 from qcompile.backends.fx.operators.types import converted
 from qcompile.backends.fx.table import operator
 from qcompile.backends.fx.types import NARROW_FLOATS, torch_type
@@ -33,7 +33,7 @@ def spread(parameter: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
         return parameter.reshape(())
     axis %= x.dim()
     if parameter.dim() == 1 and not block_size:
-        return parameter.reshape([-1 if other == axis else 1 for other in range(x.dim())])
+        return in_front(parameter, x.dim() - 1 - axis)
     if parameter.shape[axis] == x.shape[axis]:
         return parameter
     size = block_size or -(-x.shape[axis] // parameter.shape[axis])
@@ -108,8 +108,7 @@ def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _real(x: Tensor, scale: Tensor, zero_point: Tensor, trailing: int) -> Tensor:
     """The numbers that integers stand for, in float64, with parameters of rows in front of some axes."""
     if scale.dim() == 1 and scale.numel() > 1:
-        scale = scale.reshape(-1, *(1 for _ in range(trailing)))
-        zero_point = zero_point.reshape(-1, *(1 for _ in range(trailing)))
+        scale, zero_point = in_front(scale, trailing), in_front(zero_point, trailing)
     return (x.to(torch.float64) - zero_point.to(torch.float64)) * scale.to(torch.float64)
 
 
@@ -131,7 +130,7 @@ def q_linear_matmul(
     return rounded(product / y_scale.to(torch.float64), y_zero_point, types[7] or ir.DataType.UINT8)
 
 
-@operator("QLinearConv")
+@operator("QLinearConv", settings_of=conv)
 def q_linear_conv(
     x: Tensor,
     x_scale: Tensor,
@@ -143,17 +142,11 @@ def q_linear_conv(
     y_zero_point: Tensor,
     bias: Tensor | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
     types: tuple[ir.DataType | None, ...],
+    **settings: Any,
 ) -> Tensor:
     """The convolution of quantized tensors, quantized; the bias is in steps of x_scale * w_scale."""
-    settings: dict[str, Any] = {"auto_pad": auto_pad, "dilations": dilations, "kernel_shape": kernel_shape}
     left, right = _real(x, x_scale, x_zero_point, 0), _real(w, w_scale, w_zero_point, w.dim() - 1)
     shift = None if bias is None else bias.to(torch.float64) * x_scale.to(torch.float64) * w_scale.to(torch.float64)
-    made = conv(left, right, shift, group=group, pads=pads, strides=strides, **settings)
+    made = conv(left, right, shift, **settings)
     return rounded(made / y_scale.to(torch.float64), y_zero_point, types[7] or ir.DataType.UINT8)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qcompile.backends.fx.host import Host, Numbers, ints, single
-from qcompile.backends.fx.operators.elementwise import wide
+from qcompile.backends.fx.operators.elementwise import in_front, wide
 from qcompile.backends.fx.table import operator
 
 
@@ -112,9 +112,7 @@ def _place(function: Callable[..., Tensor], x: Tensor, axis: int, keep: int, las
     """Where the extreme is; `argmax` of torch may return any of several, so the places are compared."""
     x = wide(x)
     found = x == function(x, axis, keepdim=True)
-    steps = torch.arange(x.shape[axis], device=x.device).reshape(
-        [-1, *(1 for _ in range(x.dim() - 1 - axis % x.dim()))]
-    )
+    steps = in_front(torch.arange(x.shape[axis], device=x.device), x.dim() - 1 - axis % x.dim())
     if last:
         return torch.where(found, steps, -1).amax(axis, keepdim=bool(keep))
     return torch.where(found, steps, x.shape[axis]).amin(axis, keepdim=bool(keep))

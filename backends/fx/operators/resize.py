@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompile.backends.fx.host import Numbers, floats, ints
+from qcompile.backends.fx.operators.elementwise import in_front
 from qcompile.backends.fx.table import operator
 from qcompile.errors import UnsupportedOperator
 
@@ -99,7 +100,7 @@ def _one_axis(x: Tensor, axis: int, made: int, scale: float, rule: _Rule, start:
         result = (parts * weights.to(x.dtype).reshape(shape)).sum(axis + 1)
     if rule.coordinates != "tf_crop_and_resize":
         return result
-    kept = outside.reshape([-1 if other == axis else 1 for other in range(x.dim())])
+    kept = in_front(outside, x.dim() - 1 - axis)
     return torch.where(kept, torch.full_like(result, rule.extrapolation_value), result)
 
 

@@ -22,15 +22,14 @@ Weights in groups (packing.py, grouped.py): `pack(integers uint8 or int8 [K, N],
 
 NF4 and any other codebook of 16 levels (nf4.py): `words`, `plane` = pack(indices, 4).
 
-    qcompile::nf4_gemv(x, words, codebook float32 [16], scale float [G, N], bias?, int group_size, int plane) -> y
-    qcompile::nf4_gemm(the same) -> y
-    qcompile::nf4_dequantize(words, codebook, scale, int group_size, int plane, int inputs, ScalarType dtype) -> [K, N]
-    qcompile::nf4_double_gemv, nf4_double_gemm(x, words, codebook, indices uint8 [G, N], levels float32 [256],
-                         scale float32 [ceil(G*N/256)], offset float32 [], bias?, int group_size, int plane) -> y
-        double quantization: scales are levels[indices] * scale[block] + offset; blocks of 256 count output by output,
+    qcompile::nf4_gemv(x, words, codebook float32 [16], scale float [G, N], scale_indices?, levels?, offset?, bias?,
+                       int group_size, int plane) -> y
+        double quantization: scale_indices uint8 [G, N], levels float32 [256], scale float32 [ceil(G*N/256)], offset
+        float32 []; scales are levels[scale_indices] * scale[block] + offset, and blocks of 256 count output by output,
         that is in the order of memory of [N, G]
-    qcompile::nf4_double_dequantize(words, codebook, indices, levels, scale, offset, int group_size, int plane,
-                         int inputs, ScalarType dtype) -> [K, N]
+    qcompile::nf4_gemm(the same) -> y
+    qcompile::nf4_dequantize(words, codebook, scale, scale_indices?, levels?, offset?, int group_size, int plane,
+                             int inputs, ScalarType dtype) -> [K, N]
 
 Int8 (tokens.py, int8_gemm.py, llm_int8.py). `weight` is int8 [N, K]: transposed, as the int8 tensor cores read it.
 `weight_scale` is float32 [N]. `activation` is "none", "gelu" (the error function), "gelu_tanh", "relu" or "silu".

@@ -106,33 +106,16 @@ def _empty(
 
 
 @grouped_dequantize.register_fake
-def _empty_weight(
-    words: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    bits: int,
-    group_size: int,
-    plane: int,
-    inputs: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _(words: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, *numbers: Any) -> torch.Tensor:
+    bits, group_size, plane, inputs, dtype = numbers
     return group_dequantize.empty(GroupWeight(words, scale, bits, group_size, plane, inputs, zero_point), dtype)
 
 
-def _weight(
-    words: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    bits: int,
-    group_size: int,
-    plane: int,
-    inputs: int,
-    dtype: torch.dtype,
-) -> Any:
-    return grouped_dequantize(words, scale, zero_point, bits, group_size, plane, inputs, dtype)
+def _dequantized(*given: Any, inputs: int, dtype: torch.dtype) -> Any:
+    words, scale, zero_point, _, *numbers = given
+    return grouped_dequantize(words, scale, zero_point, *numbers, inputs, dtype)
 
 
 for _operator in (grouped_gemv, grouped_gemm):
     _operator.register_fake(_empty)
-    differentiable(_operator, _weight)
+    differentiable(_operator, _dequantized)

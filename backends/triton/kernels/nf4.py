@@ -25,17 +25,24 @@ def nf4_gemv(
     words: torch.Tensor,
     codebook: torch.Tensor,
     scale: torch.Tensor,
+    scale_indices: torch.Tensor | None,
+    levels: torch.Tensor | None,
+    offset: torch.Tensor | None,
     bias: torch.Tensor | None,
     group_size: int,
     plane: int,
 ) -> torch.Tensor:
-    """Return x @ (codebook[indices] * scale) + bias for few rows of x, [..., N]; differentiable with respect to x.
+    """Return x @ (codebook[indices] * scales) + bias for few rows of x, [..., N]; differentiable with respect to x.
 
     Args:
         x: float16, bfloat16 or float32 [..., K], strided as it is.
         words: int32 [W, N]: the indices, by packing, in 4 bits.
         codebook: float32 [16].
-        scale: float [G, N].
+        scale: float [G, N]: the scales. With `scale_indices` float32 [ceil(G * N / 256)], of blocks of 256 scales that
+            count output by output, in the order of [N, G]: the scales are levels[scale_indices] * scale + offset.
+        scale_indices: uint8 [G, N], or None as the next two.
+        levels: float32 [256].
+        offset: float32 [].
         bias: float [N], or None.
         group_size: inputs that share a scale.
         plane: that of `Packed`.
@@ -43,8 +50,9 @@ def nf4_gemv(
     Raises:
         InputError: a shape, a dtype or a device does not fit.
     """
-    y = _empty(x, words, codebook, scale, bias, group_size, plane)
-    return gemv(x, _single(words, codebook, scale, group_size, plane, x.shape[-1]), bias, y)
+    y = _empty(x, words, codebook, scale, scale_indices, levels, offset, bias, group_size, plane)
+    weight = _weight(words, codebook, scale, scale_indices, levels, offset, group_size, plane, x.shape[-1])
+    return gemv(x, weight, bias, y)
 
 
 @operator("nf4_gemm")
@@ -53,13 +61,17 @@ def nf4_gemm(
     words: torch.Tensor,
     codebook: torch.Tensor,
     scale: torch.Tensor,
+    scale_indices: torch.Tensor | None,
+    levels: torch.Tensor | None,
+    offset: torch.Tensor | None,
     bias: torch.Tensor | None,
     group_size: int,
     plane: int,
 ) -> torch.Tensor:
     """Return the same as `nf4_gemv`, by tensor cores, for any number of rows of x."""
-    y = _empty(x, words, codebook, scale, bias, group_size, plane)
-    return gemm(x, _single(words, codebook, scale, group_size, plane, x.shape[-1]), bias, y)
+    y = _empty(x, words, codebook, scale, scale_indices, levels, offset, bias, group_size, plane)
+    weight = _weight(words, codebook, scale, scale_indices, levels, offset, group_size, plane, x.shape[-1])
+    return gemm(x, weight, bias, y)
 
 
 @operator("nf4_dequantize")
@@ -67,102 +79,37 @@ def nf4_dequantize(
     words: torch.Tensor,
     codebook: torch.Tensor,
     scale: torch.Tensor,
+    scale_indices: torch.Tensor | None,
+    levels: torch.Tensor | None,
+    offset: torch.Tensor | None,
     group_size: int,
     plane: int,
     inputs: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Return codebook[indices] * scale, computed in float32 and rounded once to a dtype, [K, N]."""
-    return group_dequantize.dequantized(_single(words, codebook, scale, group_size, plane, inputs), dtype)
-
-
-@operator("nf4_double_gemv")
-def nf4_double_gemv(
-    x: torch.Tensor,
-    words: torch.Tensor,
-    codebook: torch.Tensor,
-    indices: torch.Tensor,
-    levels: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    bias: torch.Tensor | None,
-    group_size: int,
-    plane: int,
-) -> torch.Tensor:
-    """Return the same as `nf4_gemv`, with scales in 8 bits: levels[indices] * scale[block] + offset.
-
-    Args:
-        x: as in `nf4_gemv`, and so are words, codebook, bias, group_size and plane.
-        words: of the weight.
-        codebook: of the weight.
-        indices: uint8 [G, N].
-        levels: float32 [256].
-        scale: float32 [ceil(G * N / 256)]: of blocks of 256 that count output by output, in the order of [N, G].
-        offset: float32 [].
-        bias: of the outputs.
-        group_size: of the weight.
-        plane: of the weight.
-    """
-    y = _empty_double(x, words, codebook, indices, levels, scale, offset, bias, group_size, plane)
-    weight = _double(words, codebook, indices, levels, scale, offset, group_size, plane, x.shape[-1])
-    return gemv(x, weight, bias, y)
-
-
-@operator("nf4_double_gemm")
-def nf4_double_gemm(
-    x: torch.Tensor,
-    words: torch.Tensor,
-    codebook: torch.Tensor,
-    indices: torch.Tensor,
-    levels: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    bias: torch.Tensor | None,
-    group_size: int,
-    plane: int,
-) -> torch.Tensor:
-    """Return the same as `nf4_double_gemv`, by tensor cores, for any number of rows of x."""
-    y = _empty_double(x, words, codebook, indices, levels, scale, offset, bias, group_size, plane)
-    weight = _double(words, codebook, indices, levels, scale, offset, group_size, plane, x.shape[-1])
-    return gemm(x, weight, bias, y)
-
-
-@operator("nf4_double_dequantize")
-def nf4_double_dequantize(
-    words: torch.Tensor,
-    codebook: torch.Tensor,
-    indices: torch.Tensor,
-    levels: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    group_size: int,
-    plane: int,
-    inputs: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Return the weight [K, N] with scales in 8 bits, in a dtype."""
-    weight = _double(words, codebook, indices, levels, scale, offset, group_size, plane, inputs)
+    """Return codebook[indices] * scales, computed in float32 and rounded once to a dtype, [K, N]."""
+    weight = _weight(words, codebook, scale, scale_indices, levels, offset, group_size, plane, inputs)
     return group_dequantize.dequantized(weight, dtype)
 
 
-def _single(
-    words: torch.Tensor, codebook: torch.Tensor, scale: torch.Tensor, group_size: int, plane: int, inputs: int
-) -> GroupWeight:
-    return GroupWeight(words, scale, 4, group_size, plane, inputs, codebook=codebook)
+@nf4_dequantize.register_fake
+def _(*weight: Any) -> torch.Tensor:
+    *given, dtype = weight
+    return group_dequantize.empty(_weight(*given), dtype)
 
 
-def _double(
+def _weight(
     words: torch.Tensor,
     codebook: torch.Tensor,
-    indices: torch.Tensor,
-    levels: torch.Tensor,
     scale: torch.Tensor,
-    offset: torch.Tensor,
+    scale_indices: torch.Tensor | None,
+    levels: torch.Tensor | None,
+    offset: torch.Tensor | None,
     group_size: int,
     plane: int,
     inputs: int,
 ) -> GroupWeight:
-    return GroupWeight(words, scale, 4, group_size, plane, inputs, None, codebook, indices, levels, offset)
+    return GroupWeight(words, scale, 4, group_size, plane, inputs, None, codebook, scale_indices, levels, offset)
 
 
 def _empty(
@@ -170,94 +117,23 @@ def _empty(
     words: torch.Tensor,
     codebook: torch.Tensor,
     scale: torch.Tensor,
+    scale_indices: torch.Tensor | None,
+    levels: torch.Tensor | None,
+    offset: torch.Tensor | None,
     bias: torch.Tensor | None,
     group_size: int,
     plane: int,
 ) -> torch.Tensor:
     expect_input(x)
-    weight = _single(words, codebook, scale, group_size, plane, x.shape[-1])
+    weight = _weight(words, codebook, scale, scale_indices, levels, offset, group_size, plane, x.shape[-1])
     return empty_product(x, weight.outputs, bias, *weight.tensors)
 
 
-def _empty_double(
-    x: torch.Tensor,
-    words: torch.Tensor,
-    codebook: torch.Tensor,
-    indices: torch.Tensor,
-    levels: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    bias: torch.Tensor | None,
-    group_size: int,
-    plane: int,
-) -> torch.Tensor:
-    expect_input(x)
-    weight = _double(words, codebook, indices, levels, scale, offset, group_size, plane, x.shape[-1])
-    return empty_product(x, weight.outputs, bias, *weight.tensors)
-
-
-@nf4_dequantize.register_fake
-def _(
-    words: torch.Tensor,
-    codebook: torch.Tensor,
-    scale: torch.Tensor,
-    group_size: int,
-    plane: int,
-    inputs: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    return group_dequantize.empty(_single(words, codebook, scale, group_size, plane, inputs), dtype)
-
-
-@nf4_double_dequantize.register_fake
-def _(
-    words: torch.Tensor,
-    codebook: torch.Tensor,
-    indices: torch.Tensor,
-    levels: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    group_size: int,
-    plane: int,
-    inputs: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    weight = _double(words, codebook, indices, levels, scale, offset, group_size, plane, inputs)
-    return group_dequantize.empty(weight, dtype)
-
-
-def _weight(
-    words: torch.Tensor,
-    codebook: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    group_size: int,
-    plane: int,
-    inputs: int,
-    dtype: torch.dtype,
-) -> Any:
-    return nf4_dequantize(words, codebook, scale, group_size, plane, inputs, dtype)
-
-
-def _double_weight(
-    words: torch.Tensor,
-    codebook: torch.Tensor,
-    indices: torch.Tensor,
-    levels: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    bias: torch.Tensor | None,
-    group_size: int,
-    plane: int,
-    inputs: int,
-    dtype: torch.dtype,
-) -> Any:
-    return nf4_double_dequantize(words, codebook, indices, levels, scale, offset, group_size, plane, inputs, dtype)
+def _dequantized(*given: Any, inputs: int, dtype: torch.dtype) -> Any:
+    *tensors, _, group_size, plane = given
+    return nf4_dequantize(*tensors, group_size, plane, inputs, dtype)
 
 
 for _operator in (nf4_gemv, nf4_gemm):
     _operator.register_fake(_empty)
-    differentiable(_operator, _weight)
-for _operator in (nf4_double_gemv, nf4_double_gemm):
-    _operator.register_fake(_empty_double)
-    differentiable(_operator, _double_weight)
+    differentiable(_operator, _dequantized)

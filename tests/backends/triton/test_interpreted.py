@@ -63,5 +63,5 @@ def test_kernels_compute_what_torch_does() -> None:
         *("LayerNormQuantize", "IntegerLinear"),
         *("QuantizeTokens", "OutlierLinear"),
         "CodebookLinear",
-        "DoubleCodebookLinear",
+        "CodebookLinear",
     ]
