@@ -22,6 +22,7 @@ from qcompile.graph import Linear
 from qcompile.initializers import remove_unused
 from qcompile.layers import Layer
 from qcompile.scheme import GroupScheme
+from qcompile.solvers.asymmetric import asymmetric_target
 from qcompile.solvers.grouped import Evidence, Grouped
 from qcompile.solvers.rtn import rtn
 from qcompile.weight_only import NEEDS_MOMENTS, SOLVERS, BiasCorrection, Solver
@@ -57,6 +58,9 @@ class QuantizeWeights(Pass):
             for .033 in 4 bits, .161 for .128 in 3; gptq .0103 for .0102, .0344 for .0342).
         effective_bits: of bits "auto", the most for each number of all weights together, with scales and zero points;
             None: 4.25, where there is no `max_drop`.
+        calibration: what the outputs of a linear are held to: "symmetric": the products of what it reads, and rounding
+            alone is an error; "asymmetric": what the float model computes there, so that a linear makes up for the
+            errors of all in front of it, see `asymmetric_target`. Does not apply to those that score a vocabulary.
         max_drop: of bits "auto", in the place of `effective_bits`: the fewest bits with which the cosine to the outputs
             before this pass drops by no more, see `fewest_bits`; needs calibration data.
         widths: what bits "auto" chooses from: 3 are stored in 4 by every runtime.
@@ -84,6 +88,7 @@ class QuantizeWeights(Pass):
     bias_correction: BiasCorrection = "linears"
     effective_bits: float | None = None
     max_drop: float | None = None
+    calibration: Literal["symmetric", "asymmetric"] = "symmetric"
     widths: tuple[int, ...] = (2, 4, 8)
     head: GroupScheme | None = weight_only.HEAD
     ignore: frozenset[str] = frozenset()
@@ -125,7 +130,8 @@ class QuantizeWeights(Pass):
         """
         if self.max_drop is not None:
             return None
-        return dataclasses.replace(self, solver="rtn", range_grid=0) if self.solver in NEEDS_MOMENTS else self
+        left = dataclasses.replace(self, calibration="symmetric")
+        return dataclasses.replace(left, solver="rtn", range_grid=0) if self.solver in NEEDS_MOMENTS else left
 
     def call(self, model: ir.Model) -> Result:
         """Quantize every linear that can be; one finding for each."""
@@ -135,9 +141,12 @@ class QuantizeWeights(Pass):
         findings = list(chosen.findings)
         done: Done = {}
         auto, told = self._allocated(model, others, heads)
+        exact = model.clone() if self.calibration == "asymmetric" else None
         # A head that is rounded to nearest needs statistics for the report alone: the last others' run collects them.
-        for group in [others + heads] if _is_nearly_float(self.head) else [others, heads]:
-            for part in weight_only.calibrated(self.calibrator, model, group, grams=self.solver in NEEDS_MOMENTS):
+        together = _is_nearly_float(self.head) and exact is None
+        for group, held in [(others + heads, None)] if together else [(others, exact), (heads, None)]:
+            moments = self.solver in NEEDS_MOMENTS
+            for part in weight_only.calibrated(self.calibrator, model, group, grams=moments, exact=held):
                 for linear in part.layers:
                     head = self.head if layers.node_of(linear) in chosen.heads else None
                     findings.append(self._quantize(linear, head, auto, part, done))
@@ -173,6 +182,8 @@ class QuantizeWeights(Pass):
             tensor, multiplied = linear.weight.const_value, seen.of(linear.x)
             assert tensor is not None
             weight, known = tensor.numpy(), weight_only.evidence(multiplied)
+            if linear.matmul in seen.lacks and known.gram is not None:
+                weight = asymmetric_target(weight, known.gram, seen.lacks[linear.matmul], self.damp_percent)
             found, file = self._found(weight, known, scheme, nearest=_is_nearly_float(head))
             rows = np.zeros((0, len(weight)), np.float32) if multiplied is None else multiplied.rows
             sqnr = weight_only.output_sqnr(weight, found, scheme.group_size, rows)

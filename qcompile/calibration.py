@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from qcompile.calibration_observation import SAMPLING_INPUT, Instrument, Observa
 from qcompile.calibration_rows import RowReservoir
 from qcompile.calibration_sample import Array, Feed
 from qcompile.calibration_spool import FeedFile, Spool
-from qcompile.calibration_stages import Stage, behind
+from qcompile.calibration_stages import Stage, behind, computing
 from qcompile.calibration_statistics import ChannelStatistics, RunningStatistics
 from qcompile.errors import CalibrationError, QCompileError
 from qcompile.memory import return_freed_memory
@@ -104,23 +104,32 @@ class Calibrator:
         """
         if cut == stage.cut:
             return stage
-        piece = behind(model, stage.cut)
         kept = {*cut, *(str(value.name) for value in model.graph.inputs)}
-        values = {value.name: value for node in piece.graph for value in node.outputs}
-        # What crossed the last cut too, as around a block, is in the samples; two towers have nothing between them.
-        piece.graph.outputs[:] = [values[name] for name in cut if name not in stage.cut]
-        RemoveUnusedNodes()(piece)
-        session, samples = self.open_session(piece) if piece.graph.outputs else None, FeedFile()
+        samples = FeedFile()
+        for feed in self.values(model, stage, cut):
+            samples.append({name: array for name, array in feed.items() if name in kept})
+        made = ""
+        if Calibration.of(self.data).cache is not None:  # else nobody asks
+            piece = computing(model, stage.cut, cut)
+            made = f"{stage.fingerprint} {calibration_cache.fingerprint(piece)} {sorted(stage.used)}"
+        return Stage(samples, hashlib.sha256(made.encode()).hexdigest(), cut)
+
+    def values(self, model: ir.Model, stage: Stage, names: Collection[str]) -> Iterator[Feed]:
+        """Yield each sample of a stage that the last collection used, with what the model computes for these names.
+
+        Args:
+            model: the model as it is now.
+            stage: where the runs begin.
+            names: of values behind it, or at its cut: these are in the samples.
+        """
+        piece = computing(model, stage.cut, names)
+        session = self.open_session(piece) if piece.graph.outputs else None
         for index, feed in enumerate(stage.samples):
             if not stage.used or index in stage.used:
                 computed = {} if session is None else _run_sample(session, feed, index)
-                samples.append({**{name: array for name, array in feed.items() if name in kept}, **computed})
+                yield {**feed, **computed}
         del session
         return_freed_memory()
-        made = ""
-        if Calibration.of(self.data).cache is not None:  # else nobody asks
-            made = f"{stage.fingerprint} {calibration_cache.fingerprint(piece)} {sorted(stage.used)}"
-        return Stage(samples, hashlib.sha256(made.encode()).hexdigest(), cut)
 
     def collect(
         self,

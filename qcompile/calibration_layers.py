@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile import calibration_stages, layers
@@ -30,11 +31,13 @@ class LayerStatistics:
         layers: the layers.
         values: statistics of values, by name; empty without calibration data.
         patches: statistics of what convolutions multiply, by the name of their output.
+        lacks: product of a linear -> the mean of x dT, float32 [inputs, outputs], see `asymmetric_statistics`.
     """
 
     layers: tuple[Layer, ...]
     values: Mapping[str, ChannelStatistics] = dataclasses.field(default_factory=dict, repr=False)
     patches: Mapping[str, ChannelStatistics] = dataclasses.field(default_factory=dict, repr=False)
+    lacks: Mapping[ir.Node, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
     def of(self, value: ir.Value) -> ChannelStatistics | None:
         """Statistics of a value that one of the layers reads or writes; None where nothing was collected."""
@@ -88,7 +91,7 @@ def _parts(chosen: Sequence[Layer], *, grams: bool) -> Iterator[Part]:
         part.append(layer)
         if layer.x not in seen:
             seen.add(layer.x)
-            moments += 8 * layers.accumulated(layer) ** 2 if grams and _has_gram(layer) else 0
+            moments += 8 * layers.accumulated(layer) ** 2 if grams and has_gram(layer) else 0
         weights += 0 if layer.weight.shape is None else 4 * math.prod(layer.weight.shape.numpy())
         if moments > _GRAM_BYTES or weights > _WEIGHT_BYTES:
             yield part
@@ -97,7 +100,8 @@ def _parts(chosen: Sequence[Layer], *, grams: bool) -> Iterator[Part]:
         yield part
 
 
-def _has_gram(layer: Layer) -> bool:
+def has_gram(layer: Layer) -> bool:
+    """Return whether second moments of what a layer multiplies are collected: it has no more than MOST_INPUTS."""
     return multiplies_input(layer) and layers.accumulated(layer) <= MOST_INPUTS
 
 
@@ -111,7 +115,7 @@ def _collect(
     grams: bool,
     for_rows: bool,
 ) -> LayerStatistics:
-    second_moments = {str(layer.x.name) for layer in part if grams and _has_gram(layer)}
+    second_moments = {str(layer.x.name) for layer in part if grams and has_gram(layer)}
     ends = {layers.activated_output(layer) for layer in part if isinstance(layer, Convolution)}
     outputs = {str(value.name): 1 for value in written if value in ends}
     read = {str(layer.x.name): layers.input_axis(layer) for layer in part}

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompile.calibration_spool import FeedFile
 from qcompile.graph import bodies
+from qcompile.unused_nodes import RemoveUnusedNodes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +44,20 @@ def behind(model: ir.Model, cut: Collection[str]) -> ir.Model:
         old.replace_all_uses_with(given, replace_graph_outputs=True)
         copy.graph.inputs.append(given)
     return copy
+
+
+def computing(model: ir.Model, cut: Collection[str], names: Collection[str]) -> ir.Model:
+    """Return what a model computes of values behind a cut, which are its outputs, in the order of their names.
+
+    Those that are at the cut, as what goes around a block is, or inputs of the model, are none of them.
+    """
+    piece = behind(model, cut)
+    values = {value.name: value for node in piece.graph for value in node.outputs}
+    given = {value.name for value in piece.graph.inputs}
+    # Of two towers nothing may stand between the cuts.
+    piece.graph.outputs[:] = [values[name] for name in sorted(names) if name not in given]
+    RemoveUnusedNodes()(piece)
+    return piece
 
 
 def find_cut(model: ir.Model, done: Collection[ir.Node], later: Collection[ir.Node]) -> tuple[str, ...] | None:

@@ -65,8 +65,15 @@ NAMED: dict[str, tuple[str, list[Any]]] = {
         _weights_only("hqq"),
     ),
     "w4a16-awq": ("weights of 4 bits in groups, scales of channels by calibration folded upstream", _AWQ),
-    "w4a16-gptq": ("weights of 4 bits in groups, by what calibration sees: the closest", _weights_only("gptq")),
-    "w4a16-inc": ("weights of 4 bits in groups, tuned by AutoRound (extra inc)", _weights_only("inc")),
+    "w4a16-gptq": ("weights of 4 bits in groups, by what calibration sees: close to float", _weights_only("gptq")),
+    "w4a16-learned": (
+        "as w4a16-gptq, each layer made to undo the errors of those in front of it: the closest",
+        _weights_only("gptq", sweeps=4, calibration="asymmetric"),
+    ),
+    "w4a16-inc": (
+        "weights of 4 bits in groups, tuned by AutoRound (extra inc)",
+        _weights_only("inc", calibration="asymmetric"),
+    ),
     "nf4": ("weights in the 16 levels of NF4; no data", ["quantize_codebooks", "quantize_embeddings"]),
     "nf4-dq": (
         "as nf4, its scales in 8 bits: 0.4 bits less for each weight",

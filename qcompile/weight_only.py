@@ -14,6 +14,7 @@ from qcompile import layers, tied_tables
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics, layer_statistics
 from qcompile.calibration_statistics import ChannelStatistics
+from qcompile.calibration_targets import asymmetric_statistics
 from qcompile.contract import Finding
 from qcompile.graph import Linear, constant, is_standard, sole_reader
 from qcompile.layer_bias import correct_bias
@@ -131,11 +132,21 @@ def refusal(linear: Linear) -> str:
 
 
 def calibrated(
-    calibrator: Calibrator | None, model: ir.Model, chosen: Sequence[Linear], *, grams: bool = False
+    calibrator: Calibrator | None,
+    model: ir.Model,
+    chosen: Sequence[Linear],
+    *,
+    grams: bool = False,
+    exact: ir.Model | None = None,
 ) -> Iterator[LayerStatistics]:
-    """Yield the statistics of some linears at a time, of the model as those before have made it; without data, none."""
+    """Yield the statistics of some linears at a time, of the model as those before have made it; without data, none.
+
+    With an exact copy of the model, they say too what each lacks, see `asymmetric_statistics`.
+    """
     if calibrator is None or not chosen:
         return iter([LayerStatistics(tuple(chosen))])
+    if exact is not None:
+        return asymmetric_statistics(calibrator, model, exact, chosen)
     return layer_statistics(calibrator, model, chosen, [], grams=grams, for_rows=True)
 
 

@@ -13,7 +13,18 @@ from qcompile.scheme import Scheme
 
 NAMES = [
     *["float", "w8a8-static", "w8a8-dynamic", "llm-int8", "smoothquant-o1", "smoothquant-o2", "smoothquant-o3"],
-    *["w4a16-rtn", "w4a16-hqq", "w4a16-awq", "w4a16-gptq", "w4a16-inc", "nf4", "nf4-dq", "w4a8", "keep"],
+    *[
+        "w4a16-rtn",
+        "w4a16-hqq",
+        "w4a16-awq",
+        "w4a16-gptq",
+        "w4a16-learned",
+        "w4a16-inc",
+        "nf4",
+        "nf4-dq",
+        "w4a8",
+        "keep",
+    ],
 ]
 PER_CHANNEL = Scheme("int8", "per_channel", sym=True)
 PER_TENSOR = Scheme("int8", "per_tensor", sym=True)

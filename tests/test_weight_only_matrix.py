@@ -24,7 +24,7 @@ from tests.backends.portable import parse
 pytestmark = pytest.mark.usefixtures("short_measurements")
 
 FLOAT32_ROUNDING = 1e-5
-AFFINE = ("w4a16-rtn", "w4a16-hqq", "w4a16-awq", "w4a16-gptq", "w4a16-inc", "w4a8")
+AFFINE = ("w4a16-rtn", "w4a16-hqq", "w4a16-awq", "w4a16-gptq", "w4a16-learned", "w4a16-inc", "w4a8")
 BITS = (2, 3, 4, 8)
 ODD_WIDTHS = (*(("w4a16-gptq", inputs) for inputs in (1, 17, 33, 288)), ("w4a16-hqq", 4544))
 """Recipe and width; second moments of 4544 channels take seconds."""

@@ -208,10 +208,35 @@ def test_later_layers_are_fitted_to_what_the_quantized_ones_before_them_write(mo
     assert (actual == other.integers).mean() < 0.95
 
 
+@pytest.mark.parametrize("solver", ["rtn", "gptq"])
+def test_asymmetric_calibration_makes_up_for_layers_in_front(solver):
+    """On rows that it has not seen, through six blocks between residuals."""
+    block = "a{0} = MatMul({1}, w{0}) b{0} = Relu(a{0}) c{0} = MatMul(b{0}, v{0}) r{0} = Add({1}, c{0})"
+    text = " ".join(block.format(index, f"r{index - 1}" if index else "x") for index in range(6)) + " y = Tanh(r5)"
+    rng = np.random.default_rng(5)
+    shapes = {f"{name}{index}": shape for index in range(6) for name, shape in (("w", (40, 64)), ("v", (64, 40)))}
+    weights = {name: (rng.normal(size=shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    rows = (rng.normal(size=(40, 50, 12)) @ rng.normal(size=(12, 40)) / 3).astype(np.float32)
+    data = Calibrator([{"x": each} for each in rows[:20]], ObserveChannels, get("onnxruntime").open_session)
+    held = rows[20:].reshape(-1, 40)
+
+    def error(calibration):
+        after = model(text, **weights)
+        exact = run(after, held)
+        found = QuantizeWeights(3, 8, solver=solver, head=None, calibration=calibration, calibrator=data)(after)
+        assert [finding.action for finding in found.findings] == ["quantized"] * 12
+        return float(np.square(run(after, held) - exact).mean())
+
+    assert error("asymmetric") < 0.8 * error("symmetric")
+
+
 def test_without_calibration_gptq_rounds_to_nearest_and_cuts_no_range():
     assert QuantizeWeights(solver="gptq").without_calibration() == QuantizeWeights(solver="rtn", range_grid=0)
     assert QuantizeWeights(solver="inc").without_calibration() == QuantizeWeights(solver="rtn", range_grid=0)
     assert QuantizeWeights(solver="rtn").without_calibration() == QuantizeWeights(solver="rtn")
+    for solver in ("rtn", "hqq"):
+        asked = QuantizeWeights(solver=solver, calibration="asymmetric")
+        assert asked.without_calibration() == QuantizeWeights(solver=solver)
 
 
 def test_inc_keeps_the_outputs_better_than_the_nearest():

@@ -1,0 +1,122 @@
+"""What linears lack to what the float model computes there, when those in front of them are quantized already."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import calibration_stages
+from qcompile.calibration import Calibrator
+from qcompile.calibration_layers import LayerStatistics, has_gram
+from qcompile.calibration_masks import PaddingMask
+from qcompile.calibration_sample import Feed
+from qcompile.calibration_spool import FeedFile
+from qcompile.calibration_stages import Stage
+from qcompile.graph import Linear, constant, is_standard, sole_reader
+from qcompile.outputs import without_padding
+
+_ROWS = 4096
+"""Rows that are multiplied at a time."""
+
+
+def asymmetric_statistics(
+    calibrator: Calibrator, model: ir.Model, exact: ir.Model, chosen: Sequence[Linear]
+) -> Iterator[LayerStatistics]:
+    """Yield the linears, those that read one value at a time, with their statistics and what they lack.
+
+    With x what a linear reads now, its outputs lack d = y' - y, where y' is what the float model computes there and y
+    what this one does while the linear itself is float: the errors of all that stands in front of it. y is its output;
+    where that is added to another value alone, as to the residual stream, it is the sum, so that the linear makes up
+    for the errors of that stream too.
+
+    Linears with more than MOST_INPUTS have no second moments, and lack nothing that could be said.
+
+    Args:
+        calibrator: source of the samples.
+        model: the model as it is now; the caller quantizes the linears that were yielded before it asks for others.
+        exact: a copy of it from before, with the same names of values.
+        chosen: the linears, in graph order.
+    """
+    now, before = calibrator.begin(model), calibrator.begin(exact)
+    parts = [list(part) for _, part in itertools.groupby(chosen, key=lambda linear: linear.x)]
+    for index, part in enumerate(parts):
+        x = str(part[0].x.name)
+        done = [linear.matmul for each in parts[: index + 1] for linear in each]
+        later = [linear.matmul for each in parts[index + 1 :] for linear in each]
+        cut = calibration_stages.find_cut(model, done, later) if later else None
+        moments = has_gram(part[0])
+        values = calibrator.collect(model, {x: -1}, gram={x} if moments else (), stage=now)
+        ends = {linear.matmul: str(_end(linear).name) for linear in part} if moments else {}
+        kept, inputs = FeedFile(), {str(value.name) for value in exact.graph.inputs}
+        wanted = _keeping(
+            kept, {*inputs, *(cut or ())}, calibrator.values(exact, before, {*ends.values(), *(cut or ())})
+        )
+        runs = zip(calibrator.values(model, now, {x, *ends.values()}), wanted, strict=True)
+        means = _cross_moments(x, set(ends.values()), runs, calibrator.masks(model))
+        yield LayerStatistics(tuple(part), values, lacks={node: means[name] for node, name in ends.items()})
+        if cut is not None:
+            now = calibrator.advance(model, now, cut)
+            before = Stage(kept, before.fingerprint, cut)
+
+
+def _keeping(file: FeedFile, names: Collection[str], feeds: Iterable[Feed]) -> Iterator[Feed]:
+    """Yield feeds, and keep of each the values of these names, for the runs from the next cut."""
+    for feed in feeds:
+        file.append({name: array for name, array in feed.items() if name in names})
+        yield feed
+
+
+def _cross_moments(
+    x: str, ends: Collection[str], runs: Iterable[tuple[Feed, Feed]], masks: Sequence[PaddingMask]
+) -> dict[str, np.ndarray]:
+    """Return the mean of x dT for the difference d at each end, over all positions that are not padding."""
+    sums = _CrossMoments()
+    for now, wanted in runs:
+        differences = {name: wanted[name] - now[name] for name in ends}
+        (kept,) = without_padding([{"": now[x], **differences}], [now], masks)
+        sums.add(kept.pop(""), kept)
+    return sums.means()
+
+
+class _CrossMoments:
+    """Sums of x dT, over thousands of rows at a time: behind each run, threads of the runtime spin for a while."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        self._sums: dict[str, np.ndarray] = {}
+        self._waiting = self._count = 0
+
+    def add(self, x: np.ndarray, differences: dict[str, np.ndarray]) -> None:
+        """Take x [..., inputs] and each d [..., outputs] of one run."""
+        rows = x.reshape(-1, x.shape[-1])
+        self._rows.append((rows, {name: each.reshape(len(rows), -1) for name, each in differences.items()}))
+        self._waiting += len(rows)
+        if self._waiting >= _ROWS:
+            self._multiply()
+
+    def means(self) -> dict[str, np.ndarray]:
+        """Return the mean of x dT of each d, float32 [inputs, outputs]."""
+        if self._rows:
+            self._multiply()
+        return {name: total / np.float32(max(self._count, 1)) for name, total in self._sums.items()}
+
+    def _multiply(self) -> None:
+        x = np.concatenate([rows for rows, _ in self._rows]).T
+        for name in self._rows[0][1]:
+            product = x @ np.concatenate([differences[name] for _, differences in self._rows])
+            self._sums[name] = product + self._sums.get(name, np.float32(0))
+        self._count += self._waiting
+        self._rows, self._waiting = [], 0
+
+
+def _end(linear: Linear) -> ir.Value:
+    """The sum that the output of a linear alone goes into, where both have one shape; else the output."""
+    add = sole_reader(linear.output)
+    if add is None or not is_standard(add, "Add") or any(constant(value) is not None for value in add.inputs):
+        return linear.output
+    shapes = [value.shape for value in (*add.inputs, add.outputs[0]) if value is not None]
+    same = all(shape is not None and shape == shapes[0] for shape in shapes)
+    return add.outputs[0] if same else linear.output
