@@ -9,7 +9,7 @@ MODELS_INSTALLED := $(VENV)/.installed-models
 BENCH_INSTALLED := $(VENV)/.installed-bench
 # Peers whose requirements conflict, each in its own environment.
 PEERS := $(patsubst benchmarks/peers-%.txt,%,$(wildcard benchmarks/peers-*.txt))
-WITH_PEERS := language_model weight_only_loss solver_time
+WITH_PEERS := language_model weight_only_loss learned_rounding solver_time
 
 .PHONY: demo test fuzz graphs check bench peers format types clean
 

@@ -21,6 +21,7 @@ NAMES = (
     "compile_time",
     "language_model",
     "weight_only_loss",
+    "learned_rounding",
     "weight_only_error",
     "solver_time",
     "stream_memory",
