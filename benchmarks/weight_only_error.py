@@ -27,7 +27,7 @@ from qcompile.models import minilm, texts, whisper
 from qcompile.recipe import Recipe
 from qcompile.session import Feed
 
-RECIPES = ("w4a16-rtn", "w4a16-hqq", "w4a16-awq", "w4a16-gptq")
+RECIPES = ("w4a16-rtn", "w4a16-hqq", "w4a16-awq", "w4a16-gptq", "w4a16-learned")
 CALIBRATION, HELD_OUT = 16, 16
 EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 

@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from qcompile.calibration_spool import FeedFile
 from qcompile.graph import bodies
-from qcompile.unused_nodes import RemoveUnusedNodes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,13 +50,13 @@ def computing(model: ir.Model, cut: Collection[str], names: Collection[str]) -> 
 
     Those that are at the cut, as what goes around a block is, or inputs of the model, are none of them.
     """
-    piece = behind(model, cut)
-    values = {value.name: value for node in piece.graph for value in node.outputs}
-    given = {value.name for value in piece.graph.inputs}
+    given = dict.fromkeys([*(str(value.name) for value in model.graph.inputs), *cut])
     # Of two towers nothing may stand between the cuts.
-    piece.graph.outputs[:] = [values[name] for name in sorted(names) if name not in given]
-    RemoveUnusedNodes()(piece)
-    return piece
+    graph = ir.convenience.extract(model.graph, list(given), [name for name in sorted(names) if name not in given])
+    for value in graph.inputs:
+        if value.name in cut:
+            value.shape = _named(value.shape)
+    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 
 def find_cut(model: ir.Model, done: Collection[ir.Node], later: Collection[ir.Node]) -> tuple[str, ...] | None:
