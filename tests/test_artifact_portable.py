@@ -19,8 +19,6 @@ from tests.backends.portable import parse
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(2, 64)).astype(np.float32)
 
-pytestmark = pytest.mark.usefixtures("short_measurements")
-
 
 def model() -> ir.Model:
     """Two weights of 16 KiB, the second of mostly zeros, and a small one."""

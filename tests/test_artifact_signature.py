@@ -145,7 +145,6 @@ def test_keys_of_another_kind_are_refused(tmp_path: Path, keys: tuple[Path, Path
             load(tmp_path / "out", public_key=unreadable)
 
 
-@pytest.mark.usefixtures("short_measurements")
 def test_a_forged_report_does_not_set_the_limits_where_there_is_a_key(tmp_path: Path, keys: tuple[Path, Path]) -> None:
     private, public = keys
     artifact = qcompile.compile(network(), "w8a8-static", calibration=samples(), output=tmp_path / "a", tune="none")
@@ -161,7 +160,6 @@ def test_a_forged_report_does_not_set_the_limits_where_there_is_a_key(tmp_path: 
     assert "is it the same model?" in qcompile.verify(artifact, against=changed(0.3), public_key=public).warning
 
 
-@pytest.mark.usefixtures("short_measurements")
 def test_verify_says_whether_the_signature_was_checked(tmp_path: Path, keys: tuple[Path, Path]) -> None:
     private, public = keys
     artifact = qcompile.compile(network(), "w8a8-static", calibration=samples(), output=tmp_path / "a", tune="none")

@@ -81,7 +81,6 @@ def test_int8_in_and_out() -> None:
     assert told[ALL] == pytest.approx((table.size * 8.5 + 64 * 48 * 8 + 48 * 32) / (table.size + 64 * 48 + 48))
 
 
-@pytest.mark.usefixtures("short_measurements")
 def test_the_manifest_the_report_and_inspect_say_it(tmp_path: Path) -> None:
     plan = Recipe.from_name("w4a16-rtn", bits=3, sym=False, group_size=32)
     artifact = qcompile.compile(model(), plan, output=tmp_path / "a")
@@ -94,7 +93,6 @@ def test_the_manifest_the_report_and_inspect_say_it(tmp_path: Path) -> None:
     assert json.loads(run("inspect", tmp_path / "a", "--json").stdout)["bits_per_weight"] == told
 
 
-@pytest.mark.usefixtures("short_measurements")
 def test_manifests_from_before_are_read_and_wrong_ones_are_not(tmp_path: Path) -> None:
     folder = qcompile.compile(model(), "float", output=tmp_path / "a").path
     content = (folder / MANIFEST).read_bytes()

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 import qcompile
-from qcompile import backends, outcome
+from qcompile import backends
 from tests.passes.quantizable import parse
 
 RECIPES = ("w8a8-static", "w8a8-dynamic", "smoothquant-o1", "smoothquant-o3")
@@ -110,9 +110,8 @@ def check_near(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_compile_keeps_float_what_no_integers_stand_for_and_says_why(
-    recipe: str, backend: str, expected: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    recipe: str, backend: str, expected: dict[str, np.ndarray]
 ) -> None:
-    monkeypatch.setattr(outcome, "LATENCY_SECONDS", 0.01)
     artifact = qcompile.compile(broken_model(), recipe, backend=backend, calibration=samples(3))
     check_near(expected, artifact.run(samples(3)[0]))
     told = {layer.name: layer.reason if layer.action == "kept" else layer.action for layer in artifact.report.layers}
@@ -156,9 +155,8 @@ def wide_model(inputs: int) -> ir.Model:
     ],
 )
 def test_sums_that_int32_does_not_hold_stay_float_and_the_largest_that_it_holds_are_right(
-    inputs: int, recipe: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+    inputs: int, recipe: str, kept: bool
 ) -> None:
-    monkeypatch.setattr(outcome, "LATENCY_SECONDS", 0.01)
     feed = {"x": np.ones((1, inputs), np.float32), "z": np.ones((1, 8), np.float32)}
     artifact = qcompile.compile(wide_model(inputs), recipe, calibration=[feed] * 2, tune="none")
     told = {layer.name: layer.reason if layer.action == "kept" else layer.action for layer in artifact.report.layers}

@@ -17,8 +17,6 @@ from tests.test_verify_artifact import LAYERS, network, samples
 
 RANDOM = np.random.default_rng(0)
 
-pytestmark = pytest.mark.usefixtures("short_measurements")
-
 
 def test_the_facts_of_a_model_are_those_of_the_model() -> None:
     model = parse(

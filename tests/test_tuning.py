@@ -139,7 +139,6 @@ def test_the_report_says_why_and_a_warm_cache_or_the_recipe_of_the_manifest_give
 SLOWER = {"float_ms": 1.0, "quantized_ms": 1.03}  # not what was measured: a test must not depend on that
 
 
-@pytest.mark.usefixtures("short_measurements")
 def test_an_artifact_that_is_slower_than_float_names_its_slow_layers(model, tuning_cache, tmp_path):
     """Together they are as fast in integers as in float, so they are quantized."""
     plant_all(model, tuning_cache, float_wins_in_the_first, {"integer": 3.0, "float": 2.9, "all float": 3.0})
@@ -151,7 +150,6 @@ def test_an_artifact_that_is_slower_than_float_names_its_slow_layers(model, tuni
     ]
 
 
-@pytest.mark.usefixtures("short_measurements")
 @pytest.mark.parametrize(
     ("tune", "why"),
     [
@@ -168,7 +166,6 @@ def test_an_artifact_that_is_slower_than_float_says_why_no_layer_was_timed(model
     ]
 
 
-@pytest.mark.usefixtures("short_measurements")
 def test_depthwise_convolutions_that_are_slower_in_integers_are_called_so(tmp_path):
     """On the processor of the table they take 1.3 times as long; wherever they are not slower, nothing is said."""
     weights = [f"float[16, 1, 3, 3] w{index} = {{{', '.join(['0.1', '-0.2', '0.3'] * 48)}}}" for index in range(4)]

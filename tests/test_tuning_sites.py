@@ -174,7 +174,6 @@ def test_a_small_model_is_written_in_the_first_form(model, tuning_cache, monkeyp
     assert choice.not_measured.startswith("the model runs in less than 6 ms; ")
 
 
-@pytest.mark.usefixtures("short_measurements")
 @pytest.mark.parametrize("recipe", ["w8a8-static", "float"])
 def test_a_form_goes_through_the_passes_into_the_artifact_and_the_report(model, tuning_cache, tmp_path, recipe):
     plant(model, tuning_cache, {"apart": 2.0, "fused": 1.0})
@@ -191,7 +190,6 @@ def test_a_form_goes_through_the_passes_into_the_artifact_and_the_report(model, 
     assert {(each.form, each.times) for each in untuned.report.forms} == {("apart", "not measured")}
 
 
-@pytest.mark.usefixtures("short_measurements")
 @pytest.mark.parametrize(("faster", "operator"), [("float", "Cast"), ("in blocks", "MatMulNBits")])
 def test_a_weight_that_came_in_blocks_is_written_in_the_form_that_is_faster_here(
     tuning_cache, tmp_path, faster, operator
@@ -215,7 +213,6 @@ def test_a_weight_that_came_in_blocks_is_written_in_the_form_that_is_faster_here
     assert [(each.form, each.shapes) for each in artifact.report.forms] == [(faster, ((9, 64),))]
 
 
-@pytest.mark.usefixtures("short_measurements")
 def test_what_a_file_says_of_forms_is_not_believed(model, tmp_path):
     for node in model.graph:
         node.metadata_props[FORM] = "fused"

@@ -32,8 +32,6 @@ from tests.backends.portable import parse
 from tests.test_manifest import edit_manifest, seal_the_report_again
 from tests.test_verify_artifact import WIDTH, network, samples
 
-pytestmark = pytest.mark.usefixtures("short_measurements")
-
 
 @pytest.mark.parametrize(
     ("recipe", "backend"),

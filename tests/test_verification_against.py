@@ -16,15 +16,11 @@ from tests.backends.portable import parse
 from tests.cli.commands import run
 from tests.test_verify_artifact import network, samples
 
-pytestmark = pytest.mark.usefixtures("short_measurements")
-
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qcompile.outcome.LATENCY_SECONDS", 0.02)
-        folder = tmp_path_factory.mktemp("against") / "a"
-        return qcompile.compile(network(), "w8a8-static", calibration=samples(), output=folder)
+    folder = tmp_path_factory.mktemp("against") / "a"
+    return qcompile.compile(network(), "w8a8-static", calibration=samples(), output=folder)
 
 
 def changed(by: float) -> ir.Model:

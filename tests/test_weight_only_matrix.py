@@ -21,8 +21,6 @@ from qcompile.reference_evaluator import evaluate
 from tests.backends.onnxruntime.rewrites import optimized
 from tests.backends.portable import parse
 
-pytestmark = pytest.mark.usefixtures("short_measurements")
-
 FLOAT32_ROUNDING = 1e-5
 AFFINE = ("w4a16-rtn", "w4a16-hqq", "w4a16-awq", "w4a16-gptq", "w4a16-learned", "w4a16-inc", "w4a8")
 BITS = (2, 3, 4, 8)
