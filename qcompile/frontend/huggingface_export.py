@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -71,10 +72,11 @@ def export_decoder(config: PreTrainedConfig, weights: Mapping[str, ir.TensorProt
     check_experts(model)
     named = _as_called_now(model, weights)
     over = passed_over(model, named)
-    tied, prefix = _stand_in(model), f"{model.base_model_prefix}."
+    names = _Names(named, _stand_in(model), f"{model.base_model_prefix}.")
+    found = _weights(model, names, subject)
     traced = _traced(model, config, (inputs, shapes), subject)
     _rename(traced)
-    _bind(traced, _Names(named, tied, prefix), subject)
+    _bind(traced, names, found, subject)
     traced.meta[PASSED_OVER] = over
     return traced
 
@@ -270,16 +272,27 @@ def _values(traced: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _bind(traced: ir.Model, names: _Names, subject: str) -> None:
-    """Put the weights in the places of the zeros; buffers that no file has, such as frequencies, are computed ones."""
-    for parameter, value in traced.graph.initializers.items():
-        found = names.find(parameter)
-        if found is None:
-            if parameter in names.tied:
-                raise ModelError(f"parameter {parameter}", f"there is no weight of {subject} for it", _NO_DECODER)
+def _weights(model: torch.nn.Module, names: _Names, subject: str) -> dict[str, ir.TensorProtocol]:
+    """Return the weight of each parameter or buffer that has one, before the model is traced, which may take minutes.
+
+    Raises ModelError for one of another shape. Whether one that is missing matters, the traced graph tells.
+    """
+    found: dict[str, ir.TensorProtocol] = {}
+    for parameter, place in itertools.chain(model.named_parameters(), model.named_buffers()):
+        weight = names.find(parameter)
+        if weight is None:
             continue
-        assert value.shape is not None
-        if tuple(found.shape) != tuple(value.shape):
-            reason = f"its weight has shape {list(found.shape)} where {subject} has {list(value.shape)}"
+        if tuple(weight.shape) != tuple(place.shape):
+            reason = f"its weight has shape {list(weight.shape)} where {subject} has {list(place.shape)}"
             raise ModelError(f"parameter {parameter}", reason, "Give the config.json that belongs to the weights")
-        value.const_value = found
+        found |= dict.fromkeys((parameter, *names.tied.get(parameter, ())), weight)
+    return found
+
+
+def _bind(traced: ir.Model, names: _Names, found: Mapping[str, ir.TensorProtocol], subject: str) -> None:
+    """Put the weights in the places of the zeros; buffers that no file has, such as frequencies, are computed ones."""
+    for name, value in traced.graph.initializers.items():
+        if name in found:
+            value.const_value = found[name]
+        elif name in names.tied:
+            raise ModelError(f"parameter {name}", f"there is no weight of {subject} for it", _NO_DECODER)
