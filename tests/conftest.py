@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 import importlib.util
+import inspect
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # Models here are small, and more threads than cores only fight each other: `make test` runs a process on each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
@@ -41,7 +48,7 @@ def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _short_measurements() -> Iterator[None]:
-    """Let `compile` time each artifact for a moment only: no test asks how fast it is, and there are a thousand."""
+    """Let `compile` time each artifact for a moment only: no test asks how fast it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qcompile.outcome.LATENCY_SECONDS", 0.02)
         yield
@@ -59,6 +66,29 @@ def worth_tuning_ms() -> Iterator[float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning_candidates, "WORTH_MS", math.inf)
         yield limit
+
+
+@pytest.fixture(scope="session")
+def traced_decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ir.Model]:
+    """`random_decoder` as torch exports it, by architecture: once in a run, whichever process asks first."""
+    import onnx_ir as ir  # not before OMP_NUM_THREADS is set
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def traced(architecture: str) -> ir.Model:
+        file = folder / f"{architecture}.onnx"
+        if not file.exists():
+            from qcompile.frontend import trace
+            from qcompile.models.random_decoders import random_decoder
+
+            module, feed = random_decoder(architecture)
+            written = folder / f"{architecture}-{os.getpid()}.onnx"
+            ir.save(trace(module, example_inputs=feed), written)
+            written.replace(file)  # at once: another process may be looking for it
+        return ir.load(file)
+
+    return traced
 
 
 @pytest.fixture
@@ -79,6 +109,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         gc.collect()
         gc.freeze()
         item.session.stash[_FROZEN_MODULES] = imported
+        _keep_translations()
+
+
+def _keep_translations() -> None:
+    """Let torch make the table of its translations to ONNX once for each opset, where its exporter has been imported.
+
+    It reads the sources of 540 functions at each export, which is 0.3 s, as much as a small module takes otherwise.
+    """
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    made: Any = getattr(getattr(exporter, "ONNXRegistry", None), "from_torchlib", None)
+    if not inspect.ismethod(made):  # not imported yet, another torch, or kept already
+        return
+    once = functools.cache(made)
+
+    def from_torchlib(opset_version: int) -> Any:
+        table = copy.copy(once(opset_version))
+        table.functions = {target: list(found) for target, found in table.functions.items()}  # exports add their own
+        return table
+
+    made.__self__.from_torchlib = staticmethod(from_torchlib)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,27 +24,36 @@ from tests.frontend.gguf_files import Decoder, write_decoder
 _Q = gguf.GGMLQuantizationType
 
 
-def folder_of(path: Path, kind: str | None = None) -> Path:
-    """A model with a tokenizer that has a name in GGUF; its matrices through the blocks of a type, by gguf alone."""
+IDS = np.arange(3, 43).reshape(2, 20)
+
+
+def folder_of(path: Path) -> Path:
+    """A model with a tokenizer that has a name in GGUF."""
     source = write_decoder(path / "tokenizer.gguf", Decoder(words=256))
+    folder = path / "folder"
+    folder.mkdir()
+    open_gguf(source).save_tokenizer(folder)
+    random_decoder("llama")[0].model.save_pretrained(folder)
+    return folder
+
+
+def logits_of_rounded(kind: str) -> np.ndarray:
+    """What transformers computes with the matrices of the same model through the blocks of a type, by gguf alone."""
     module = random_decoder("llama")[0].model
     for name, parameter in module.named_parameters():
-        if kind is not None and parameter.ndim == 2:
+        if parameter.ndim == 2:
             wide = kind == "Q4_0" and ("embed" in name or "lm_head" in name)
             which = _Q["Q8_0" if wide else kind]
             blocks = gguf.quantize(parameter.detach().numpy(), which)
             parameter.data = torch.tensor(gguf.dequantize(blocks, which))
-    folder = path / "folder"
-    folder.mkdir()
-    open_gguf(source).save_tokenizer(folder)
-    module.save_pretrained(folder)
-    return folder
+    with torch.no_grad():
+        found: np.ndarray = module(input_ids=torch.tensor(IDS)).logits.numpy()
+    return found
 
 
 def logits(path: Path) -> np.ndarray:
     model = qcompile.trace(path)
-    feed = complete(model.graph.inputs, {"input_ids": np.arange(3, 43).reshape(2, 20)})
-    return get("onnxruntime").open_session(model).run(feed)["logits"]
+    return get("onnxruntime").open_session(model).run(complete(model.graph.inputs, {"input_ids": IDS}))["logits"]
 
 
 def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
@@ -53,10 +62,8 @@ def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_file_computes_with_the_rounded_weights(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "float").mkdir()
-    (tmp_path / "rounded").mkdir()
-    written = qcompile.export_gguf(folder_of(tmp_path / "float"), tmp_path / "a.gguf", kind=kind)
-    found, expected = logits(written), logits(folder_of(tmp_path / "rounded", kind))
+    written = qcompile.export_gguf(folder_of(tmp_path), tmp_path / "a.gguf", kind=kind)
+    found, expected = logits(written), logits_of_rounded(kind)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 

@@ -172,10 +172,12 @@ def test_an_answer_from_a_cache_in_8_bits_is_that_of_the_model(source: Path, tmp
     assert tokenizer.decode(tokens, skip_special_tokens=True) == answer.text
 
 
-def test_a_plain_model_is_given_its_cache_in_float(source: Path, tmp_path: Path) -> None:
+def test_a_plain_model_does_not_talk_and_is_given_its_cache_in_float(source: Path, tmp_path: Path) -> None:
     samples = [{"input_ids": np.arange(3, 35)[None]}]
     settings = {"output": tmp_path / "out", "output_format": "model", "tune": "none", "verify": False}
     made = qcompile.compile(source, "w4a8", calibration=samples, **settings)
+    assert not made.talks
+    assert not (made.path / "tokenizer.json").exists()
     reasons = {each.reason for each in made.report.findings}
     assert "its cache stays float: the artifact can hold none in 8 bits" in reasons
     operators = {node.op_type for node in ir.load(made.model_path).graph}
@@ -230,12 +232,9 @@ def test_what_is_no_language_model_does_not_talk(artifact: Artifact) -> None:
         plain.open_chat()
 
 
-def test_a_model_with_a_tokenizer_talks_unless_it_is_asked_for_as_a_model(source: Path, tmp_path: Path) -> None:
+def test_a_model_talks_where_it_has_a_tokenizer(source: Path, tmp_path: Path) -> None:
     settings = {"tune": "none", "verify": False}
     assert qcompile.compile(source, "w4a16-rtn", output=tmp_path / "talks", **settings).talks
-    plain = qcompile.compile(source, "w4a16-rtn", output=tmp_path / "plain", output_format="model", **settings)
-    assert not plain.talks
-    assert not (tmp_path / "plain" / "tokenizer.json").exists()
     without = write_decoder_folder(tmp_path / "without")
     (without / "tokenizer.json").unlink()
     assert not qcompile.compile(without, "w4a16-rtn", output=tmp_path / "silent", **settings).talks

@@ -58,10 +58,19 @@ def module() -> torch.nn.Module:
     return Block().eval()
 
 
+def traced(module: torch.nn.Module) -> ir.Model:
+    return qcompile.trace(module, example_inputs=samples(1)[0])
+
+
 @pytest.fixture(scope="module")
 def model(module) -> ir.Model:
     """The module, traced once: export takes longer than compilation."""
-    return qcompile.trace(module, example_inputs=samples(1)[0])
+    return traced(module)
+
+
+@pytest.fixture(scope="module")
+def traced_again(module) -> ir.Model:
+    return traced(module)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -142,11 +151,11 @@ def test_same_inputs_same_bytes(model, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["w8a8-static", "w8a8-dynamic", "smoothquant-o3"])
-def test_a_second_compile_finds_all_statistics_in_the_cache(module, recipe, tmp_path):
-    def compiled(name: str) -> tuple[set[str], dict[str, int]]:
+def test_a_second_compile_finds_all_statistics_in_the_cache(model, traced_again, recipe, tmp_path):
+    def compiled(model: ir.Model, name: str) -> tuple[set[str], dict[str, int]]:
         stages = set()
         qcompile.compile(
-            module,  # traced anew: what the cache finds must not hang on one object
+            model,
             recipe,
             calibration=qcompile.Calibration(samples(4), cache=tmp_path / "cache"),
             output=tmp_path / name,
@@ -154,13 +163,13 @@ def test_a_second_compile_finds_all_statistics_in_the_cache(module, recipe, tmp_
         )
         return stages, {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
 
-    stages, entries = compiled("a")
+    stages, entries = compiled(model, "a")
     assert "calibrating" in stages
     assert entries
-    assert compiled("b") == (stages - {"calibrating"}, entries)
+    assert compiled(traced_again, "b") == (stages - {"calibrating"}, entries), "what it finds hangs on no object"
     for file in ("model.onnx", "manifest.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    artifact = qcompile.compile(module, recipe, calibration=samples(4), output=tmp_path / "c")
+    artifact = qcompile.compile(model, recipe, calibration=samples(4), output=tmp_path / "c")
     assert artifact.model_path.read_bytes() == (tmp_path / "a" / "model.onnx").read_bytes()
 
 

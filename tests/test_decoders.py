@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -34,10 +35,10 @@ class Decoder:
     scope="module",
     params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ARCHITECTURES],
 )
-def decoder(request: pytest.FixtureRequest) -> Decoder:
+def decoder(request: pytest.FixtureRequest, traced_decoder: Callable[[str], ir.Model]) -> Decoder:
     pytest.importorskip("transformers")
-    module, feed = random_decoder(request.param)
-    return Decoder(module, qcompile.trace(module, example_inputs=feed))
+    module, _ = random_decoder(request.param)
+    return Decoder(module, qcompile.trace(traced_decoder(request.param)))
 
 
 def feeds() -> list[Feed]:

@@ -6,8 +6,7 @@ import pytest
 from qcompile.backends.onnxruntime import BACKEND
 from qcompile.calibration import Calibrator
 from qcompile.canonical import canonical_passes
-from qcompile.frontend import trace
-from qcompile.models.random_decoders import ARCHITECTURES, random_decoder
+from qcompile.models.random_decoders import ARCHITECTURES, tokens
 from qcompile.passes.fold_scales import FoldScales
 from qcompile.passes.observe_channels import ObserveChannels
 from qcompile.passes.smooth_activations import SmoothActivations
@@ -36,10 +35,9 @@ def test_every_architecture_is_here():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", PER_LAYER)
-def test_every_scale_that_the_algebra_allows_is_folded(architecture):
+def test_every_scale_that_the_algebra_allows_is_folded(architecture, traced_decoder):
     pytest.importorskip("transformers")
-    module, feed = random_decoder(architecture)
-    model = trace(module, example_inputs=feed)
+    model, feed = traced_decoder(architecture), tokens(2, 12, seed=0)
     for canonical in canonical_passes():
         model = canonical(model).model
     (before,) = BACKEND.open_session(model).run(feed).values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from qcompile.canonical import canonical_passes
 from qcompile.frontend import trace
 from qcompile.models import minilm
 from qcompile.models.decoder_folders import write_decoder_folder
-from qcompile.models.random_decoders import random_decoder
+from qcompile.models.random_decoders import random_decoder, tokens
 from qcompile.models.reference import Feed, dynamic_axes
 
 
@@ -88,10 +89,9 @@ def test_a_step_of_a_decoder_waits_for_nothing_and_is_one_graph(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("recipe", ["w8a8-dynamic", "nf4", "w4a8"])
-def test_rewritten_models_equal_the_reference_of_onnx(recipe: str) -> None:
-    module, feed = random_decoder("llama")
-    model = trace(module, example_inputs=feed, dynamic_shapes=dynamic_axes(feed))
-    model = qcompile.rewrite(model, recipe=recipe, calibration=[feed])
+def test_rewritten_models_equal_the_reference_of_onnx(recipe: str, traced_decoder: Callable[[str], ir.Model]) -> None:
+    feed = tokens(2, 12, seed=0)
+    model = qcompile.rewrite(traced_decoder("llama"), recipe=recipe, calibration=[feed])
     lowered = lower(model)
     expected = onnx.reference.ReferenceEvaluator(ir.to_proto(model)).run(None, dict(feed))
     _assert_same(lowered, _tensors(lowered, feed), expected)
