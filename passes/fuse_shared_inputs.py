@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qcompile.contract import Finding, Pass, Result
 from qcompile.graph import Linear, constant
-from qcompile.initializers import new_initializer, register_initializer, remove_unused
+from qcompile.initializers import concatenated, new_initializer, remove_unused
 from qcompile.layers import float_linears
 
 
@@ -70,12 +70,12 @@ def _join(members: Sequence[Linear], width: int) -> list[Finding]:
     graph = first.matmul.graph
     assert isinstance(graph, ir.Graph)
     name = "+".join(member.name for member in members)
-    product = ir.node("MatMul", [first.x, _joined(graph, [m.weight for m in members], 1)], name=name)
+    product = ir.node("MatMul", [first.x, concatenated(graph, [m.weight for m in members], 1)], name=name)
     nodes, result = [product], product.outputs[0]
     _typed(result, f"{name}.matmul", first, width)
     if first.bias is not None:
         biases = [member.bias for member in members if member.bias is not None]
-        nodes.append(ir.node("Add", [result, _joined(graph, biases, 0)], name=f"{name}.bias"))
+        nodes.append(ir.node("Add", [result, concatenated(graph, biases, 0)], name=f"{name}.bias"))
         result = nodes[-1].outputs[0]
         _typed(result, f"{name}.add", first, width)
     widths = new_initializer(graph, f"{name}.widths", np.array([constant_shape(m)[1] for m in members], np.int64))
@@ -86,20 +86,6 @@ def _join(members: Sequence[Linear], width: int) -> list[Finding]:
     )
     remove_unused(value for m in members for value in (m.weight, m.bias) if value is not None)
     return [Finding(member.name, "fused", f"into {name}") for member in members]
-
-
-def _joined(graph: ir.Graph, parts: Sequence[ir.Value], axis: int) -> ir.Value:
-    """Lazy initializer of the parts side by side; the parts go."""
-    tensors = [tensor for part in parts if (tensor := constant(part)) is not None]
-    shape = [int(size) for size in tensors[0].shape.numpy()]
-    shape[axis] = sum(int(tensor.shape.numpy()[axis]) for tensor in tensors)
-    tensor = ir.LazyTensor(
-        lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=axis)),
-        tensors[0].dtype,
-        ir.Shape(shape),
-        name="+".join(str(part.name) for part in parts),
-    )
-    return register_initializer(graph, tensor)
 
 
 def _typed(value: ir.Value, name: str, like: Linear, width: int) -> None:

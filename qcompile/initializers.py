@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -95,6 +95,20 @@ def derive_initializer(
     source.const_value = lazy_tensor(tensor, source.name, shape, apply)
     source.shape = ir.Shape(shape)
     return source
+
+
+def concatenated(graph: ir.Graph, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+    """Lazy initializer of constants of one type, one behind the other along an axis; the parts stay."""
+    tensors = [tensor for part in parts if (tensor := constant(part)) is not None]
+    shape = [int(size) for size in tensors[0].shape.numpy()]
+    shape[axis] = sum(int(tensor.shape.numpy()[axis]) for tensor in tensors)
+    joined = ir.LazyTensor(
+        lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=axis), tensors[0].dtype),
+        tensors[0].dtype,
+        ir.Shape(shape),
+        name=unique_name(graph, "+".join(str(part.name) for part in parts)),
+    )
+    return register_initializer(graph, joined)
 
 
 def remove_unused(values: Iterable[ir.Value]) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompile import block_weights, graph
 from qcompile.block_weights import BlockWeight
-from qcompile.initializers import register_initializer, remove_unused, shared_initializer
+from qcompile.initializers import concatenated, remove_unused, shared_initializer
 
 _WIDEST = 4096
 """Output features of the joined linear at most: above, each is large enough by itself, and the Split only copies."""
@@ -142,16 +142,6 @@ def _join(main: ir.Graph, members: Sequence[_Member]) -> None:
 
 
 def _side_by_side(main: ir.Graph, parts: Sequence[ir.Value | None]) -> ir.Value | None:
-    """Return a lazy initializer of constants joined along the outputs, their last axis."""
-    tensors = [tensor for part in parts if (tensor := graph.constant(part)) is not None]
-    if not tensors:
-        return None
-    shape = (*tensors[0].shape.numpy()[:-1], sum(int(tensor.shape.numpy()[-1]) for tensor in tensors))
-    name = graph.unique_name(main, "+".join(str(tensor.name) for tensor in tensors))
-    joined = ir.LazyTensor(
-        lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=-1), tensors[0].dtype),
-        tensors[0].dtype,
-        ir.Shape(shape),
-        name=name,
-    )
-    return register_initializer(main, joined)
+    """Return constants joined along the outputs, their last axis; None where there are none."""
+    given = [part for part in parts if graph.constant(part) is not None and part is not None]
+    return concatenated(main, given, -1) if given else None

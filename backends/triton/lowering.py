@@ -16,6 +16,7 @@ from qcompile.backends.triton.codebook_linears import fuse_codebook_linears
 from qcompile.backends.triton.grouped_linears import fuse_grouped_linears
 from qcompile.backends.triton.integer_convolutions import fuse_integer_convolutions
 from qcompile.backends.triton.integer_linears import fuse_integer_linears
+from qcompile.backends.triton.joined_linears import join_linears
 from qcompile.backends.triton.normalized_tokens import fuse_norms
 from qcompile.backends.triton.outlier_linears import fuse_outlier_linears
 from qcompile.backends.triton.products import DOMAIN
@@ -49,6 +50,7 @@ def fused(model: ir.Model) -> ir.Model:
     RemoveUnusedNodes()(model)
     fuse_outlier_linears(model)
     RemoveUnusedNodes()(model)
+    join_linears(model)
     fuse_norms(model)
     RemoveUnusedNodes()(model)
     model.graph.opset_imports[DOMAIN] = 1

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from qcompile.backends.triton.lowering import fused
 from qcompile.backends.triton.session import load
 from tests.backends.portable import dynamic_per_tensor, dynamic_per_token, linear_case
-from tests.backends.triton import test_codebook_linears, test_grouped_linears
+from tests.backends.triton import test_codebook_linears, test_grouped_linears, test_joined_linears
 from tests.backends.triton import test_normalized_tokens, test_outlier_linears
 from tests.backends.triton.rewritten import kernels
 
@@ -37,6 +37,8 @@ cases.append((test_outlier_linears.model(), {{"x": test_outlier_linears.X}}))
 many = np.concatenate([test_codebook_linears.X] * 2)
 for double in (False, True):
     cases.append((test_codebook_linears.model(16, double=double), {{"x": many}}))
+for model in (test_joined_linears.grouped(zeros="012"), test_joined_linears.codebooks(16)):
+    cases.append((model, test_joined_linears.FEED))
 for model, feed in cases:
     expected, found = (load(each).run(feed) for each in (model, fused(model)))
     for name, array in expected.items():
@@ -64,4 +66,5 @@ def test_kernels_compute_what_torch_does() -> None:
         *("QuantizeTokens", "OutlierLinear"),
         "CodebookLinear",
         "CodebookLinear",
+        *("GroupedLinear", "CodebookLinear"),
     ]
