@@ -13,6 +13,7 @@ import qcompile.backends.triton.convolution_operators
 import qcompile.backends.triton.operators  # noqa: F401 - these fill the table
 from qcompile.backends.onnx_files import expose, write
 from qcompile.backends.triton.codebook_linears import fuse_codebook_linears
+from qcompile.backends.triton.gates import fuse_gates
 from qcompile.backends.triton.grouped_linears import fuse_grouped_linears
 from qcompile.backends.triton.integer_convolutions import fuse_integer_convolutions
 from qcompile.backends.triton.integer_linears import fuse_integer_linears
@@ -20,6 +21,7 @@ from qcompile.backends.triton.joined_linears import join_linears
 from qcompile.backends.triton.normalized_tokens import fuse_norms
 from qcompile.backends.triton.outlier_linears import fuse_outlier_linears
 from qcompile.backends.triton.products import DOMAIN
+from qcompile.backends.triton.residual_norms import fuse_residuals
 from qcompile.backends.triton.runtime import has_kernels
 from qcompile.backends.triton.session import TorchSession, load
 from qcompile.contract import Finding
@@ -53,6 +55,8 @@ def fused(model: ir.Model) -> ir.Model:
     join_linears(model)
     fuse_norms(model)
     RemoveUnusedNodes()(model)
+    fuse_residuals(model)
+    fuse_gates(model)
     model.graph.opset_imports[DOMAIN] = 1
     return model
 

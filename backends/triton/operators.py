@@ -10,21 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import qcompile.backends.triton.kernels.gated
 import qcompile.backends.triton.kernels.grouped
 import qcompile.backends.triton.kernels.int8_gemm
 import qcompile.backends.triton.kernels.llm_int8
 import qcompile.backends.triton.kernels.nf4
+import qcompile.backends.triton.kernels.norms
 import qcompile.backends.triton.kernels.tokens  # noqa: F401 - these register the operators
 from qcompile.backends.fx.operators.quantization import spread
 from qcompile.backends.fx.table import operator
 from qcompile.backends.triton.codebook_linears import CODEBOOK_LINEAR
+from qcompile.backends.triton.gates import GATED, GATED_QUANTIZE
 from qcompile.backends.triton.grouped_linears import GROUPED
 from qcompile.backends.triton.integer_linears import LINEAR, TOKENS
+from qcompile.backends.triton.kernels.activations import FUNCTIONS
 from qcompile.backends.triton.kernels.group_weight import SCALES_IN_BLOCK
 from qcompile.backends.triton.kernels.packing import unpack
 from qcompile.backends.triton.normalized_tokens import LAYER_NORM, RMS_NORM
 from qcompile.backends.triton.outlier_linears import OUTLIERS
 from qcompile.backends.triton.products import DOMAIN
+from qcompile.backends.triton.residual_norms import ADD_LAYER_NORM, ADD_RMS_NORM
 from qcompile.backends.triton.runtime import runs_kernels
 
 _FEW_ROWS = 8
@@ -99,23 +104,69 @@ def quantize_tokens(x: Tensor, inliers: Tensor | None = None) -> tuple[Tensor, T
 
 
 @operator(RMS_NORM, domain=DOMAIN)
-def rms_norm_quantize(x: Tensor, weight: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The same of RMSNormalization(x, weight) over the last axis."""
+def rms_norm_quantize(
+    x: Tensor, residual: Tensor | None, weight: Tensor, *, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of RMSNormalization(x + residual, weight) over the last axis, and the sum."""
     if runs_kernels(x):
-        made: tuple[Tensor, Tensor] = torch.ops.qcompile.rms_norm_quantize(x, weight, None, epsilon)
+        made: tuple[Tensor, Tensor, Tensor]
+        made = torch.ops.qcompile.rms_norm_quantize(x, residual, weight, None, epsilon)
         return made
-    return quantize_tokens(functional.rms_norm(x, weight.shape, weight, epsilon))
+    total = x if residual is None else x + residual
+    return *quantize_tokens(functional.rms_norm(total, weight.shape, weight, epsilon)), total
 
 
 @operator(LAYER_NORM, domain=DOMAIN)
 def layer_norm_quantize(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    """The same of LayerNormalization(x, weight, bias) over the last axis."""
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None = None, *, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of LayerNormalization(x + residual, weight, bias) over the last axis, and the sum."""
     if runs_kernels(x):
-        made: tuple[Tensor, Tensor] = torch.ops.qcompile.layer_norm_quantize(x, weight, bias, None, epsilon)
+        made: tuple[Tensor, Tensor, Tensor]
+        made = torch.ops.qcompile.layer_norm_quantize(x, residual, weight, bias, None, epsilon)
         return made
-    return quantize_tokens(functional.layer_norm(x, weight.shape, weight, bias, epsilon))
+    total = x if residual is None else x + residual
+    return *quantize_tokens(functional.layer_norm(total, weight.shape, weight, bias, epsilon)), total
+
+
+@operator(ADD_RMS_NORM, domain=DOMAIN)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
+    """RMSNormalization(x + residual, weight) over the last axis, and the sum."""
+    if runs_kernels(x):
+        made: tuple[Tensor, Tensor] = torch.ops.qcompile.add_rms_norm(x, residual, weight, epsilon)
+        return made
+    total = x + residual
+    return functional.rms_norm(total, weight.shape, weight, epsilon), total
+
+
+@operator(ADD_LAYER_NORM, domain=DOMAIN)
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """LayerNormalization(x + residual, weight, bias) over the last axis, and the sum."""
+    if runs_kernels(x):
+        made: tuple[Tensor, Tensor] = torch.ops.qcompile.add_layer_norm(x, residual, weight, bias, epsilon)
+        return made
+    total = x + residual
+    return functional.layer_norm(total, weight.shape, weight, bias, epsilon), total
+
+
+@operator(GATED, domain=DOMAIN)
+def gated(gate: Tensor, up: Tensor, *, activation: str) -> Tensor:
+    """activation(gate) * up."""
+    if runs_kernels(up):
+        made: Tensor = torch.ops.qcompile.gated(gate, up, activation)
+        return made
+    return FUNCTIONS[activation](gate) * up
+
+
+@operator(GATED_QUANTIZE, domain=DOMAIN)
+def gated_quantize(gate: Tensor, up: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 of each row of that, and its scale, as `quantize_tokens` makes them."""
+    if runs_kernels(up):
+        made: tuple[Tensor, Tensor] = torch.ops.qcompile.gated_quantize(gate, up, activation)
+        return made
+    return quantize_tokens(gated(gate, up, activation=activation))
 
 
 @operator(LINEAR, domain=DOMAIN)

@@ -92,6 +92,13 @@ def fuse(model: ir.Model, name: str, stored: Callable[[ir.Value], Stored | None]
             replace(model, product, call(name, [product.x, *operands, product.bias], attributes))
 
 
+def alike(a: ir.Value | None, b: ir.Value | None) -> bool:
+    """Whether two values are float32 of the same shape; False where a size has no name before the model runs."""
+    if a is None or b is None or not a.dtype == b.dtype == ir.DataType.FLOAT or a.shape is None:
+        return False
+    return a.shape == b.shape and not any(isinstance(size, ir.SymbolicDim) and size.value is None for size in a.shape)
+
+
 def new_constant(model: ir.Model, names: graph.Names, name: str, array: np.ndarray) -> ir.Value:
     """Add an array to the model as a constant, under a name that is new."""
     return register_initializer(model.graph, ir.tensor(np.ascontiguousarray(array), name=names.new(name)))
@@ -100,7 +107,7 @@ def new_constant(model: ir.Model, names: graph.Names, name: str, array: np.ndarr
 def call(
     name: str,
     inputs: Sequence[ir.Value | None],
-    attributes: Mapping[str, ir.Attr | int | float] | None = None,
+    attributes: Mapping[str, ir.Attr | int | float | str] | None = None,
     outputs: int = 1,
 ) -> ir.Node:
     """A new node of the domain."""

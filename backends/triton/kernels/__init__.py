@@ -31,15 +31,18 @@ NF4 and any other codebook of 16 levels (nf4.py): `words`, `plane` = pack(indice
     qcompile::nf4_dequantize(words, codebook, scale, scale_indices?, levels?, offset?, int group_size, int plane,
                              int inputs, ScalarType dtype) -> [K, N]
 
-Int8 (tokens.py, int8_gemm.py, llm_int8.py). `weight` is int8 [N, K]: transposed, as the int8 tensor cores read it.
-`weight_scale` is float32 [N]. `activation` is "none", "gelu" (the error function), "gelu_tanh", "relu" or "silu".
-`inliers` is bool [K] or None: what is False counts as 0 in q, and not for the scale.
+Int8 (tokens.py, norms.py, gated.py, int8_gemm.py, llm_int8.py). `weight` is int8 [N, K]: transposed, as the int8 tensor
+cores read it. `weight_scale` is float32 [N]. `activation` is "none", "gelu" (the error function), "gelu_tanh", "relu" or
+"silu". `inliers` is bool [K] or None: what is False counts as 0 in q, and not for the scale.
 
     qcompile::quantize_tokens(x, inliers?) -> (q int8 [..., K], scale float32 [...])
         scale = max|x of the row| / 127 (1 where that is 0), q = round half to even (x * (1 / scale))
-    qcompile::rms_norm_quantize(x, weight float [K], inliers?, float epsilon) -> (q, scale)
-    qcompile::layer_norm_quantize(x, weight, bias?, inliers?, float epsilon) -> (q, scale)
-        over the last axis; the normalized row stays in float32 until it is quantized
+    qcompile::rms_norm_quantize(x, residual?, weight float [K], inliers?, float epsilon) -> (q, scale, sum)
+    qcompile::layer_norm_quantize(x, residual?, weight, bias?, inliers?, float epsilon) -> (q, scale, sum)
+        over the last axis of sum = x + residual, which is [..., K] in the dtype of x, rounded before the norm reads it,
+        and of no elements without a residual; the normalized row stays in float32 until it is quantized
+    qcompile::gated_quantize(gate, up, str activation) -> (q, scale)
+        of activation(gate) * up, in float32 until it is quantized
     qcompile::quantize_static(x, scale float32 []) -> q int8 [..., K]
         symmetric; saturates. The zero point of unsigned static activations: subtract 128 from both, then add
         -scale * (zero_point - 128) * weight_scale * (sum of weight over K) to the bias
@@ -56,6 +59,15 @@ Int8 (tokens.py, int8_gemm.py, llm_int8.py). `weight` is int8 [N, K]: transposed
     qcompile::llm_int8_linear(x, weight, weight_scale, inliers, outliers, outlier_weight, bias?) -> y
         quantize_tokens(x, inliers), then llm_int8_gemm; differentiable
 
+Floats between products (norms.py, gated.py): operators that torch would run one behind the other, differentiable with
+respect to their first two arguments. `residual` and `up` are of the shape and dtype of the argument in front of them.
+
+    qcompile::add_rms_norm(x, residual, weight float [K], float epsilon) -> (y, sum)
+    qcompile::add_layer_norm(x, residual, weight, bias?, float epsilon) -> (y, sum)
+        y [..., K] in the dtype of x; sum as above
+    qcompile::gated(gate, up, str activation) -> y
+        activation(gate) * up, for any activation but "none"
+
 FP8 (fp8.py), e4m3fn, for cards of compute capability 8.9 and more (UnsupportedError elsewhere) and the interpreter:
 
     qcompile::fp8_quantize_tokens(x) -> (q float8_e4m3fn [..., K], scale float32 [...])
@@ -64,6 +76,6 @@ FP8 (fp8.py), e4m3fn, for cards of compute capability 8.9 and more (UnsupportedE
     qcompile::fp8_linear(x, weight, weight_scale, bias?) -> y
         differentiable
 
-Operators of float x are differentiable with respect to x alone: dx = dy @ W^T, W the dequantized weight in the dtype
+Linears of float x are differentiable with respect to x alone: dx = dy @ W^T, W the dequantized weight in the dtype
 of x. Shapes and dtypes that do not fit raise InputError, with what was found.
 """

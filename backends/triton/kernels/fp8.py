@@ -1,4 +1,4 @@
-"""The operators of 8-bit floats (e4m3), by token and by output channel; scaled_gemm multiplies, tokens quantizes.
+"""The operators of 8-bit floats (e4m3), by token and by output channel; scaled_gemm multiplies, row_kernel quantizes.
 
 For cards that multiply them: compute capability 8.9 and more. Sums are float32 in the precision of the tensor cores,
 which on 9.0 keep 14 bits of each addend beside the largest (DeepSeek-V3, 2024, section 3.3.2).
@@ -12,9 +12,9 @@ import torch
 
 from qcompile.backends.triton.kernels.arithmetic import INTERPRETED
 from qcompile.backends.triton.kernels.registration import operator
+from qcompile.backends.triton.kernels.row_kernel import Rows, quantized
 from qcompile.backends.triton.kernels.scaled_gemm import Scaled, expect_activation, scaled_gemm
 from qcompile.backends.triton.kernels.shapes import empty_product, expect_input
-from qcompile.backends.triton.kernels.tokens import empty_rows, quantized_rows
 from qcompile.errors import UnsupportedError
 
 E4M3 = torch.float8_e4m3fn
@@ -51,12 +51,14 @@ def fp8_quantize_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         UnsupportedError: the card has no 8-bit floats.
     """
     _expect_float8_on(x)
-    return quantized_rows(x, None, None, None, 0.0, "none", E4M3)
+    q, scale, _ = quantized(Rows(x), E4M3)
+    return q, scale
 
 
 @fp8_quantize_tokens.register_fake
 def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_rows(x, None, None, None, E4M3)
+    q, scale, _ = Rows(x).empty_quantized(E4M3)
+    return q, scale
 
 
 @operator("fp8_gemm")
@@ -109,7 +111,7 @@ def fp8_linear(
     """Return `fp8_gemm` of `fp8_quantize_tokens` of x, in the dtype of x; the gradient passes the rounding as it is."""
     y = _empty_linear(x, weight, weight_scale, bias)
     _expect_float8_on(x)
-    q, scale = quantized_rows(x, None, None, None, 0.0, "none", E4M3)
+    q, scale, _ = quantized(Rows(x), E4M3)
     return scaled_gemm(Scaled(q, scale, weight, weight_scale, bias), None, "none", y)
 
 
@@ -117,7 +119,7 @@ def fp8_linear(
 def _empty_linear(
     x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    q, scale = empty_rows(x, None, None, None, E4M3)
+    q, scale, _ = Rows(x).empty_quantized(E4M3)
     return _empty(q, scale, weight, weight_scale, bias, x.dtype)
 
 

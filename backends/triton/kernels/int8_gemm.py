@@ -1,26 +1,20 @@
-"""The operators of int8 activations by int8 weights; scaled_gemm multiplies, tokens quantizes.
+"""The operators of int8 activations by int8 weights; scaled_gemm multiplies, row_kernel and tokens quantize.
 
 A weight is int8 [N, K], one scale for each output. Sums are int32 and exact; scales, bias and activation are float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from qcompile.backends.triton.kernels.activations import DERIVATIVES
 from qcompile.backends.triton.kernels.registration import operator
+from qcompile.backends.triton.kernels.row_kernel import Rows, quantized
 from qcompile.backends.triton.kernels.scaled_gemm import Scaled, expect_activation, scaled_gemm
 from qcompile.backends.triton.kernels.shapes import empty_product, expect_input
-from qcompile.backends.triton.kernels.tokens import empty_rows, empty_static, quantized_rows, quantized_static
-
-_DERIVATIVES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "relu": lambda dy, z: dy * (z > 0),
-    "silu": torch.ops.aten.silu_backward,
-    "gelu": torch.ops.aten.gelu_backward,
-    "gelu_tanh": lambda dy, z: torch.ops.aten.gelu_backward(dy, z, approximate="tanh"),
-}
+from qcompile.backends.triton.kernels.tokens import empty_static, quantized_static
 
 
 @operator("int8_gemm")
@@ -73,7 +67,7 @@ def int8_linear(
 ) -> torch.Tensor:
     """Return `int8_gemm` of `quantize_tokens` of x, in the dtype of x; the gradient passes the rounding as it is."""
     y = _empty_linear(x, weight, weight_scale, bias, activation)
-    q, scale = quantized_rows(x, None, None, None, 0.0, "none")
+    q, scale, _ = quantized(Rows(x))
     return scaled_gemm(Scaled(q, scale, weight, weight_scale, bias), None, activation, y)
 
 
@@ -81,7 +75,7 @@ def int8_linear(
 def _empty_linear(
     x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> torch.Tensor:
-    q, scale = empty_rows(x, None, None, None)
+    q, scale, _ = Rows(x).empty_quantized()
     return _empty(q, scale, weight, weight_scale, bias, activation, x.dtype)
 
 
@@ -125,7 +119,7 @@ def _gradient(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
     if ctx.activation != "none":
         others = (weight, weight_scale, bias, "none")
         z = int8_linear(x, *others) if scale is None else int8_linear_static(x, scale, *others)
-        dy = _DERIVATIVES[ctx.activation](dy, z)
+        dy = DERIVATIVES[ctx.activation](dy, z)
     dx = dy @ (weight * weight_scale[:, None]).to(ctx.dtype)
     if scale is None:
         return dx

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from qcompile.backends.triton.kernels.registration import operator
+from qcompile.backends.triton.kernels.row_kernel import Rows, quantized
 from qcompile.backends.triton.kernels.scaled_gemm import Outliers, Scaled, scaled_gemm
 from qcompile.backends.triton.kernels.shapes import empty_product, expect_input
-from qcompile.backends.triton.kernels.tokens import empty_rows, quantized_rows
 
 
 @operator("llm_int8_gemm")
@@ -76,7 +76,7 @@ def llm_int8_linear(
 ) -> torch.Tensor:
     """Return `llm_int8_gemm` of `quantize_tokens` of the inliers of x, bool [K]; differentiable with respect to x."""
     y = _empty_linear(x, weight, weight_scale, inliers, outliers, outlier_weight, bias)
-    q, scale = quantized_rows(x, None, None, inliers, 0.0, "none")
+    q, scale, _ = quantized(Rows(x, inliers=inliers))
     scaled = Scaled(q, scale, weight, weight_scale, bias)
     return scaled_gemm(scaled, Outliers(x, outliers, outlier_weight), "none", y)
 
@@ -91,7 +91,7 @@ def _empty_linear(
     outlier_weight: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    q, scale = empty_rows(x, None, None, inliers)
+    q, scale, _ = Rows(x, inliers=inliers).empty_quantized()
     return _empty(q, scale, weight, weight_scale, x, outliers, outlier_weight, bias)
 
 

@@ -1,9 +1,4 @@
-"""Quantization of activations to 8 bits with one scale for each token, alone or behind a norm, in one kernel.
-
-A program has a row, which stays in registers between the norm, its largest magnitude and the division: x is read once,
-and what the norm gives is never written in float. All is float32; x / scale is x * (1 / scale). Rows are no longer than
-2^20 (Triton's largest tensor). A row that is not finite gets the scale NaN, which makes its products NaN, and zeros.
-"""
+"""Quantization of activations to int8: with a scale for each token, which row_kernel finds, or with a given one."""
 
 from __future__ import annotations
 
@@ -12,45 +7,12 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from qcompile.backends.triton.kernels.arithmetic import narrow, round_even
+from qcompile.backends.triton.kernels.arithmetic import round_even
 from qcompile.backends.triton.kernels.registration import operator
-from qcompile.backends.triton.kernels.shapes import FLOATS, expect, expect_card, expect_input, expect_one_device, rows
-
-LIMITS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""What the largest magnitude of a row becomes. The lowest int8 is not used: integers are symmetric."""
+from qcompile.backends.triton.kernels.row_kernel import Rows, quantized
+from qcompile.backends.triton.kernels.shapes import expect, expect_card, expect_input, expect_one_device, rows
 
 STATIC_BLOCK = 1024
-
-
-@triton.jit
-def _quantize_row(
-    x_ptr, weight_ptr, bias_ptr, inlier_ptr, q_ptr, scale_ptr, row_stride, input_stride, epsilon,
-    INPUTS: tl.constexpr, NORM: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    k = tl.arange(0, BLOCK)
-    inside = k < INPUTS
-    x = tl.load(x_ptr + row * row_stride + k * input_stride, mask=inside, other=0.0).to(tl.float32)
-    if NORM == "layer":
-        x = tl.where(inside, x - tl.sum(x, axis=0) / INPUTS, 0.0)
-    if NORM != "none":
-        x *= tl.div_rn(1.0, tl.sqrt_rn(tl.sum(x * x, axis=0) / INPUTS + epsilon))
-        x *= tl.load(weight_ptr + k, mask=inside, other=0.0).to(tl.float32)
-        if bias_ptr is not None:
-            x += tl.load(bias_ptr + k, mask=inside, other=0.0).to(tl.float32)
-    if inlier_ptr is not None:
-        x = tl.where(tl.load(inlier_ptr + k, mask=inside, other=0) != 0, x, 0.0)
-    largest = tl.max(tl.abs(x), axis=0)
-    scale = tl.where(largest > 0, tl.div_rn(largest, LIMIT), 1.0) + tl.sum(x * 0.0, axis=0)
-    ratio = x * tl.div_rn(1.0, scale)  # one division for a row: one for each number takes longer than to read it
-    ratio = tl.where(ratio == ratio, ratio, 0.0)
-    if q_ptr.dtype.element_ty == tl.int8:
-        q = round_even(ratio).to(tl.int8)
-    else:
-        # The reciprocal may have taken the largest past the limit, by a rounding.
-        q = narrow(tl.minimum(tl.maximum(ratio, -LIMIT), LIMIT), q_ptr.dtype.element_ty)
-    tl.store(q_ptr + row * INPUTS + k, q, mask=inside)
-    tl.store(scale_ptr + row, scale)
 
 
 @triton.jit
@@ -65,53 +27,6 @@ def _quantize_static(
     tl.store(q_ptr + place, round_even(ratio).to(tl.int8), mask=inside)
 
 
-def quantized_rows(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    inliers: torch.Tensor | None,
-    epsilon: float,
-    norm: str,
-    dtype: torch.dtype = torch.int8,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return q [..., K] of a dtype of `LIMITS`, and scales float32 [...], of a norm of x: "none", "rms" or "layer"."""
-    q, scale = empty_rows(x, weight, bias, inliers, dtype)
-    if q.numel() == 0:
-        return q, scale.fill_(1.0)
-    expect_card(x)
-    matrix, block = rows(x), triton.next_power_of_2(x.shape[-1])
-    wrap_triton(_quantize_row)[(len(matrix),)](
-        matrix, weight, bias, inliers, q, scale, matrix.stride(0), matrix.stride(1), epsilon,
-        INPUTS=x.shape[-1], NORM=norm, LIMIT=LIMITS[dtype], BLOCK=block, num_warps=min(max(block // 1024, 1), 16),
-    )  # fmt: skip
-    return q, scale
-
-
-def empty_rows(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    inliers: torch.Tensor | None,
-    dtype: torch.dtype = torch.int8,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return q and scales without their numbers.
-
-    Raises:
-        InputError: a shape, a dtype or a device does not fit.
-    """
-    expect_input(x)
-    inputs = (x.shape[-1],)
-    for name, tensor, dtypes in (
-        ("weight", weight, FLOATS),
-        ("bias", bias, FLOATS),
-        ("inliers", inliers, (torch.bool,)),
-    ):
-        if tensor is not None:
-            expect(name, tensor, inputs, dtypes)
-    expect_one_device(x, weight, bias, inliers)
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
-
-
 @operator("quantize_tokens")
 def quantize_tokens(x: torch.Tensor, inliers: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return q int8 [..., K] = x / scale rounded half to even, and scale float32 [...] = max|x of the row| / 127.
@@ -123,42 +38,14 @@ def quantize_tokens(x: torch.Tensor, inliers: torch.Tensor | None) -> tuple[torc
     Raises:
         InputError: a shape, a dtype or a device does not fit.
     """
-    return quantized_rows(x, None, None, inliers, 0.0, "none")
+    q, scale, _ = quantized(Rows(x, inliers=inliers))
+    return q, scale
 
 
 @quantize_tokens.register_fake
 def _(x: torch.Tensor, inliers: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_rows(x, None, None, inliers)
-
-
-@operator("rms_norm_quantize")
-def rms_norm_quantize(
-    x: torch.Tensor, weight: torch.Tensor, inliers: torch.Tensor | None, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `quantize_tokens` does of x / sqrt(mean(x^2) + epsilon) * weight over the last axis, float [K]."""
-    return quantized_rows(x, weight, None, inliers, epsilon, "rms")
-
-
-@rms_norm_quantize.register_fake
-def _(
-    x: torch.Tensor, weight: torch.Tensor, inliers: torch.Tensor | None, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_rows(x, weight, None, inliers)
-
-
-@operator("layer_norm_quantize")
-def layer_norm_quantize(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, inliers: torch.Tensor | None, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `quantize_tokens` does of (x - mean) / sqrt(variance + epsilon) * weight + bias, each float [K]."""
-    return quantized_rows(x, weight, bias, inliers, epsilon, "layer")
-
-
-@layer_norm_quantize.register_fake
-def _(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, inliers: torch.Tensor | None, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_rows(x, weight, bias, inliers)
+    q, scale, _ = Rows(x, inliers=inliers).empty_quantized()
+    return q, scale
 
 
 @operator("quantize_static")

@@ -24,8 +24,8 @@ import onnx_ir as ir
 from qcompile.backends.triton.lowering import fused
 from qcompile.backends.triton.session import load
 from tests.backends.portable import dynamic_per_tensor, dynamic_per_token, linear_case
-from tests.backends.triton import test_codebook_linears, test_grouped_linears, test_joined_linears
-from tests.backends.triton import test_normalized_tokens, test_outlier_linears
+from tests.backends.triton import test_codebook_linears, test_gates, test_grouped_linears, test_joined_linears
+from tests.backends.triton import test_normalized_tokens, test_outlier_linears, test_residual_norms
 from tests.backends.triton.rewritten import kernels
 
 cases = [(case.model, case.feed) for case in (linear_case("uint8"), dynamic_per_tensor(), dynamic_per_token())]
@@ -39,6 +39,11 @@ for double in (False, True):
     cases.append((test_codebook_linears.model(16, double=double), {{"x": many}}))
 for model in (test_joined_linears.grouped(zeros="012"), test_joined_linears.codebooks(16)):
     cases.append((model, test_joined_linears.FEED))
+for norm in (test_residual_norms.RMS, test_residual_norms.LAYER):
+    for behind in ("y = Abs (n)", test_residual_norms.QUANTIZED):
+        cases.append((test_residual_norms.model(norm, behind + test_residual_norms.OTHER), test_residual_norms.FEED))
+for behind in ("y = Abs (p)", test_gates.QUANTIZED):
+    cases.append((test_gates.model(test_gates.SILU, behind=behind), test_gates.FEED))
 for model, feed in cases:
     expected, found = (load(each).run(feed) for each in (model, fused(model)))
     for name, array in expected.items():
@@ -67,4 +72,7 @@ def test_kernels_compute_what_torch_does() -> None:
         "CodebookLinear",
         "CodebookLinear",
         *("GroupedLinear", "CodebookLinear"),
+        *("AddRMSNorm", "RMSNormQuantize", "IntegerLinear"),
+        *("AddLayerNorm", "LayerNormQuantize", "IntegerLinear"),
+        *("Gated", "GatedQuantize", "IntegerLinear"),
     ]

@@ -13,12 +13,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qcompile.backends.triton.kernels import (
+    gated,
     group_dequantize,
     group_gemm,
     group_gemv,
     grouped,
     int8_gemm,
     partial_sums,
+    row_kernel,
     scaled_gemm,
     tokens,
 )
@@ -30,6 +32,7 @@ POINTERS = {
     "scale_ptr": "*fp32", "zero_ptr": "*u8", "index_ptr": "*u8", "level_ptr": "*fp32", "offset_ptr": "*fp32",
     "q_ptr": "*i8", "weight_ptr": "*i8", "weight_scale_ptr": "*fp32", "outlier_ptr": "*i32",
     "outlier_weight_ptr": "*fp16", "inlier_ptr": "*i1", "partial_ptr": "*fp32", "epsilon": "fp32",
+    "other_ptr": "*fp16", "sum_ptr": "*fp16", "gate_ptr": "*fp16",
 }  # fmt: skip
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
 """Of a program, by compute capability: table of the CUDA C++ programming guide, "technical specifications"."""
@@ -49,7 +52,11 @@ def compile_for(
         for name in kernel.arg_names
     }
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    aligned = [name for name, kind in signature.items() if kind[0] == "*" or name in ("outputs", "row_stride")]
+    aligned = [
+        name
+        for name, kind in signature.items()
+        if kind[0] == "*" or name in ("outputs", "row_stride", "other_row_stride")
+    ]
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(kernel, signature, places, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
@@ -98,13 +105,26 @@ def compile_kernels(card: int) -> None:
         absent = ("x_ptr", "outlier_ptr", "outlier_weight_ptr")
         sizes |= {"INPUTS": 100, "STEPS": 0}
         compile_for(card, scaled_gemm._gemm, absent, products | sizes, types, num_warps=4, num_stages=tile.stages)
-    rows = {"INPUTS": 4000, "BLOCK": 4096, "LIMIT": 127.0}
-    floats = {"weight_ptr": "*fp16"}
-    compile_for(card, tokens._quantize_row, (), rows | {"NORM": "layer"}, floats, num_warps=4)
+    compile_rows(card)
+    flat = {"INPUTS": 4000, "BLOCK": 1024, "gate_input_stride": 1}
+    compile_for(card, tokens._quantize_static, (), flat, {})
+    compile_for(card, gated._gated, (), flat | {"ACTIVATION": "silu"}, {})
+
+
+def compile_rows(card: int) -> None:
+    """Compile the kernel of whole rows for one card: of integers, of floats of 16 and of 8 bits."""
+    rows = {"INPUTS": 4000, "BLOCK": 4096, "LIMIT": 127.0, "other_input_stride": 1, "ACTIVATION": "none"}
+    types = {"weight_ptr": "*fp16", "y_ptr": "*i8"}
+    plain = ("weight_ptr", "bias_ptr", "inlier_ptr", "sum_ptr")
+    compile_for(card, row_kernel._row, (), rows | {"NORM": "layer"}, types, num_warps=4)
+    gate = rows | {"NORM": "none", "ACTIVATION": "gelu"}
+    compile_for(card, row_kernel._row, plain, gate, types, num_warps=4)
     if card >= 89:
-        absent = ("weight_ptr", "bias_ptr", "inlier_ptr")
-        compile_for(card, tokens._quantize_row, absent, rows | {"NORM": "none"}, {"q_ptr": "*fp8e4nv"}, num_warps=4)
-    compile_for(card, tokens._quantize_static, (), {"INPUTS": 4000, "BLOCK": 1024}, {})
+        floats = {"weight_ptr": "*fp32", "y_ptr": "*bf16", "sum_ptr": "*bf16"}
+        absent = ("bias_ptr", "inlier_ptr", "scale_ptr")
+        compile_for(card, row_kernel._row, absent, rows | {"NORM": "rms"}, floats, num_warps=4)
+        absent, types = (*plain, "other_ptr"), {"y_ptr": "*fp8e4nv"}
+        compile_for(card, row_kernel._row, absent, rows | {"NORM": "none"}, types, num_warps=4)
 
 
 class Driver:
@@ -141,6 +161,6 @@ def seen_through() -> list[list[str]]:
 if __name__ == "__main__":
     torch.cuda.get_device_name = lambda _: "none"
     found = seen_through()
-    assert found == [["y_ptr"], ["y_ptr"], ["q_ptr", "scale_ptr"], ["y_ptr"], ["y_ptr"]], found
+    assert found == [["y_ptr"], ["y_ptr"], ["y_ptr", "scale_ptr"], ["y_ptr"], ["y_ptr"]], found
     for card in map(int, sys.argv[1:]):
         compile_kernels(card)

@@ -7,48 +7,21 @@ import torch
 
 from qcompile.backends.triton.kernels.fp8 import fp8_quantize_tokens
 from qcompile.backends.triton.kernels.tokens import (
-    layer_norm_quantize,
     quantize_static,
     quantize_tokens,
-    rms_norm_quantize,
 )
 from qcompile.errors import InputError
 from tests.backends.triton.kernels.grouped_cases import DTYPES, EPSILON, draw
+from tests.backends.triton.kernels.quantized_rows import expect_nearest
 
 SINGLE = EPSILON[torch.float32]
-
-
-def _expect(found: tuple[torch.Tensor, torch.Tensor], x: torch.Tensor, inner: float = 0.0) -> None:
-    """Compare with float64 x: integers are the nearest, but beside a middle, and scales right but for rounding.
-
-    `inner`: relative to the largest of a row, what x itself may be off by.
-    """
-    q, scale = found
-    largest = x.abs().amax(-1)
-    expected = torch.where(largest > 0, largest / 127, 1.0)
-    assert q.shape == x.shape
-    assert q.dtype == torch.int8
-    assert ((scale.double() - expected).abs() <= expected * (inner + 2 * SINGLE)).all()
-    assert ((q.double() - x / expected[..., None]).abs() <= 0.5 + 127 * (2 * inner + 6 * SINGLE)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(3, 33), (2, 3, 7), (1, 1), (5,)], ids=str)
 def test_integers_are_the_nearest(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     x = draw(*shape, dtype=dtype, device=device)
-    _expect(quantize_tokens(x, None), x.double())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_norms_are_quantized_in_float(dtype: torch.dtype, device: str) -> None:
-    x, weight, bias = (draw(*shape, dtype=dtype, device=device) for shape in ((4, 70), (70,), (69 + 1,)))
-    wide = x.double()
-    rms = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
-    _expect(rms_norm_quantize(x, weight, None, 1e-5), rms, 80 * SINGLE)
-    layer = torch.nn.functional.layer_norm(wide, (70,), weight.double(), bias.double(), 1e-5)
-    _expect(layer_norm_quantize(x, weight, bias, None, 1e-5), layer, 80 * SINGLE)
-    without = torch.nn.functional.layer_norm(wide, (70,), weight.double(), None, 1e-5)
-    _expect(layer_norm_quantize(x, weight, None, None, 1e-5), without, 80 * SINGLE)
+    expect_nearest(quantize_tokens(x, None), x.double())
 
 
 def test_outliers_count_as_nothing(device: str) -> None:
@@ -56,15 +29,17 @@ def test_outliers_count_as_nothing(device: str) -> None:
     x[:, 5] = 1000.0
     inliers = torch.ones(40, dtype=torch.bool, device=device)
     inliers[5] = False
-    _expect(quantize_tokens(x, inliers), (x * inliers).double())
+    expect_nearest(quantize_tokens(x, inliers), (x * inliers).double())
 
 
 def test_strided_rows_rows_of_zeros_and_none(device: str) -> None:
     x = draw(40, 3, device=device).T
-    _expect(quantize_tokens(x, None), x.double())
-    _expect(quantize_tokens(torch.zeros(2, 5, device=device), None), torch.zeros(2, 5, device=device).double())
+    expect_nearest(quantize_tokens(x, None), x.double())
+    expect_nearest(quantize_tokens(torch.zeros(2, 5, device=device), None), torch.zeros(2, 5, device=device).double())
     q, scale = quantize_tokens(torch.empty(0, 5, device=device), None)
     assert (q.shape, scale.shape) == ((0, 5), (0,))
+    q, scale = quantize_tokens(torch.empty(2, 0, device=device), None)
+    assert (tuple(q.shape), scale.tolist()) == ((2, 0), [1, 1])
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
@@ -95,8 +70,6 @@ def test_eight_bit_floats_are_those_of_torch(dtype: torch.dtype, device: str) ->
     ("operator", "arguments"),
     [
         (quantize_tokens, (torch.ones(9, dtype=torch.bool),)),
-        (rms_norm_quantize, (torch.ones(9), None, 1e-5)),
-        (layer_norm_quantize, (torch.ones(9), None, None, 1e-5)),
         (quantize_static, (torch.tensor(0.1),)),
     ],
 )
@@ -110,8 +83,6 @@ def test_torch_accepts_the_operator(operator: Any, arguments: tuple[Any, ...], d
     [
         (quantize_tokens, (torch.zeros(3, dtype=torch.int32), None), "int32"),
         (quantize_tokens, (torch.zeros(3), torch.ones(3)), "inliers: dtype"),
-        (rms_norm_quantize, (torch.zeros(3), torch.ones(4), None, 1e-5), "weight: shape"),
-        (layer_norm_quantize, (torch.zeros(3), torch.ones(3), torch.ones(4), None, 1e-5), "bias: shape"),
         (quantize_static, (torch.zeros(3), torch.ones(1)), "scale: shape"),
     ],
 )
