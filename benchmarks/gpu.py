@@ -2,7 +2,7 @@
 
 Needs torch, Triton and this repository, and nothing installed of qcompile's other dependencies. First measures how fast
 memory is copied and float16 matrices are multiplied, and gives every result as a share of that. Each kernel is checked
-against float64 on the operands that are timed. Without a card, `--interpret` checks the kernels at toy shapes in
+against float64 on the operands that are timed. What is between products is timed beside the operators of torch. Without a card, `--interpret` checks the kernels at toy shapes in
 Triton's interpreter, and times nothing; without either, it says so and ends with 3.
 
 A time is the median of 20 replays of a CUDA graph, which takes turns with those that it is compared with; a graph
@@ -16,18 +16,25 @@ import os
 import statistics
 import sys
 import time
-import types
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.gpu_kernels import (
+    Fused,
+    Product,
+    eight_bits,
+    error,
+    fused_error,
+    gate,
+    grouped,
+    nf4,
+    residual_norm,
+)
+
 SHAPES = ((8192, 8192), (4096, 14336))
 TOY = (270, 33)
-GROUP = 64
 CACHE_BYTES = 256 << 20
 BUDGET_S = 420
 
@@ -45,115 +52,6 @@ class Row:
     ratio: float
     goals: str
     holds: bool | None
-
-
-def kernels(name: str) -> Any:
-    """Return a module of the kernels without running the __init__ of the packages around it, which import onnx_ir."""
-    folders = {"qcompile": "qcompile", "qcompile.backends": "backends", "qcompile.backends.triton": "backends/triton"}
-    for package, folder in folders.items():
-        module = sys.modules.setdefault(package, types.ModuleType(package))
-        if not hasattr(module, "__path__"):
-            module.__path__ = [str(ROOT / folder)]
-    return __import__(f"qcompile.backends.triton.kernels.{name}", fromlist=[name])
-
-
-def _spread(scale: torch.Tensor, inputs: int) -> torch.Tensor:
-    return scale.double().repeat_interleave(GROUP, dim=0)[:inputs]
-
-
-@dataclasses.dataclass(frozen=True)
-class Product:
-    """A kernel and its weight: `exact` makes what that stands for, float64 [K, N], and `size` are its bytes.
-
-    `quantizes`: to how many steps of either side x is rounded; 0: it is not.
-    """
-
-    name: str
-    call: Callable[[torch.Tensor], torch.Tensor]
-    exact: Callable[[], torch.Tensor]
-    size: int
-    quantizes: int = 0
-
-
-def grouped(path: str, bits: int, inputs: int, outputs: int, device: str) -> Product:
-    """Return integers in groups of 64, by "gemv", "gemm" or "dequantize", which is two kernels."""
-    operators, packing = kernels("grouped"), kernels("packing")
-    half = 1 << (bits - 1)
-    signed = torch.randint(-half, half, (inputs, outputs), dtype=torch.int8, device=device)
-    scale = (torch.rand(-(-inputs // GROUP), outputs, device=device) / (1 << bits)).half()
-    packed = packing.pack(signed, bits)
-    numbers = (bits, GROUP, packed.plane)
-
-    def two(x: torch.Tensor) -> torch.Tensor:
-        weight = operators.grouped_dequantize(packed.words, scale, None, *numbers, inputs, x.dtype)
-        return x @ weight
-
-    one = {"gemv": operators.grouped_gemv, "gemm": operators.grouped_gemm}
-    call = two if path == "dequantize" else lambda x: one[path](x, packed.words, scale, None, None, *numbers)
-    exact, size = lambda: signed.double() * _spread(scale, inputs), packed.words.numel() * 4 + scale.numel() * 2
-    return Product(f"w{bits}a16 {path}", call, exact, size)
-
-
-def nf4(double: bool, inputs: int, outputs: int, device: str) -> Product:
-    """Return indices of a codebook in groups of 64, with scales in float16 or in 8 bits."""
-    operators, packing = kernels("nf4"), kernels("packing")
-    indices = torch.randint(0, 16, (inputs, outputs), dtype=torch.uint8, device=device)
-    packed = packing.pack(indices, 4)
-    codebook, groups = torch.linspace(-1, 1, 16, device=device), -(-inputs // GROUP)
-    scale = (torch.rand(groups, outputs, device=device) / 8).half()
-    tail = (None, GROUP, packed.plane)
-    if not double:
-        call = lambda x: operators.nf4_gemv(x, packed.words, codebook, scale, None, None, None, *tail)  # noqa: E731
-        size = packed.words.numel() * 4 + scale.numel() * 2
-        return Product("nf4 gemv", call, lambda: codebook[indices.int()].double() * _spread(scale, inputs), size)
-    levels, steps = torch.linspace(-1, 1, 256, device=device), torch.rand(-(-groups * outputs // 256), device=device)
-    of_scale = torch.randint(0, 256, (groups, outputs), dtype=torch.uint8, device=device)
-    offset = torch.tensor(0.1, device=device)
-
-    def exact() -> torch.Tensor:
-        blocks = steps.repeat_interleave(256)[: groups * outputs].reshape(outputs, groups).T
-        return codebook[indices.int()].double() * _spread(levels[of_scale.int()] * blocks + offset, inputs)
-
-    size = packed.words.numel() * 4 + of_scale.numel()
-    call = lambda x: operators.nf4_gemv(x, packed.words, codebook, steps, of_scale, levels, offset, *tail)  # noqa: E731
-    return Product("nf4 double gemv", call, exact, size)
-
-
-def eight_bits(name: str, inputs: int, outputs: int, device: str) -> Product:
-    """Return "w8a8", "llm_int8" with 0.5% of the inputs as outliers, or "fp8": the quantization of x is timed too."""
-    scale = torch.rand(outputs, device=device) / 128
-    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, device=device)
-    if name == "fp8":
-        floats = torch.randn(outputs, inputs, device=device).to(torch.float8_e4m3fn)
-        fp8 = kernels("fp8").fp8_linear
-        exact = lambda: (floats.double() * scale.double()[:, None]).T  # noqa: E731
-        return Product(name, lambda x: fp8(x, floats, scale, None), exact, floats.numel(), 16)
-    if name == "w8a8":
-        int8 = kernels("int8_gemm").int8_linear
-        exact = lambda: (weight.double() * scale.double()[:, None]).T  # noqa: E731
-        return Product(name, lambda x: int8(x, weight, scale, None, "none"), exact, weight.numel(), 127)
-    columns = torch.arange(0, inputs, 200, device=device)
-    inliers = torch.ones(inputs, dtype=torch.bool, device=device).index_fill_(0, columns, False)
-    weight.mul_(inliers)
-    apart = torch.randn(outputs, len(columns), device=device).half()
-    llm, places = kernels("llm_int8").llm_int8_linear, columns.int()
-
-    def whole() -> torch.Tensor:
-        return (weight.double() * scale.double()[:, None]).index_add(1, columns, apart.double()).T
-
-    return Product(name, lambda x: llm(x, weight, scale, inliers, places, apart, None), whole, weight.numel(), 127)
-
-
-def error(product: Product, x: torch.Tensor) -> float:
-    """Return how far y is from float64, as a share of what rounding x to its steps, and all to float16, may do."""
-    exact = product.exact()
-    y, expected = product.call(x).double(), x.double() @ exact
-    # Of the norm of the products, rounding weights and sums to float16, or x to steps of its largest of a row.
-    noise = 2.0**-10 * (x.double().square() @ exact.square()).sqrt() + 2.0**-11 * expected.abs()
-    if product.quantizes:
-        step = x.double().abs().amax(1, keepdim=True) / product.quantizes
-        noise = noise + step * exact.square().sum(0).sqrt()
-    return float((y - expected).norm() / noise.norm())
 
 
 def race(rivals: dict[str, Sequence[Callable[[], object]]], turns: int = 20) -> dict[str, float]:
@@ -212,6 +110,10 @@ CASES = (
     Case(partial(grouped, "gemm", 4), 64),
 )
 FP8 = Case(partial(eight_bits, "fp8"), 2048, rate=2)
+FUSED = (
+    *(partial(residual_norm, quantizes, count, 8192) for quantizes in (False, True) for count in (16, 4096)),
+    *(partial(gate, quantizes, count, 14336) for quantizes in (False, True) for count in (16, 4096)),
+)
 
 
 def timed(case: Case, inputs: int, outputs: int, card: tuple[float, float]) -> Row:
@@ -234,6 +136,20 @@ def timed(case: Case, inputs: int, outputs: int, card: tuple[float, float]) -> R
     holds = (share >= case.share and ratio >= case.ratio) if goals else None
     of = {0: "bandwidth", 1: "fp16 rate", 2: "2 x fp16 rate"}[int(case.rate)]
     return Row(first.name, f"{inputs}x{outputs}", case.rows, found["kernel"], share, of, ratio, goals, holds)
+
+
+def timed_fused(make: Callable[[str], Fused], card: tuple[float, float]) -> Row:
+    """Check a kernel of operators between products, and time it beside torch's."""
+    torch.manual_seed(0)
+    first = make("cuda")
+    off = fused_error(first)
+    assert off < 1, f"{first.name}: {off:.2f} of what rounding may do"
+    several = [first, *(make("cuda") for _ in range(CACHE_BYTES // first.size))]
+    found = race({"kernel": [each.call for each in several], "float": [each.apart for each in several]})
+    count, width = first.exact().shape
+    share = first.size / (found["kernel"] / 1e3) / card[0]
+    ratio = found["float"] / found["kernel"]
+    return Row(first.name, str(width), count, found["kernel"], share, "bandwidth", ratio, "", None)
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -266,6 +182,12 @@ def interpret() -> None:
         off = error(product, torch.randn(count, TOY[0]).half())
         print(f"{product.name:17}{TOY[0]}x{TOY[1]}, {count} rows: {off:.3f} of what rounding may do")
         assert off < 1, product.name
+    for function, quantizes in dict.fromkeys((each.func, each.args[0]) for each in FUSED):
+        torch.manual_seed(0)
+        fused = function(quantizes, 5, TOY[0], "cpu")
+        off = fused_error(fused)
+        print(f"{fused.name:17}{TOY[0]}, 5 rows: {off:.3f} of what rounding may do")
+        assert off < 1, fused.name
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -281,15 +203,16 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {__import__('triton').__version__}")
     print(f"copies {card[0] / 1e9:.0f} GB/s, read and written; float16 8192^3 {card[1] / 1e12:.0f} TFLOP/s\n")
     cases = CASES if torch.cuda.get_device_capability() < (8, 9) else (*CASES, FP8)
-    pairs = [(case, shape) for case in cases for shape in SHAPES]
-    for case, (inputs, outputs) in pairs:
+    runs: list[Callable[[], Row]] = [partial(timed, case, *shape, card) for case in cases for shape in SHAPES]
+    runs += [partial(timed_fused, make, card) for make in FUSED]
+    for run in runs:
         if time.monotonic() - start < BUDGET_S:
-            rows.append(timed(case, inputs, outputs, card))
+            rows.append(run())
             print(f"{time.monotonic() - start:4.0f} s {rows[-1]}", file=sys.stderr, flush=True)
             torch.cuda.empty_cache()
     show(rows)
-    print(f"{len(rows)} of {len(pairs)} in {time.monotonic() - start:.0f} s", *missed(rows), sep="\nnot reached: ")
-    return int(len(rows) < len(pairs) or bool(missed(rows)))
+    print(f"{len(rows)} of {len(runs)} in {time.monotonic() - start:.0f} s", *missed(rows), sep="\nnot reached: ")
+    return int(len(rows) < len(runs) or bool(missed(rows)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_its_checks_pass_in_the_interpreter() -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     assert {line.split()[0] for line in run.stdout.splitlines()} == {
-        "w2a16", "w3a16", "w4a16", "w8a16", "w8a8", "nf4", "llm_int8", "fp8"
+        "w2a16", "w3a16", "w4a16", "w8a16", "w8a8", "nf4", "llm_int8", "fp8", "norm", "gate"
     }  # fmt: skip
 
 
