@@ -2,8 +2,9 @@
 
 Needs torch, Triton and this repository, and nothing installed of qcompile's other dependencies. First measures how fast
 memory is copied and float16 matrices are multiplied, and gives every result as a share of that. Each kernel is checked
-against float64 on the operands that are timed. What is between products is timed beside the operators of torch. Without a card, `--interpret` checks the kernels at toy shapes in
-Triton's interpreter, and times nothing; without either, it says so and ends with 3.
+against float64 on the operands that are timed; those between products are timed beside several of torch's. Without a
+card, `--interpret` checks the kernels at toy shapes in Triton's interpreter, and times nothing; without either, it says
+so and ends with 3.
 
 A time is the median of 20 replays of a CUDA graph, which takes turns with those that it is compared with; a graph
 multiplies by several weights after each other, more than the card's cache holds.

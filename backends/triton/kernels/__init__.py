@@ -32,8 +32,8 @@ NF4 and any other codebook of 16 levels (nf4.py): `words`, `plane` = pack(indice
                              int inputs, ScalarType dtype) -> [K, N]
 
 Int8 (tokens.py, norms.py, gated.py, int8_gemm.py, llm_int8.py). `weight` is int8 [N, K]: transposed, as the int8 tensor
-cores read it. `weight_scale` is float32 [N]. `activation` is "none", "gelu" (the error function), "gelu_tanh", "relu" or
-"silu". `inliers` is bool [K] or None: what is False counts as 0 in q, and not for the scale.
+cores read it. `weight_scale` is float32 [N]. `activation` is "none", "gelu" (the error function), "gelu_tanh", "relu"
+or "silu". `inliers` is bool [K] or None: what is False counts as 0 in q, and not for the scale.
 
     qcompile::quantize_tokens(x, inliers?) -> (q int8 [..., K], scale float32 [...])
         scale = max|x of the row| / 127 (1 where that is 0), q = round half to even (x * (1 / scale))
