@@ -38,15 +38,28 @@ def write_artifact(model: ir.Model, folder: Path) -> tuple[Finding, ...]:
     return ()
 
 
-def fused(model: ir.Model) -> ir.Model:
-    """Return a copy of the model with nodes of `products.DOMAIN`, one for each kernel, where there are kernels for it.
+def in_integers(model: ir.Model) -> ir.Model:
+    """Return a copy of the model that multiplies what is quantized to 8 bits as integers; outputs keep their names.
 
-    Outputs keep their names. Weights are packed here, from what the artifact holds.
+    A sum of integers is exact wherever it is computed. One of the floats that they stand for is rounded in the order of
+    a kernel, which may answer a tie at the next quantizer in another way than integers do, and a few layers later the
+    results are as far apart as the noise of quantization.
     """
     model = model.clone()
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     fuse_integer_linears(model)
     fuse_integer_convolutions(model)
+    RemoveUnusedNodes()(model)
+    model.graph.opset_imports[DOMAIN] = 1
+    return model
+
+
+def fused(model: ir.Model) -> ir.Model:
+    """Return a copy of the model with nodes of `products.DOMAIN`, one for each kernel, where there are kernels for it.
+
+    Outputs keep their names. Weights are packed here, from what the artifact holds.
+    """
+    model = in_integers(model)
     fuse_grouped_linears(model)
     fuse_codebook_linears(model)
     RemoveUnusedNodes()(model)
@@ -57,14 +70,17 @@ def fused(model: ir.Model) -> ir.Model:
     RemoveUnusedNodes()(model)
     fuse_residuals(model)
     fuse_gates(model)
-    model.graph.opset_imports[DOMAIN] = 1
     return model
 
 
 def open_file(path: Path, *, threads: int | None = None) -> TorchSession:
-    """Load a written model file, with kernels where they run; raises ModelError for what is none."""
+    """Load a written model file, with kernels where they run; raises ModelError for what is none.
+
+    Where they do not, weights in groups and codebooks stay as they are: they are multiplied in float either way, and
+    packing them takes seconds.
+    """
     model = read(path)
-    return load(fused(model) if has_kernels() else model, threads=threads)
+    return load(fused(model) if has_kernels() else in_integers(model), threads=threads)
 
 
 def open_probes(path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:

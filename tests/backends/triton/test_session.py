@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile import processor
 from qcompile.backends import get
 from qcompile.errors import InputError, MissingDependencyError, ModelError, UnsupportedOperator
 
@@ -86,6 +87,23 @@ def test_without_a_card_artifacts_say_so_once_and_nothing_is_timed(
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["there is no CUDA device here"]
     assert BACKEND.untimed() == "there is no CUDA device here"
     assert BACKEND.describe()["device"].startswith("there is no CUDA device here")
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_without_kernels_sums_of_integers_are_exact_too(
+    vnni: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the floats that they stand for are not: the next quantizer would answer some ties the other way."""
+    if vnni and not processor.runs_target("avx512-vnni"):
+        pytest.skip("torch's product of integers may saturate on this processor")
+    monkeypatch.setattr(processor, "runs_target", lambda _: vnni)
+    case = linear_case("int8", sym=True, bias=False)
+    parts = {str(name): value.const_value.numpy() for name, value in case.model.graph.initializers.items()}
+    q = np.clip(np.rint(case.feed["x"] / parts["s"]), -128, 127).astype(np.int64)
+    sums = (q @ parts["w"].astype(np.int64)).astype(np.float32)
+    lowered = BACKEND.lower(case.model, tmp_path, target=None)
+    found = BACKEND.open_artifact(tmp_path / lowered.model_file).run(case.feed)["y"]
+    assert found.tolist() == (sums * parts["s"] * parts["ws"]).tolist()
 
 
 def test_the_artifact_is_the_quantized_graph(tmp_path: Path) -> None:
