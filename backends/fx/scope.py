@@ -263,8 +263,8 @@ class Scope:
                 self.give(output, OnDevice(self.graph.call_function(calls.item, (made, index))))
 
     def _argument(self, value: ir.Value, entry: Operator, index: int, like: fx.Node | None) -> Host | fx.Node:
-        follows = isinstance(self.operand(value), OnHost)
-        return self.numbers(value) if entry.is_host(index, follows) else self.tensor(value, like)
+        known = not isinstance(self.operand(value), OnDevice)
+        return self.numbers(value) if entry.is_host(index, known) else self.tensor(value, like)
 
     def _is_own(self, value: ir.Value | None) -> bool:
         """True for an input of the model that one node alone reads, and that is no output."""

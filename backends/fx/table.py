@@ -32,7 +32,7 @@ class Operator:
         function: what computes it; a tuple for an operator that may have several outputs.
         since: first opset of the domain in which the operator means this.
         host: names of the parameters that are numbers in Python (shapes, axes), not tensors.
-        either: names of those that are numbers where they follow from shapes, and tensors where not.
+        either: names of those that are numbers where they are constants or follow from shapes, else tensors.
         random: it draws random numbers, so that nothing is computed when it is lowered.
         parameters: names of the function's parameters; empty where it is one of torch's and takes inputs alone.
         variadic: any number of inputs may follow the parameters.
@@ -46,10 +46,10 @@ class Operator:
     parameters: tuple[str, ...]
     variadic: bool
 
-    def is_host(self, position: int, follows: bool = False) -> bool:
-        """True where the input at this position is wanted as numbers in Python; `follows`: it follows from shapes."""
+    def is_host(self, position: int, known: bool = False) -> bool:
+        """True where the input at this position is wanted as numbers in Python; `known`: it can be without waiting."""
         name = self.parameters[position] if position < len(self.parameters) else ""
-        return name in self.host or (follows and name in self.either)
+        return name in self.host or (known and name in self.either)
 
 
 _TABLE: dict[tuple[str, str], list[Operator]] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qcompile.backends.fx.host import Host, Number, single
 from qcompile.backends.fx.table import enter_torch, operator
 from qcompile.backends.fx.types import WIDE_UNSIGNED
 
@@ -202,12 +203,18 @@ def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> 
     return (torch.isposinf(x) & bool(detect_positive)) | (torch.isneginf(x) & bool(detect_negative))
 
 
-@operator("Clip")
-def clip(x: Tensor, min: Tensor | float | None = None, max: Tensor | float | None = None) -> Tensor:
-    """Not below min, then not above max."""
-    made = wide(x)
-    if min is not None:
-        made = made.clamp(min=wide(min) if isinstance(min, Tensor) else min)
-    if max is not None:
-        made = made.clamp(max=wide(max) if isinstance(max, Tensor) else max)
-    return made.to(x.dtype)
+@operator("Clip", either=("min", "max"))
+def clip(x: Tensor, min: Tensor | Host | float | None = None, max: Tensor | Host | float | None = None) -> Tensor:
+    """Not below min, then not above max; in one step where both are numbers."""
+    low, high = _bound(min), _bound(max)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        # torch takes three times as long for two bounds that are tensors as for one after the other.
+        made = wide(x) if low is None else wide(x).clamp(min=low)
+        return (made if high is None else made.clamp(max=high)).to(x.dtype)
+    return x if low is None and high is None else wide(x).clamp(low, high).to(x.dtype)
+
+
+def _bound(given: Tensor | Host | float | None) -> Tensor | Number | None:
+    if given is None:
+        return None
+    return wide(given) if isinstance(given, Tensor) else single(given)

@@ -49,6 +49,32 @@ def test_shape_arithmetic_reads_no_tensor() -> None:
     torch.testing.assert_close(module(x)["y"], _halved(x))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "node", "steps", "expected"),
+    [
+        ("float[3] x", "Clip(x, low, high)", 1, [0.0, 2.0, 6.0]),
+        ("float[3] x", "Clip(x, , high)", 1, [-1.0, 2.0, 6.0]),
+        ("float[3] x", "Clip(x, low)", 1, [0.0, 2.0, 9.0]),
+        ("float[3] x", "Clip(x)", 0, [-1.0, 2.0, 9.0]),
+        ("float[3] x, float least", "Clip(x, least, high)", 2, [1.0, 2.0, 6.0]),
+    ],
+)
+def test_bounds_that_are_constants_are_numbers_and_clip_in_one_step(
+    inputs: str, node: str, steps: int, expected: list[float]
+) -> None:
+    module = lower(
+        _model(
+            f'<ir_version: 10, opset_import: ["" : 23]> g ({inputs}) => (float[3] y) '
+            f"<float low = {{0}}, float high = {{6}}> {{ y = {node} }}"
+        )
+    )
+    given = (torch.tensor([-1.0, 2.0, 9.0]), torch.tensor(1.0))[: len(module.meta["input_names"])]
+    assert module(*given)["y"].tolist() == expected
+    program = torch.export.export(module, given, strict=False)
+    assert sum("clamp" in str(each.target) for each in program.graph.nodes) == steps
+    assert not dict(module.named_buffers())  # that a number would be read from
+
+
 def test_names_are_those_of_the_model() -> None:
     text = '<ir_version: 10, opset_import: ["" : 23]> g (float[2] a) => (float[2] b) { b = Relu(a) }'
     model = _model(text)
