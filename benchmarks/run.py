@@ -16,6 +16,8 @@ NAMES = (
     "minilm",
     "planted",
     "outliers",
+    "agreement",
+    "fx_speed",
     "folding",
     "vision",
     "compile_time",

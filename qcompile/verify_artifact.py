@@ -90,7 +90,7 @@ def verify_artifact(
         (outputs,) = run_all(probe.session, [sample])
         del probe  # and its session, which holds the weights, before the reference takes room for its own
         return_freed_memory()
-        seen = {name: _as_written(array, dtypes.get(name)) for name, array in outputs.items()}
+        seen = {name: as_written(array, dtypes.get(name)) for name, array in outputs.items()}
         inner = {name: seen[name] for name in values}
         expected = evaluate(portable, sample, inner, channels_per_scale=channels_per_scale)
         outlook = Outlook.of(portable, values)
@@ -119,7 +119,7 @@ def verification_sample(model: ir.Model, samples: Sequence[Feed], masks: Sequenc
     return sample
 
 
-def _as_written(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
+def as_written(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
     """Return integers in the 8-bit type of the portable graph: a backend may store q as q + 128 in the other one."""
     if dtype == ir.DataType.INT8 and array.dtype == np.uint8:
         return (array.astype(np.int16) - 128).astype(np.int8)
@@ -150,14 +150,14 @@ def _compare_inside(
         if array.dtype.kind == "f" and array.size and np.isnan(array).all():
             left_out.append(f"{name} (NaN)")
             continue
-        distance, mean = _apart(array, actual, outlook.step(name, array))
+        distance, mean = apart(array, actual, outlook.step(name, array))
         if distance == np.inf:
             reason = (
                 f"{name} has NaN or infinity where what follows from the values before it is finite, or the reverse"
             )
             raise VerificationError(subject, reason, _MEND)
         if array.dtype.kind == "f" and (distance > MAX_STEPS or mean > RMS_STEPS):
-            distance, mean = _apart(array, towards(array, actual, ties()[name]), outlook.step(name, array))
+            distance, mean = apart(array, towards(array, actual, ties()[name]), outlook.step(name, array))
         if distance > MAX_STEPS or mean > RMS_STEPS:
             reason = (
                 f"{name} is up to {distance:.3g} quantization steps, and {mean:.2g} on average, away from what follows "
@@ -223,11 +223,11 @@ def _part_equal(expected: np.ndarray, actual: np.ndarray) -> str:
 
 
 def _close(expected: np.ndarray, actual: np.ndarray, step: np.ndarray) -> bool:
-    distance, mean = _apart(expected, actual, step)
+    distance, mean = apart(expected, actual, step)
     return distance <= MAX_STEPS and mean <= RMS_STEPS
 
 
-def _apart(expected: np.ndarray, actual: np.ndarray, step: np.ndarray) -> tuple[float, float]:
+def apart(expected: np.ndarray, actual: np.ndarray, step: np.ndarray) -> tuple[float, float]:
     """Largest and root mean square difference in steps; infinite where only one side is finite, or the signs differ.
 
     Where NaN is expected any number will do: what the Relu of NaN is, or padding times NaN, runtimes take as they like.

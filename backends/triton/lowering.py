@@ -74,12 +74,16 @@ def fused(model: ir.Model) -> ir.Model:
 
 
 def open_file(path: Path, *, threads: int | None = None) -> TorchSession:
-    """Load a written model file, with kernels where they run; raises ModelError for what is none.
+    """Load a written model file as `open_model` does; raises ModelError for what is none."""
+    return open_model(read(path), threads=threads)
+
+
+def open_model(model: ir.Model, *, threads: int | None = None) -> TorchSession:
+    """Load a portable model, with kernels where they run; it is not changed.
 
     Where they do not, weights in groups and codebooks stay as they are: they are multiplied in float either way, and
     packing them takes seconds.
     """
-    model = read(path)
     return load(fused(model) if has_kernels() else in_integers(model), threads=threads)
 
 
