@@ -117,6 +117,14 @@ def _end(linear: Linear) -> ir.Value:
     add = sole_reader(linear.output)
     if add is None or not is_standard(add, "Add") or any(constant(value) is not None for value in add.inputs):
         return linear.output
-    shapes = [value.shape for value in (*add.inputs, add.outputs[0]) if value is not None]
-    same = all(shape is not None and shape == shapes[0] for shape in shapes)
-    return add.outputs[0] if same else linear.output
+    first, *others = (None if value is None else _known(value.shape) for value in (*add.inputs, add.outputs[0]))
+    return add.outputs[0] if first is not None and all(shape == first for shape in others) else linear.output
+
+
+def _known(shape: ir.Shape | None) -> tuple[int | str, ...] | None:
+    """The dims of a shape by their numbers or names; None where one has neither: it may be anything."""
+    if shape is None:
+        return None
+    dims = [dim if isinstance(dim, int) else dim.value for dim in shape]
+    found = tuple(dim for dim in dims if dim is not None)
+    return found if len(found) == len(dims) else None

@@ -59,6 +59,25 @@ def test_a_linear_lacks_what_stands_in_front_of_it_took_away() -> None:
     np.testing.assert_allclose(run(exact, X[:9]), np.square(wanted @ U)[:9], rtol=1e-3)  # the copy stays float
 
 
+@pytest.mark.parametrize("rows", ["n", "1", "m"])
+def test_a_sum_of_other_shapes_is_not_what_a_linear_makes_up_for(rows: str) -> None:
+    """Of x + a @ w, where a has one row for all rows of x, or nobody knows how many, the product stands for itself."""
+    model = parse(
+        f"g (float[n, 8] x, float[{rows}, 8] a) => (float[n, 8] y) {{ r = MatMul(a, w) p = MatMul(r, v) y = Add(x, p) }}",
+        w=W,
+        v=V,
+    )
+    exact = model.clone()
+    a = X[:20] if rows == "n" else X[:1]
+    calibrator = data([{"x": X[:20], "a": a}])
+    parts = asymmetric_statistics(calibrator, model, exact, linears(model))
+    next(parts)
+    replace(model, "w")
+    (found,) = next(parts).lacks.values()
+    r = a @ rounded(W)
+    np.testing.assert_allclose(found, r.T @ ((a @ W - r) @ V) / len(a), atol=1e-4)
+
+
 def test_linears_of_one_value_come_together() -> None:
     model = parse(
         "g (float[n, 8] x) => (float[n, 8] y) { a = MatMul(x, w) b = MatMul(x, v) c = Mul(a, b) y = MatMul(c, u) }",
