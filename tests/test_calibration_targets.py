@@ -63,7 +63,8 @@ def test_a_linear_lacks_what_stands_in_front_of_it_took_away() -> None:
 def test_a_sum_of_other_shapes_is_not_what_a_linear_makes_up_for(rows: str) -> None:
     """Of x + a @ w, where a has one row for all rows of x, or nobody knows how many, the product stands for itself."""
     model = parse(
-        f"g (float[n, 8] x, float[{rows}, 8] a) => (float[n, 8] y) {{ r = MatMul(a, w) p = MatMul(r, v) y = Add(x, p) }}",
+        f"g (float[n, 8] x, float[{rows}, 8] a) => (float[n, 8] y)"
+        "{ r = MatMul(a, w) p = MatMul(r, v) y = Add(x, p) }",
         w=W,
         v=V,
     )
