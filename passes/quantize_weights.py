@@ -183,7 +183,10 @@ class QuantizeWeights(Pass):
             assert tensor is not None
             weight, known = tensor.numpy(), weight_only.evidence(multiplied)
             if linear.matmul in seen.lacks and known.gram is not None:
-                weight = asymmetric_target(weight, known.gram, seen.lacks[linear.matmul], self.damp_percent)
+                assert multiplied is not None
+                # Of few positions the moments with what is lacking are mostly chance, the more so the more inputs.
+                damp = self.damp_percent + len(weight) / multiplied.count
+                weight = asymmetric_target(weight, known.gram, seen.lacks[linear.matmul], damp)
             found, file = self._found(weight, known, scheme, nearest=_is_nearly_float(head))
             rows = np.zeros((0, len(weight)), np.float32) if multiplied is None else multiplied.rows
             sqnr = weight_only.output_sqnr(weight, found, scheme.group_size, rows)
