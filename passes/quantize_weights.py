@@ -15,6 +15,7 @@ from qcompile import layers, qdq, weight_only
 from qcompile.bit_allocation import Schemes, Told, allocate_bits, check_target, fewest_bits
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics
+from qcompile.calibration_statistics import ChannelStatistics
 from qcompile.contract import Finding, Keeps, Pass, Result
 from qcompile.errors import RecipeError
 from qcompile.finished_layers import FinishedLayers
@@ -60,7 +61,8 @@ class QuantizeWeights(Pass):
             None: 4.25, where there is no `max_drop`.
         calibration: what the outputs of a linear are held to: "symmetric": the products of what it reads, and rounding
             alone is an error; "asymmetric": what the float model computes there, so that a linear makes up for the
-            errors of all in front of it, see `asymmetric_target`. Does not apply to those that score a vocabulary.
+            errors of all in front of it, see `asymmetric_target`; the report then has the error of rounding
+            that weight. Does not apply to those that score a vocabulary, and where `asymmetric_statistics` says so.
         max_drop: of bits "auto", in the place of `effective_bits`: the fewest bits with which the cosine to the outputs
             before this pass drops by no more, see `fewest_bits`; needs calibration data.
         widths: what bits "auto" chooses from: 3 are stored in 4 by every runtime.
@@ -193,11 +195,18 @@ class QuantizeWeights(Pass):
             value = qdq.dequantized_groups(linear.weight, found, scheme, linear.matmul, file)
             if self.bias_correction == "linears":
                 weight_only.correct_outputs(linear, weight, found, scheme.group_size, rows)
-            remark = f"{scheme.bits} bits{found.remark and '; '}{found.remark}" if auto else found.remark
+            remarks = [f"{scheme.bits} bits" if auto else "", found.remark, self._few(multiplied, len(weight))]
+            remark = "; ".join(each for each in remarks if each)
             done[linear.weight] = value, layers.finding(linear, "quantized", remark, sqnr)
         value, finding = done[linear.weight]
         qdq.replace_input(linear.matmul, linear.weight, value)
         return layers.finding(linear, "quantized", finding.reason, finding.sqnr_db)
+
+    def _few(self, multiplied: ChannelStatistics | None, inputs: int) -> str:
+        """Say so where calibration saw fewer positions than the solver fits directions: it fits chance then."""
+        if self.solver not in NEEDS_MOMENTS or multiplied is None or multiplied.count >= inputs:
+            return ""
+        return f"calibrated at {multiplied.count} positions, fewer than its {inputs} inputs: give more data"
 
     def _found(
         self, weight: np.ndarray, seen: Evidence, scheme: GroupScheme, *, nearest: bool

@@ -111,7 +111,8 @@ class Calibrator:
         made = ""
         if Calibration.of(self.data).cache is not None:  # else nobody asks
             piece = computing(model, stage.cut, cut)
-            made = f"{stage.fingerprint} {calibration_cache.fingerprint(piece)} {sorted(stage.used)}"
+            between = "" if piece is None else calibration_cache.fingerprint(piece)
+            made = f"{stage.fingerprint} {between} {sorted(stage.used)} {cut}"
         return Stage(samples, hashlib.sha256(made.encode()).hexdigest(), cut)
 
     def values(self, model: ir.Model, stage: Stage, names: Collection[str]) -> Iterator[Feed]:
@@ -123,7 +124,7 @@ class Calibrator:
             names: of values behind it, or at its cut: these are in the samples.
         """
         piece = computing(model, stage.cut, names)
-        session = self.open_session(piece) if piece.graph.outputs else None
+        session = None if piece is None else self.open_session(piece)
         for index, feed in enumerate(stage.samples):
             if not stage.used or index in stage.used:
                 computed = {} if session is None else _run_sample(session, feed, index)

@@ -45,14 +45,17 @@ def behind(model: ir.Model, cut: Collection[str]) -> ir.Model:
     return copy
 
 
-def computing(model: ir.Model, cut: Collection[str], names: Collection[str]) -> ir.Model:
+def computing(model: ir.Model, cut: Collection[str], names: Collection[str]) -> ir.Model | None:
     """Return what a model computes of values behind a cut, which are its outputs, in the order of their names.
 
-    Those that are at the cut, as what goes around a block is, or inputs of the model, are none of them.
+    Those that are at the cut, as what goes around a block is, or inputs of the model, are none of them; None where none
+    is left, as between two towers.
     """
     given = dict.fromkeys([*(str(value.name) for value in model.graph.inputs), *cut])
-    # Of two towers nothing may stand between the cuts.
-    graph = ir.convenience.extract(model.graph, list(given), [name for name in sorted(names) if name not in given])
+    computed = [name for name in sorted(names) if name not in given]
+    if not computed:
+        return None
+    graph = ir.convenience.extract(model.graph, list(given), computed)
     for value in graph.inputs:
         if value.name in cut:
             value.shape = _named(value.shape)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcompile import calibration_stages
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics, has_gram
-from qcompile.calibration_masks import PaddingMask
+from qcompile.calibration_masks import PaddingMask, mask_axes, position_dims
 from qcompile.calibration_sample import Feed
 from qcompile.calibration_spool import FeedFile
 from qcompile.calibration_stages import Stage
@@ -32,7 +32,10 @@ def asymmetric_statistics(
     where that is added to another value alone, as to the residual stream, it is the sum, so that the linear makes up
     for the errors of that stream too.
 
-    Linears with more than MOST_INPUTS have no second moments, and lack nothing that could be said.
+    Nothing is said of what is lacking of linears without second moments, with more than MOST_INPUTS; of those whose
+    weight something else reads too, which has other errors in front; of several into one sum, but for the first; where
+    padding is not told apart as it is for second moments; and where float makes another number of rows, as behind a
+    choice that data make.
 
     Args:
         calibrator: source of the samples.
@@ -49,17 +52,19 @@ def asymmetric_statistics(
         cut = calibration_stages.find_cut(model, done, later) if later else None
         moments = has_gram(part[0])
         values = calibrator.collect(model, {x: -1}, gram={x} if moments else (), stage=now)
-        ends = {linear.matmul: str(_end(linear).name) for linear in part} if moments else {}
+        masks = _masks_of(part[0].x, calibrator.masks(model), model)
+        ends = {} if masks is None or not moments else _ends(part)
         kept, inputs = FeedFile(), {str(value.name) for value in exact.graph.inputs}
         wanted = _keeping(
             kept, {*inputs, *(cut or ())}, calibrator.values(exact, before, {*ends.values(), *(cut or ())})
         )
         runs = zip(calibrator.values(model, now, {x, *ends.values()}), wanted, strict=True)
-        means = _cross_moments(x, set(ends.values()), runs, calibrator.masks(model))
-        yield LayerStatistics(tuple(part), values, lacks={node: means[name] for node, name in ends.items()})
+        means = _cross_moments(x, set(ends.values()), runs, masks or ())
+        lacks = {node: means[name] for node, name in ends.items() if name in means}
+        yield LayerStatistics(tuple(part), values, lacks=lacks)
         if cut is not None:
             now = calibrator.advance(model, now, cut)
-            before = Stage(kept, before.fingerprint, cut)
+            before = Stage(kept, f"{before.fingerprint} {cut}", cut)
 
 
 def _keeping(file: FeedFile, names: Collection[str], feeds: Iterable[Feed]) -> Iterator[Feed]:
@@ -69,16 +74,45 @@ def _keeping(file: FeedFile, names: Collection[str], feeds: Iterable[Feed]) -> I
         yield feed
 
 
+def _masks_of(x: ir.Value, masks: Sequence[PaddingMask], model: ir.Model) -> Sequence[PaddingMask] | None:
+    """The masks that rule out positions of x [batch, sequence, ..], as observers do; None where it has other axes."""
+    dims = position_dims(x, -1)
+    if not masks or dims is None:
+        return ()
+    inputs = {value.name: value for value in model.graph.inputs}
+    for mask in masks:
+        axes = mask_axes(dims, inputs[mask.name])
+        if axes is not None:
+            return (mask,) if axes == (0, 1) else None
+    if len(dims) > 2 or all(isinstance(dim, int) for dim in dims):
+        return ()  # observers find no padding there either
+    return masks if (len(dims), len(masks)) == (2, 1) else None
+
+
+def _ends(part: Sequence[Linear]) -> dict[ir.Node, str]:
+    """Where each linear is held to float: see `_end`; of several with one end, the first alone makes up for all."""
+    found: dict[ir.Node, str] = {}
+    for linear in part:
+        end = str(_end(linear).name)
+        if len(linear.weight.uses()) == 1 and end not in found.values():
+            found[linear.matmul] = end
+    return found
+
+
 def _cross_moments(
     x: str, ends: Collection[str], runs: Iterable[tuple[Feed, Feed]], masks: Sequence[PaddingMask]
 ) -> dict[str, np.ndarray]:
-    """Return the mean of x dT for the difference d at each end, over all positions that are not padding."""
-    sums = _CrossMoments()
+    """Return the mean of x dT for the difference d at each end, over all positions that are not padding.
+
+    None of an end that has another shape in float on any sample.
+    """
+    sums, left = _CrossMoments(), set(ends)
     for now, wanted in runs:
-        differences = {name: wanted[name] - now[name] for name in ends}
+        left -= {name for name in left if wanted[name].shape != now[name].shape}
+        differences = {name: wanted[name] - now[name] for name in left}
         (kept,) = without_padding([{"": now[x], **differences}], [now], masks)
         sums.add(kept.pop(""), kept)
-    return sums.means()
+    return {name: mean for name, mean in sums.means().items() if name in left}
 
 
 class _CrossMoments:
@@ -92,7 +126,7 @@ class _CrossMoments:
     def add(self, x: np.ndarray, differences: dict[str, np.ndarray]) -> None:
         """Take x [..., inputs] and each d [..., outputs] of one run."""
         rows = x.reshape(-1, x.shape[-1])
-        self._rows.append((rows, {name: each.reshape(len(rows), -1) for name, each in differences.items()}))
+        self._rows.append((rows, {name: each.reshape(-1, each.shape[-1]) for name, each in differences.items()}))
         self._waiting += len(rows)
         if self._waiting >= _ROWS:
             self._multiply()
@@ -105,7 +139,7 @@ class _CrossMoments:
 
     def _multiply(self) -> None:
         x = np.concatenate([rows for rows, _ in self._rows]).T
-        for name in self._rows[0][1]:
+        for name in self._rows[-1][1]:
             product = x @ np.concatenate([differences[name] for _, differences in self._rows])
             self._sums[name] = product + self._sums.get(name, np.float32(0))
         self._count += self._waiting

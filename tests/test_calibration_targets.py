@@ -122,3 +122,59 @@ def test_padding_counts_for_nothing(padded: bool) -> None:
     expected = h.T @ ((np.maximum(rows @ W, 0) - h) @ V) / len(rows)
     (found,) = second.lacks.values()
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_padding_of_other_layouts_leaves_nothing_to_make_up_for() -> None:
+    """Of x [sequence, batch, ..] the second moments leave padding out; what is lacking is not said."""
+    model = parse(
+        """g (float[b, s, 8] x, int64[b, s] mask) => (float[b, s, 8] y) {
+            a = MatMul(x, w) h = Relu(a) n = Transpose <perm = [1, 0, 2]> (h) m = MatMul(n, v)
+            q = Transpose <perm = [1, 0, 2]> (m) t = Transpose <perm = [0, 2, 1]> (q) scores = MatMul(q, t)
+            float_mask = Cast <to = 1> (mask) off = Sub (one, float_mask) far = Mul (off, low)
+            wide = Unsqueeze (far, axes) masked = Add (scores, wide) p = Softmax <axis = -1> (masked) y = MatMul (p, h)
+        }""",
+        w=W,
+        v=V,
+        one=np.float32(1),
+        low=np.float32(-10000),
+        axes=np.array([1]),
+    )
+    mask = np.ones((2, 12), np.int64)
+    mask[:, 9:] = 0
+    parts = list(
+        asymmetric_statistics(
+            data([{"x": X[:24].reshape(2, 12, 8), "mask": mask}]), model, model.clone(), linears(model)
+        )
+    )
+    assert [len(part.lacks) for part in parts] == [1, 0]
+
+
+def test_one_of_several_linears_into_one_sum_makes_up_for_all_and_tied_weights_for_nothing() -> None:
+    model = parse("g (float[n, 8] x) => (float[n, 8] y) { a = MatMul(x, w) b = MatMul(x, v) y = Add(a, b) }", w=W, v=V)
+    (part,) = asymmetric_statistics(data([{"x": X}]), model, model.clone(), linears(model))
+    assert list(part.lacks) == [linears(model)[0].matmul]
+    tied = parse("g (float[n, 8] x) => (float[n, 8] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, w) }", w=W)
+    parts = list(asymmetric_statistics(data([{"x": X}]), tied, tied.clone(), linears(tied)))
+    assert [len(part.lacks) for part in parts] == [0, 0]
+
+
+def test_rows_that_data_choose_leave_nothing_to_make_up_for() -> None:
+    """The rounded model sends other rows on than float does; none at all may be sent."""
+    model = parse(
+        """g (float[n, 8] x) => (float[k, 8] y) {
+            a = MatMul(x, w) first = Gather <axis = 1> (a, zero) on = Greater (first, most) at = NonZero (on)
+            places = Squeeze (at, zeros) r = Gather (a, places) y = MatMul (r, v)
+        }""",
+        w=W,
+        v=V,
+        zero=np.array(0),
+        zeros=np.array([0]),
+        most=np.float32(0),
+    )
+    exact = model.clone()
+    parts = asymmetric_statistics(
+        data([{"x": X[:200]}, {"x": np.zeros((3, 8), np.float32)}]), model, exact, linears(model)
+    )
+    next(parts)
+    replace(model, "w")
+    assert next(parts).lacks == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
@@ -47,6 +49,9 @@ def lower(model: ir.Model) -> torch.fx.GraphModule:
 
 
 def _identifier(name: str) -> str:
-    """The name with every character that Python does not take in one replaced by an underscore."""
+    """The name with every character that Python does not take in one replaced by an underscore.
+
+    Words of the language, and `self`, which is the module, get an underscore in front.
+    """
     text = "".join(character if character.isalnum() or character == "_" else "_" for character in name)
-    return text if text.isidentifier() else f"_{text}"
+    return text if text.isidentifier() and not keyword.iskeyword(text) and text != "self" else f"_{text}"

@@ -131,8 +131,8 @@ class Scope:
     def buffer(self, tensor: torch.Tensor, name: str) -> fx.Node:
         """The node of a new buffer."""
         text = "".join(character if character.isalnum() else "_" for character in name) or "constant"
-        taken = dict(self.root.named_buffers())
-        name = next(new for new in bodies.numbered(f"onnx_{text}") if new not in taken)
+        # Not `named_buffers`, which leaves out a tensor that it has seen under another name.
+        name = next(new for new in bodies.numbered(f"onnx_{text}") if not hasattr(self.root, new))
         self.root.register_buffer(name, tensor)
         return self.graph.get_attr(name)
 

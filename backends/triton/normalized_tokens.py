@@ -40,7 +40,9 @@ def is_of_channels(norm: ir.Node) -> bool:
     if not graph.is_standard(norm, *_KERNELS):
         return False
     constants = [graph.constant(value) for value in norm.inputs[1:] if value is not None]
-    vectors = all(each is not None and len(each.shape) == 1 and each.dtype == ir.DataType.FLOAT for each in constants)
     x = norm.inputs[0]
-    last = -1 if x is None or x.shape is None else len(x.shape) - 1
-    return bool(constants) and vectors and norm.attributes.get_int("axis", -1) in (-1, last) and len(norm.outputs) == 1
+    if x is None or x.shape is None or x.dtype != ir.DataType.FLOAT or not constants:
+        return False
+    channels = (x.shape[-1],)
+    vectors = all(each is not None and tuple(each.shape) == channels and each.dtype == x.dtype for each in constants)
+    return vectors and norm.attributes.get_int("axis", -1) in (-1, len(x.shape) - 1) and len(norm.outputs) == 1

@@ -35,6 +35,8 @@ from qcompile.backends.triton.runtime import runs_kernels
 
 _FEW_ROWS = 8
 """Most rows of x for which a product is one of a vector."""
+_HAS_VNNI = processor.runs_target("avx512-vnni")
+"""Asked once: what torch compiles cannot read what Linux says of the processor."""
 _MOST_IN_INT32 = (2**31 - 1) // 2**14
 """How many products of two numbers in int8 an int32 holds the sum of."""
 
@@ -227,7 +229,7 @@ def _integer_product(q: Tensor, weight: Tensor) -> Tensor:
     384, two threads, Zen 5, torch 2.13). Others may saturate the sum of two products: there it is computed in float64,
     which holds every sum of less than 2**38 of them.
     """
-    if weight.shape[-1] <= _MOST_IN_INT32 and not q.is_cuda and processor.runs_target("avx512-vnni"):
+    if weight.shape[-1] <= _MOST_IN_INT32 and not q.is_cuda and _HAS_VNNI:
         sums = torch._int_mm(q.reshape(-1, q.shape[-1]), weight.T)
         return sums.reshape(*q.shape[:-1], weight.shape[0]).to(torch.float32)
     return (q.to(torch.float64) @ weight.to(torch.float64).T).to(torch.float32)

@@ -17,7 +17,8 @@ def fuse_outlier_linears(model: ir.Model) -> None:
 
     And QuantizeTokens(x * mask), with a mask of 0 and 1 for each channel  ->  QuantizeTokens(x, mask != 0). O and W[O]
     are constants (Dettmers et al. 2022, "LLM.int8()", section 3.2). Does not apply where something else reads one of
-    the products, or where q has a zero point: the kernel has none.
+    the products, where q is not made for each token of what has the shape of x, or where q has a zero point: the kernel
+    has none.
     """
     names = graph.Names(model.graph)
     for node in list(model.graph):
@@ -57,6 +58,9 @@ def _join(model: ir.Model, names: graph.Names, add: ir.Node) -> None:
     if x is None or x.dtype != ir.DataType.FLOAT or channels is None or channels.ndim != 1 or not last:
         return
     q, scale, _, weight, weight_scale, _, bias = (*linear.inputs, None)[:7]
+    tokens = None if q is None else q.producer()
+    if tokens is None or tokens.op_type != TOKENS or not products.alike(tokens.inputs[0], x):
+        return
     integers = graph.constant(weight)
     assert integers is not None
     positive = np.where(channels < 0, channels + integers.shape[1], channels)

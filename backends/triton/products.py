@@ -93,8 +93,11 @@ def fuse(model: ir.Model, name: str, stored: Callable[[ir.Value], Stored | None]
 
 
 def alike(a: ir.Value | None, b: ir.Value | None) -> bool:
-    """Whether two values are float32 of the same shape; False where a size has no name before the model runs."""
-    if a is None or b is None or not a.dtype == b.dtype == ir.DataType.FLOAT or a.shape is None:
+    """Whether two values are float32 of the same shape; False where a size has no name before the model runs.
+
+    False for scalars too: they have no channels.
+    """
+    if a is None or b is None or not a.dtype == b.dtype == ir.DataType.FLOAT or not a.shape:
         return False
     return a.shape == b.shape and not any(isinstance(size, ir.SymbolicDim) and size.value is None for size in a.shape)
 

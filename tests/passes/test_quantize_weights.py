@@ -309,3 +309,11 @@ def test_a_weight_that_a_head_and_another_linear_read_has_the_scheme_of_the_head
     assert [value.dtype for value in large] == [ir.DataType.INT8]
     assert operators(after).count("DequantizeLinear") == 1
     run(after.clone(), np.ones((2, 16), np.float32))
+
+
+@pytest.mark.parametrize(("rows", "solver", "said"), [(39, "gptq", True), (40, "gptq", False), (39, "rtn", False)])
+def test_fewer_positions_than_inputs_are_said(rows, solver, said):
+    x = np.random.default_rng(0).normal(size=(rows, 40)).astype(np.float32)
+    data = Calibrator([{"x": x}], ObserveChannels, get("onnxruntime").open_session)
+    (finding,) = QuantizeWeights(4, 16, solver=solver, calibrator=data)(model()).findings
+    assert ("calibrated at 39 positions, fewer than its 40 inputs" in finding.reason) == said

@@ -84,7 +84,7 @@ def attention(
         key, value = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
     elif nonpad_kv_seqlen is not None:
         offset = (nonpad_kv_seqlen - query.shape[2])[:, None, None]
-    factor = scale or 1 / math.sqrt(query.shape[-1])
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     total = key.shape[2]
     square = attn_mask is None and past_key is None and nonpad_kv_seqlen is None
     square = square and left_window_size < 0 and right_window_size < 0

@@ -40,7 +40,13 @@ def _fresh(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 @operator("Loop", host=("trips",))
 def loop(
-    trips: Host | None, condition: Tensor | None, *carried: Any, body: Body, counted: bool, outputs: int
+    trips: Host | None,
+    condition: Tensor | None,
+    *carried: Any,
+    body: Body,
+    counted: bool,
+    outputs: int,
+    like: Tensor | None,
 ) -> Sequence[Any]:
     """Repeat while the condition holds, at most so often; what each turn makes besides is stacked.
 
@@ -55,13 +61,16 @@ def loop(
         return _while(most, condition, carried, body, outputs)
     state, made, turn = list(carried), [], 0
     going = counted or condition is None or bool(condition)
+    device = None if like is None else like.device
     if condition is None:
-        condition = torch.ones((), dtype=torch.bool)
+        condition = torch.ones((), dtype=torch.bool, device=device)
     while going and (most is None or turn < most):
-        results = module(torch.full((), turn, dtype=torch.int64), condition, *state, *captured)
+        results = module(torch.full((), turn, dtype=torch.int64, device=device), condition, *state, *captured)
         condition, state = results[0], list(results[1 : 1 + len(state)])
         made.append(results[1 + len(state) :])
         going, turn = counted or bool(condition), turn + 1
+    if not made and outputs > len(state):
+        raise UnsupportedOperator("Loop", "it takes no turn, and is to stack what turns make", "Give it a turn")
     return *state, *(torch.stack(parts) for parts in zip(*made, strict=True))
 
 
@@ -109,6 +118,8 @@ def scan(
         for x, axis, back in zip(inputs[count:], axes, turned, strict=True)
     ]
     state, made = list(inputs[:count]), []
+    if not read[0].shape[0]:
+        raise UnsupportedOperator("Scan", "it takes no turn, and is to stack what turns make", "Give it a turn")
     for turn in range(read[0].shape[0]):
         results = module(*state, *(x[turn] for x in read), *captured)
         state = list(results[:count])

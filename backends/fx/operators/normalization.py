@@ -58,7 +58,10 @@ def layer_normalization(
     """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axes."""
     axes = tuple(range(axis % x.dim(), x.dim()))
     sizes = [x.shape[position] for position in axes]
-    if outputs == 1 and scale.shape == torch.Size(sizes) and scale.dtype == x.dtype:
+    fits = all(
+        given is None or (given.shape == torch.Size(sizes) and given.dtype == x.dtype) for given in (scale, bias)
+    )
+    if outputs == 1 and fits:
         return (functional.layer_norm(x, sizes, scale, bias, epsilon),)
     wide = x.to(torch_type(stash_type))
     mean = wide.mean(axes, keepdim=True)
@@ -123,9 +126,8 @@ def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
 @operator("MeanVarianceNormalization")
 def mean_variance_normalization(x: Tensor, *, axes: Sequence[int] = (0, 2, 3)) -> Tensor:
     """(x - mean) / the standard deviation over some axes."""
-    mean = x.mean(tuple(axes), keepdim=True)
-    deviation = (x.square().mean(tuple(axes), keepdim=True) - mean.square()).sqrt()
-    return (x - mean) / (deviation + 1e-9)
+    centred = x - x.mean(tuple(axes), keepdim=True)
+    return centred / (centred.square().mean(tuple(axes), keepdim=True).sqrt() + 1e-9)
 
 
 @operator("Dropout", host=("ratio", "training_mode"))

@@ -60,6 +60,8 @@ def _one_direction(
     step: Step, x: Tensor, hidden: Tensor, cell: Tensor, lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All steps over x [sequence, batch, input]; behind the end of a sample its state stays and its output is 0."""
+    if not x.shape[0]:
+        return hidden.new_zeros(0, *hidden.shape), hidden, cell
     made = []
     order = range(x.shape[0])[::-1] if reverse else range(x.shape[0])
     for time in order:

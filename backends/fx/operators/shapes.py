@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false
 from qcompile.backends.fx.host import Host, Numbers, device_of, ints, single
 from qcompile.backends.fx.table import operator
 from qcompile.backends.fx.types import torch_type
+from qcompile.errors import InputError
 
 
 @operator("Reshape", host=("shape",))
@@ -42,8 +43,17 @@ def unsqueeze(x: Tensor, axes: Numbers) -> Tensor:
 
 @operator("Squeeze", host=("axes",))
 def squeeze(x: Tensor, axes: Numbers | None = None) -> Tensor:
-    """Without these axes, or all of size 1."""
-    return x.squeeze() if axes is None else x.squeeze(tuple(ints(axes)))
+    """Without these axes, or all of size 1.
+
+    Raises:
+        InputError: one of these axes has another size.
+    """
+    if axes is None:
+        return x.squeeze()
+    for axis in ints(axes):
+        if guard_or_false(x.shape[axis] != 1):
+            raise InputError("Squeeze", f"axis {axis} has size {x.shape[axis]}", "Give inputs that have 1 there")
+    return x.squeeze(tuple(ints(axes)))
 
 
 @operator("Transpose")

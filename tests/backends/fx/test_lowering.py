@@ -170,3 +170,47 @@ def test_a_cache_is_written_in_place() -> None:
     kept = torch.zeros(1, 1, 4, 1, requires_grad=True)
     assert module(kept, torch.ones(1, 1, 1, 1), torch.tensor([2]))["present"].sum() == 1
     assert not kept.any()
+
+
+def test_a_constant_that_two_calls_of_a_function_read_is_not_overwritten() -> None:
+    """The third call reads another one of the same name inside: buffers must not take each other's place."""
+    rng = np.random.default_rng(0)
+    text = """
+        <ir_version: 10, opset_import: ["" : 23, "own" : 1]>
+        calls (float[n, 300] x) => (float[n, 300] a, float[n, 300] b, float[n, 300] c) {
+            a = own.Product (x, first) b = own.Product (x, first) c = own.Product (x, second)
+        }
+        <domain: "own", opset_import: ["" : 23]> Product (x, w) => (y) { y = MatMul (x, w) }
+    """
+    model = _model(text)
+    weights = {name: rng.standard_normal((300, 300)).astype(np.float32) for name in ("first", "second")}
+    for name, array in weights.items():
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        model.graph.register_initializer(value)
+        for node in model.graph:
+            for index, read in enumerate(node.inputs):
+                if read is not None and read.name == name:
+                    node.replace_input_with(index, value)
+    x = rng.standard_normal((2, 300)).astype(np.float32)
+    found = lower(model)(torch.from_numpy(x))
+    for output, name in (("a", "first"), ("b", "first"), ("c", "second")):
+        np.testing.assert_allclose(found[output].numpy(), x @ weights[name], rtol=1e-4, atol=1e-4, err_msg=output)
+
+
+@pytest.mark.parametrize("name", ["in", "lambda", "self"])
+def test_inputs_that_are_words_of_python_get_an_underscore(name: str) -> None:
+    model = _model('<ir_version: 10, opset_import: ["" : 23]> g (float[n] x) => (float[n] y) { y = Neg(x) }')
+    model.graph.inputs[0].name = name
+    x = torch.ones(3)
+    assert torch.equal(lower(model)(x)["y"], -x)
+    assert torch.equal(lower(model)(**{f"_{name}": x})["y"], -x)
+
+
+def test_no_turn_and_no_step_are_refused_or_nothing() -> None:
+    scan = _model("""
+        <ir_version: 10, opset_import: ["" : 23]> g (float[n, 2] x, float[2] s) => (float[2] t, float[n, 2] y) {
+            t, y = Scan <num_scan_inputs = 1, body = b (float[2] c, float[2] e) => (float[2] d, float[2] o)
+                { d = Add(c, e) o = Identity(d) }> (s, x)
+        }""")
+    with pytest.raises(UnsupportedOperator, match="it takes no turn"):
+        lower(scan)(torch.zeros(0, 2), torch.zeros(2))

@@ -61,7 +61,7 @@ def test_what_else_reads_the_norm_keeps_it(norm: str, outputs: str, behind: str)
     assert kernels(given) == {"QuantizeTokens": 1, "IntegerLinear": 1}
 
 
-@pytest.mark.parametrize(("axis", "shape"), [(1, (3, 32)), (-1, ())])
+@pytest.mark.parametrize(("axis", "shape"), [(1, (3, 32)), (-1, ()), (-1, (1,))])
 def test_a_norm_of_more_than_channels_stays(axis: int, shape: tuple[int, ...]) -> None:
     given = model(f"n = LayerNormalization <axis = {axis}> (x, g, b)", shape=shape)
     check_same(given, {"x": X})
