@@ -17,7 +17,9 @@ from qcompile.errors import InputError, MissingDependencyError, ModelError, Unsu
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from qcompile.backends.fx import lower  # noqa: E402
 from qcompile.backends.triton import BACKEND, runtime  # noqa: E402
+from qcompile.backends.triton.lowering import in_integers  # noqa: E402
 from tests.backends.portable import linear_case, parse  # noqa: E402
 
 
@@ -104,6 +106,14 @@ def test_without_kernels_sums_of_integers_are_exact_too(
     lowered = BACKEND.lower(case.model, tmp_path, target=None)
     found = BACKEND.open_artifact(tmp_path / lowered.model_file).run(case.feed)["y"]
     assert found.tolist() == (sums * parts["s"] * parts["ws"]).tolist()
+
+
+def test_torch_compiles_products_of_integers_as_one_graph() -> None:
+    case = linear_case("int8", sym=True)
+    module = lower(in_integers(case.model))
+    x = torch.from_numpy(case.feed["x"])
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x)["y"], module(x)["y"])
 
 
 def test_the_artifact_is_the_quantized_graph(tmp_path: Path) -> None:
