@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("triton")
 
 from qcompile.backends.triton.lowering import fused
+from qcompile.backends.triton.products import alike
 from tests.backends.portable import PER_TOKEN, parse, weight
 from tests.backends.triton.rewritten import check_same, operators
 
@@ -125,3 +126,9 @@ def test_what_is_not_known_to_be_alike_stays(inputs: str) -> None:
 def test_other_types_stay() -> None:
     wide = "v = Cast <to = 11> (g) b = Relu (v) u2 = Cast <to = 11> (u)"
     expect(model(wide, "o = Mul (b, u2) p = Cast <to = 1> (o)"), "Cast", "Relu", "Cast", "Mul", "Cast", "Abs")
+
+
+def test_scalars_stay() -> None:
+    """A kernel has rows of channels."""
+    scalar = ir.val("s", ir.DataType.FLOAT, [])
+    assert not alike(scalar, scalar)

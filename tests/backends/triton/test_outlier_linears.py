@@ -67,3 +67,14 @@ def test_integers_with_a_zero_point_stay() -> None:
     given = model(quantize="q, t, z = DynamicQuantizeLinear (i)\n d = DequantizeLinear (q, t, z)")
     check_same(given, {"x": X})
     assert kernels(given) == {"IntegerLinear": 1}
+
+
+def test_outliers_of_another_value_stay() -> None:
+    """One row for all: in the sum it broadcasts, which the kernel's rows do not."""
+    given = model()
+    gather = next(node for node in given.graph if node.op_type == "Gather")
+    other = ir.val("other", ir.DataType.FLOAT, [1, 1, X.shape[-1]])
+    given.graph.inputs.append(other)
+    gather.replace_input_with(0, other)
+    check_same(given, {"x": X, "other": X[:1, :1]})
+    assert "OutlierLinear" not in operators(given)
