@@ -31,7 +31,7 @@ def text_samples(
         count: most pieces; None: the whole text. Only as much of the text is read as they may need.
 
     Raises:
-        CalibrationError: the text has no tokens, or the model is neither.
+        CalibrationError: the text is blank or has no tokens, or the model is neither.
         ModelError: the folder has no tokenizer; MissingDependencyError: tokenizers (extra `hf`) is not installed.
     """
     tokenizer = _tokenizer(model)
@@ -39,6 +39,8 @@ def text_samples(
     used = text if count is None else text[: count * length * 12]
     ids = np.asarray(tokenizer.encode(used, special=False), np.int64)
     pieces = [{"input_ids": ids[None, start : start + length]} for start in range(0, ids.size, length)]
+    if not used.strip():
+        raise CalibrationError("calibration text", "it is blank", "Give text of the kind that the model will see")
     if not pieces:
         raise CalibrationError("calibration text", "it has no tokens", "Give text of the kind that the model will see")
     return pieces[:count]

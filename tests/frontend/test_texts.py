@@ -76,9 +76,10 @@ def test_no_more_of_a_text_is_read_than_the_pieces_may_need(decoder: Path) -> No
         text_samples(decoder, "\N{SNOWMAN}" * 24 + TEXT, length=2, count=1)
 
 
-def test_a_text_without_tokens_is_refused(decoder: Path) -> None:
-    with pytest.raises(CalibrationError, match="it has no tokens"):
-        text_samples(decoder, "")
+@pytest.mark.parametrize("text", ["", "   ", "\n\t\n"])
+def test_a_blank_text_is_refused(decoder: Path, text: str) -> None:
+    with pytest.raises(CalibrationError, match="it is blank"):
+        text_samples(decoder, text)
 
 
 def test_a_model_without_a_tokenizer_is_refused(decoder: Path, tmp_path: Path) -> None:
