@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.verify_artifact import MAX_STEPS, _apart, _compare_inside
+from qcompile.verify_artifact import MAX_STEPS, apart, _compare_inside
 from qcompile.verify_observed import Outlook
 from qcompile.verify_quantizers import Quantized
 from tests.backends.portable import parse
@@ -28,15 +28,15 @@ ONE = np.array(1.0)
     ids=str,
 )
 def test_what_is_not_finite_has_to_be_the_same_but_for_nan(expected, actual, near):
-    distance, mean = _apart(np.array(expected, np.float32), np.array(actual, np.float32), ONE)
+    distance, mean = apart(np.array(expected, np.float32), np.array(actual, np.float32), ONE)
     assert (distance <= MAX_STEPS) is near
     assert mean <= distance
 
 
 def test_numbers_that_runtimes_take_for_zero_are_forgiven():
     tiny = np.full(4, 1e-36, np.float32)
-    assert _apart(tiny, 0 * tiny, np.array(1e-38))[0] < MAX_STEPS
-    assert _apart(1e8 * tiny, 0 * tiny, np.array(1e-30))[0] > MAX_STEPS
+    assert apart(tiny, 0 * tiny, np.array(1e-38))[0] < MAX_STEPS
+    assert apart(1e8 * tiny, 0 * tiny, np.array(1e-30))[0] > MAX_STEPS
 
 
 def test_a_scale_per_token_has_no_step_finer_than_float32_of_the_largest_token():
