@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.verify_artifact import MAX_STEPS, apart, _compare_inside
+from qcompile.verify_artifact import MAX_STEPS, _compare_inside, apart
 from qcompile.verify_observed import Outlook
 from qcompile.verify_quantizers import Quantized
 from tests.backends.portable import parse
