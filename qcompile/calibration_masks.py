@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import constant, is_standard
+from qcompile.graph import constant, dims_are_known, is_standard
 
 Levels = tuple[float, float]
 """What a value holds where the input is 1, and where it is 0."""
@@ -86,7 +86,7 @@ def _may_mask(value: ir.Value) -> bool:
     if value.shape is None or len(value.shape) != 2:
         return False
     batch, sequence = value.shape
-    return batch != sequence or not _is_known(batch)
+    return batch != sequence or not dims_are_known([batch])
 
 
 def _valid_level(graph: ir.Graph, mask: ir.Value) -> int | None:
@@ -170,7 +170,7 @@ def position_dims(value: ir.Value, axis: int) -> Dims | None:
 def positions_key(value: ir.Value, axis: int) -> object:
     """Return a key that is equal for values that surely have the same positions in the same order."""
     dims = position_dims(value, axis)
-    if dims is None or not all(map(_is_known, dims)):
+    if dims is None or not dims_are_known(dims):
         return value.name
     return tuple(str(dim) for dim in dims)
 
@@ -180,7 +180,7 @@ def mask_axes(dims: Dims, mask: ir.Value) -> tuple[int, int] | None:
 
     Numbers tell less than names: a mask of fixed dims fits values that have these two dims in front only.
     """
-    if mask.shape is None or not all(map(_is_known, mask.shape)):
+    if mask.shape is None or not dims_are_known(mask.shape):
         return None
     batch, sequence = mask.shape
     if dims.count(batch) != 1 or dims.count(sequence) != 1:
@@ -188,7 +188,3 @@ def mask_axes(dims: Dims, mask: ir.Value) -> tuple[int, int] | None:
     first, second = dims.index(batch), dims.index(sequence)
     fixed = isinstance(batch, int) or isinstance(sequence, int)
     return None if fixed and (first, second) != (0, 1) else (first, second)
-
-
-def _is_known(dim: int | ir.SymbolicDim) -> bool:
-    return isinstance(dim, int) or dim.value is not None

@@ -15,7 +15,7 @@ from qcompile.calibration_masks import PaddingMask, mask_axes, position_dims
 from qcompile.calibration_sample import Feed
 from qcompile.calibration_spool import FeedFile
 from qcompile.calibration_stages import Stage
-from qcompile.graph import Linear, constant, is_standard, sole_reader
+from qcompile.graph import Linear, constant, dims_are_known, is_standard, sole_reader
 from qcompile.outputs import without_padding
 
 _ROWS = 4096
@@ -44,6 +44,7 @@ def asymmetric_statistics(
         chosen: the linears, in graph order.
     """
     now, before = calibrator.begin(model), calibrator.begin(exact)
+    masks, inputs = calibrator.masks(model), {str(value.name) for value in exact.graph.inputs}
     parts = [list(part) for _, part in itertools.groupby(chosen, key=lambda linear: linear.x)]
     for index, part in enumerate(parts):
         x = str(part[0].x.name)
@@ -52,14 +53,12 @@ def asymmetric_statistics(
         cut = calibration_stages.find_cut(model, done, later) if later else None
         moments = has_gram(part[0])
         values = calibrator.collect(model, {x: -1}, gram={x} if moments else (), stage=now)
-        masks = _masks_of(part[0].x, calibrator.masks(model), model)
-        ends = {} if masks is None or not moments else _ends(part)
-        kept, inputs = FeedFile(), {str(value.name) for value in exact.graph.inputs}
-        wanted = _keeping(
-            kept, {*inputs, *(cut or ())}, calibrator.values(exact, before, {*ends.values(), *(cut or ())})
-        )
+        padding = _masks_of(part[0].x, masks, model)
+        ends = {} if padding is None or not moments else _ends(part)
+        kept, at_cut = FeedFile(), set(cut or ())
+        wanted = _keeping(kept, inputs | at_cut, calibrator.values(exact, before, {*ends.values()} | at_cut))
         runs = zip(calibrator.values(model, now, {x, *ends.values()}), wanted, strict=True)
-        means = _cross_moments(x, set(ends.values()), runs, masks or ())
+        means = _cross_moments(x, set(ends.values()), runs, padding or ())
         lacks = {node: means[name] for node, name in ends.items() if name in means}
         yield LayerStatistics(tuple(part), values, lacks=lacks)
         if cut is not None:
@@ -151,14 +150,6 @@ def _end(linear: Linear) -> ir.Value:
     add = sole_reader(linear.output)
     if add is None or not is_standard(add, "Add") or any(constant(value) is not None for value in add.inputs):
         return linear.output
-    first, *others = (None if value is None else _known(value.shape) for value in (*add.inputs, add.outputs[0]))
-    return add.outputs[0] if first is not None and all(shape == first for shape in others) else linear.output
-
-
-def _known(shape: ir.Shape | None) -> tuple[int | str, ...] | None:
-    """The dims of a shape by their numbers or names; None where one has neither: it may be anything."""
-    if shape is None:
-        return None
-    dims = [dim if isinstance(dim, int) else dim.value for dim in shape]
-    found = tuple(dim for dim in dims if dim is not None)
-    return found if len(found) == len(dims) else None
+    total = add.outputs[0]
+    same = all(value is not None and value.shape == total.shape for value in add.inputs)
+    return total if same and total.shape is not None and dims_are_known(total.shape) else linear.output

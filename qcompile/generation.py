@@ -11,9 +11,9 @@ from typing import Any
 from qcompile.errors import ModelError
 
 CONFIGURATION, GENERATION = "config.json", "generation_config.json"
+"""Files of transformers."""
 MODEL_ALONE = ", or compile with output_format='model' (--output-format model)"
 """What else can be done where a model lacks what answers need."""
-"""Files of transformers."""
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Where configurations of transformers say how many positions a model knows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -136,6 +136,11 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
         return None
     return uses[0].node
+
+
+def dims_are_known(dims: Iterable[int | ir.SymbolicDim]) -> bool:
+    """True where every dim has a number or a name: equal ones are then surely of one size."""
+    return all(isinstance(dim, int) or dim.value is not None for dim in dims)
 
 
 def _linear(node: ir.Node) -> Linear | None:

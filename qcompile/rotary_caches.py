@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import Names, all_nodes, is_standard
+from qcompile.graph import Names, all_nodes, dims_are_known, is_standard
 from qcompile.initializers import register_initializer
 
 
@@ -86,7 +86,7 @@ def _batch(x: ir.Value) -> int | ir.SymbolicDim | None:
 
 def _is_known(size: int | ir.SymbolicDim | None) -> bool:
     """True for a number, and for a name that stands for the same number everywhere in the graph."""
-    return isinstance(size, int) or (size is not None and size.value is not None)
+    return size is not None and dims_are_known([size])
 
 
 def _is_expanded(cache: ir.Value, x: ir.Value) -> bool:

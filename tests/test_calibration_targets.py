@@ -35,6 +35,22 @@ def replace(model: ir.Model, name: str) -> None:
     value.const_value = ir.tensor(rounded(value.const_value.numpy()), name=name)
 
 
+def masked_attention(second: str) -> ir.Model:
+    """Two linears, of which the second makes q of h, and an attention that leaves padding out."""
+    return parse(
+        f"""g (float[b, s, 8] x, int64[b, s] mask) => (float[b, s, 8] y) {{
+            a = MatMul(x, w) h = Relu(a) {second} t = Transpose <perm = [0, 2, 1]> (q) scores = MatMul(q, t)
+            float_mask = Cast <to = 1> (mask) off = Sub (one, float_mask) far = Mul (off, low)
+            wide = Unsqueeze (far, axes) masked = Add (scores, wide) p = Softmax <axis = -1> (masked) y = MatMul (p, h)
+        }}""",
+        w=W,
+        v=V,
+        one=np.float32(1),
+        low=np.float32(-10000),
+        axes=np.array([1]),
+    )
+
+
 def test_a_linear_lacks_what_stands_in_front_of_it_took_away() -> None:
     model = parse(TEXT, w=W, v=V, u=U)
     exact = model.clone()
@@ -95,18 +111,7 @@ def test_linears_of_one_value_come_together() -> None:
 @pytest.mark.parametrize("padded", [True, False])
 def test_padding_counts_for_nothing(padded: bool) -> None:
     """Rows behind the mask would say that everything is lacking."""
-    model = parse(
-        """g (float[b, s, 8] x, int64[b, s] mask) => (float[b, s, 8] y) {
-            a = MatMul(x, w) h = Relu(a) q = MatMul(h, v) t = Transpose <perm = [0, 2, 1]> (q) scores = MatMul(q, t)
-            float_mask = Cast <to = 1> (mask) off = Sub (one, float_mask) far = Mul (off, low)
-            wide = Unsqueeze (far, axes) masked = Add (scores, wide) p = Softmax <axis = -1> (masked) y = MatMul (p, h)
-        }""",
-        w=W,
-        v=V,
-        one=np.float32(1),
-        low=np.float32(-10000),
-        axes=np.array([1]),
-    )
+    model = masked_attention("q = MatMul(h, v)")
     exact = model.clone()
     x = X[:24].reshape(2, 12, 8).copy()
     mask = np.ones((2, 12), np.int64)
@@ -126,19 +131,8 @@ def test_padding_counts_for_nothing(padded: bool) -> None:
 
 def test_padding_of_other_layouts_leaves_nothing_to_make_up_for() -> None:
     """Of x [sequence, batch, ..] the second moments leave padding out; what is lacking is not said."""
-    model = parse(
-        """g (float[b, s, 8] x, int64[b, s] mask) => (float[b, s, 8] y) {
-            a = MatMul(x, w) h = Relu(a) n = Transpose <perm = [1, 0, 2]> (h) m = MatMul(n, v)
-            q = Transpose <perm = [1, 0, 2]> (m) t = Transpose <perm = [0, 2, 1]> (q) scores = MatMul(q, t)
-            float_mask = Cast <to = 1> (mask) off = Sub (one, float_mask) far = Mul (off, low)
-            wide = Unsqueeze (far, axes) masked = Add (scores, wide) p = Softmax <axis = -1> (masked) y = MatMul (p, h)
-        }""",
-        w=W,
-        v=V,
-        one=np.float32(1),
-        low=np.float32(-10000),
-        axes=np.array([1]),
-    )
+    turn = "Transpose <perm = [1, 0, 2]>"
+    model = masked_attention(f"n = {turn} (h) m = MatMul(n, v) q = {turn} (m)")
     mask = np.ones((2, 12), np.int64)
     mask[:, 9:] = 0
     parts = list(

@@ -72,10 +72,11 @@ def operator(
     """
 
     def enter(function: _Function) -> _Function:
+        entry = _entry(function, since, frozenset(host), frozenset(either), random)
+        if settings_of is not None:
+            entry = dataclasses.replace(entry, parameters=(*entry.parameters, *_keywords(settings_of)))
         for name in names:
-            entry = _entry(function, since, frozenset(host), frozenset(either), random)
-            more = () if settings_of is None else _keywords(settings_of)
-            _enter(name, domain, dataclasses.replace(entry, parameters=(*entry.parameters, *more)))
+            _enter(name, domain, entry)
         return function
 
     return enter

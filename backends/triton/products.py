@@ -99,7 +99,7 @@ def alike(a: ir.Value | None, b: ir.Value | None) -> bool:
     """
     if a is None or b is None or not a.dtype == b.dtype == ir.DataType.FLOAT or not a.shape:
         return False
-    return a.shape == b.shape and not any(isinstance(size, ir.SymbolicDim) and size.value is None for size in a.shape)
+    return a.shape == b.shape and graph.dims_are_known(a.shape)
 
 
 def new_constant(model: ir.Model, names: graph.Names, name: str, array: np.ndarray) -> ir.Value:

@@ -31,18 +31,7 @@ def rms_norm_quantize(
     Raises:
         InputError: a shape, a dtype or a device does not fit.
     """
-    return quantized(Rows(x, residual, "none", "rms", weight, None, inliers, epsilon))
-
-
-@rms_norm_quantize.register_fake
-def _(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    inliers: torch.Tensor | None,
-    epsilon: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return Rows(x, residual, "none", "rms", weight, None, inliers, epsilon).empty_quantized()
+    return quantized(_rms(x, residual, weight, inliers, epsilon))
 
 
 @operator("layer_norm_quantize")
@@ -55,19 +44,7 @@ def layer_norm_quantize(
     epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the same of (s - mean) / sqrt(variance + epsilon) * weight + bias; bias is float [K], or None."""
-    return quantized(Rows(x, residual, "none", "layer", weight, bias, inliers, epsilon))
-
-
-@layer_norm_quantize.register_fake
-def _(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    inliers: torch.Tensor | None,
-    epsilon: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return Rows(x, residual, "none", "layer", weight, bias, inliers, epsilon).empty_quantized()
+    return quantized(_layer(x, residual, weight, bias, inliers, epsilon))
 
 
 @operator("add_rms_norm")
@@ -87,14 +64,7 @@ def add_rms_norm(
     Raises:
         InputError: a shape, a dtype or a device does not fit.
     """
-    return written(Rows(x, residual, "none", "rms", weight, None, None, epsilon))
-
-
-@add_rms_norm.register_fake
-def _(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return Rows(x, residual, "none", "rms", weight, None, None, epsilon).empty()
+    return written(_rms(x, residual, weight, None, epsilon))
 
 
 @operator("add_layer_norm")
@@ -102,14 +72,36 @@ def add_layer_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the same of (s - mean) / sqrt(variance + epsilon) * weight + bias; bias is float [K], or None."""
-    return written(Rows(x, residual, "none", "layer", weight, bias, None, epsilon))
+    return written(_layer(x, residual, weight, bias, None, epsilon))
 
 
-@add_layer_norm.register_fake
-def _(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return Rows(x, residual, "none", "layer", weight, bias, None, epsilon).empty()
+def _rms(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    inliers: torch.Tensor | None,
+    epsilon: float,
+) -> Rows:
+    return Rows(x, residual, "none", "rms", weight, None, inliers, epsilon)
+
+
+def _layer(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    inliers: torch.Tensor | None,
+    epsilon: float,
+) -> Rows:
+    return Rows(x, residual, "none", "layer", weight, bias, inliers, epsilon)
+
+
+rms_norm_quantize.register_fake(lambda *given: _rms(*given).empty_quantized())
+layer_norm_quantize.register_fake(lambda *given: _layer(*given).empty_quantized())
+add_rms_norm.register_fake(lambda x, residual, weight, epsilon: _rms(x, residual, weight, None, epsilon).empty())
+add_layer_norm.register_fake(
+    lambda x, residual, weight, bias, epsilon: _layer(x, residual, weight, bias, None, epsilon).empty()
+)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -25,6 +25,21 @@ def operators(model: ir.Model) -> Mapping[str, int]:
     return Counter(node.op_type for node in fused(model).graph)
 
 
+def expect(model: ir.Model, feeds: Feed, *expected: str) -> None:
+    """Assert that the model fuses to these operators, and computes the same of its inputs among the feeds."""
+    check_same(model, {str(value.name): feeds[str(value.name)] for value in model.graph.inputs})
+    assert sorted(operators(model).elements()) == sorted(expected)
+
+
+def quantized_linear(value: str) -> str:
+    """Lines that quantize a value for each token, and multiply it by w of 8 bits: y."""
+    return f"""
+    d = qcompile.QuantizeDequantizePerToken ({value})
+    f = DequantizeLinear <axis = 1> (w, ws, wz)
+    y = MatMul (d, f)
+"""
+
+
 def check_same(model: ir.Model, feed: Feed) -> None:
     """Assert that the model computes with kernels what it does operator by operator."""
     before = ir.to_proto(model).SerializeToString(deterministic=True)
