@@ -18,7 +18,7 @@ from qcompile.contract import Finding
 from qcompile.errors import UnsupportedError
 from qcompile.generation import Generation
 from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
-from qcompile.session import Probe, Session
+from qcompile.session import Feed, Probe, Session
 
 BACKENDS = ("onnxruntime", "openvino", "triton")
 
@@ -100,11 +100,33 @@ class Lowered:
         model_file: name of the file to load, inside the folder.
         files: every file written, inside the folder.
         findings: decisions of the lowering, for the report.
+        package: of machine code, compiled of the model file: name of the file, inside the folder; None: there is none.
     """
 
     model_file: str
     files: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+    package: str | None = None
+
+    @property
+    def to_run(self) -> str:
+        """Name of the file to open for those who trust it: the package, where there is one."""
+        return self.package or self.model_file
+
+
+class AheadOfTime(Protocol):
+    """A compiler of machine code for what a backend wrote, for the device that is here."""
+
+    def check(self) -> None:
+        """Raise, before any work, MissingDependencyError or UnsupportedError where nothing can be compiled here."""
+        ...
+
+    def compile(self, model_path: Path, sample: Feed) -> str:
+        """Compile a written model file into a package beside it, and return its name; `open_artifact` opens both.
+
+        What free dims of the inputs the package is for does not depend on the sample.
+        """
+        ...
 
 
 class Backend(Protocol):
@@ -114,6 +136,7 @@ class Backend(Protocol):
     capabilities: tuple[Capability, ...]
     targets: tuple[str, ...]
     slow_in_integers: tuple[SlowInIntegers, ...]
+    ahead_of_time: AheadOfTime | None
 
     def check_installed(self) -> None:
         """Raise MissingDependencyError, naming the extra to install, when the runtime cannot be imported."""
@@ -163,7 +186,7 @@ class Backend(Protocol):
         ...
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
-        """Load a written model file."""
+        """Load a written model file; or the package of `ahead_of_time`, whose code is run."""
         ...
 
     def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:

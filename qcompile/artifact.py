@@ -46,11 +46,13 @@ class Artifact:
         path: the folder. Without an `output` it is a temporary one that lives as long as this object.
         manifest: what the folder holds and what made it.
         report: what was quantized, what it cost and what it won.
+        trusted: whether its machine code may be run, where it has some: this process made it, or `load` was told so.
     """
 
     path: Path
     manifest: Manifest
     report: Report
+    trusted: bool = dataclasses.field(default=False, compare=False)
     _session: Session | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -69,8 +71,13 @@ class Artifact:
         return Recipe.from_data(self.manifest.recipe)
 
     def open_session(self, *, threads: int | None = None) -> Session:
-        """Load the model in its runtime; `threads` is left to the runtime when None."""
-        return backends.get(self.backend).open_artifact(self.model_path, threads=threads)
+        """Load the model in its runtime; `threads` is left to the runtime when None.
+
+        What was compiled of it ahead of time is loaded in its place, where it is `trusted`.
+        """
+        file = self.manifest.package if self.trusted else None
+        path = self.model_path if file is None else self.path / file
+        return backends.get(self.backend).open_artifact(path, threads=threads)
 
     @property
     def talks(self) -> bool:
@@ -118,7 +125,7 @@ class Artifact:
         raise InputError(subject, f"the inputs of the model are {', '.join(names) or 'none'}", mend)
 
 
-def load(path: str | Path, *, public_key: str | Path | None = None) -> Artifact:
+def load(path: str | Path, *, public_key: str | Path | None = None, trust_input: bool = False) -> Artifact:
     """Open the artifact of a folder after comparing every file in it with the manifest.
 
     A page `report.html` may lie in the folder too and is not looked at. Where another process replaces the artifact
@@ -129,6 +136,8 @@ def load(path: str | Path, *, public_key: str | Path | None = None) -> Artifact:
     Args:
         path: the folder.
         public_key: a PEM file; whoever has its other half must have signed the manifest. None: whoever wrote it.
+        trust_input: run what was compiled ahead of time (`aot=True`), if there is such: it is machine code, and can do
+            whatever you can. Otherwise nothing in the folder is code.
 
     Raises:
         ArtifactError: the folder is not an artifact, or a file of it is missing, changed, a link, or too many.
@@ -141,7 +150,7 @@ def load(path: str | Path, *, public_key: str | Path | None = None) -> Artifact:
     for _ in range(_REPLACED_WHILE_READ):
         before = _identity(folder)
         try:
-            artifact = _load(folder, None if public_key is None else _key(public_key))
+            artifact = _load(folder, None if public_key is None else _key(public_key), trust_input)
         except QCompileError:
             if _identity(folder) == before:
                 raise
@@ -161,7 +170,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns  # both: the number of a folder that was removed is given out again
 
 
-def _load(folder: Path, public_key: Path | None) -> Artifact:
+def _load(folder: Path, public_key: Path | None, trusted: bool) -> Artifact:
     aside = replaced(behind_link(folder))
     if aside.exists() and not folder.exists():
         reason = f"whoever replaced it was stopped; the artifact that was there is now {aside}"
@@ -174,7 +183,7 @@ def _load(folder: Path, public_key: Path | None) -> Artifact:
         _check_model(folder / manifest.model_file)
     except OSError as error:
         raise ArtifactError(str(folder), f"it cannot be read: {error}", "Give a folder with rights") from error
-    return Artifact(folder, manifest, _read_report(folder / REPORT, manifest))
+    return Artifact(folder, manifest, _read_report(folder / REPORT, manifest), trusted)
 
 
 def _key(path: str | Path) -> Path:

@@ -140,6 +140,7 @@ def write_artifact(
             versions=versions(backend),
             files={name: FileEntry.of(folder / name) for name in relative_files(folder)},
             bits_per_weight=report.bits_per_weight or None,
+            package=lowered.package,
         )
         (folder / REPORT).write_bytes(report_json(report, manifest))
         return manifest
@@ -158,7 +159,7 @@ def write_artifact(
         sync(folder / MANIFEST)
         sync(folder)
         put_in_place(folder, place, replaced(place))
-    return Artifact(output, manifest, report)
+    return Artifact(output, manifest, report, trusted=True)
 
 
 def _temporary(fill: Callable[[Path], Manifest], report: Report) -> Artifact:
@@ -167,7 +168,7 @@ def _temporary(fill: Callable[[Path], Manifest], report: Report) -> Artifact:
         with _failures_of(Path(folder)):
             manifest = fill(Path(folder))
             (Path(folder) / MANIFEST).write_bytes(manifest.to_json())
-            artifact = Artifact(Path(folder), manifest, report)
+            artifact = Artifact(Path(folder), manifest, report, trusted=True)
     except BaseException:
         shutil.rmtree(folder)
         raise

@@ -17,7 +17,7 @@ from qcompile.canonical import canonical_passes
 from qcompile.capability import check_data, check_recipe, check_source, for_target, wanted_operators
 from qcompile.compile_accuracy import budget_of, hold_budget, weigh_layers
 from qcompile.compile_job import Job
-from qcompile.compile_requests import check_arguments, format_of, recipe_of
+from qcompile.compile_requests import check_ahead, check_arguments, format_of, recipe_of
 from qcompile.compile_selection import check_selection
 from qcompile.compile_stages import check_layers, quantize, write
 from qcompile.disk_room import room_for_temporary_files
@@ -56,6 +56,7 @@ def compile(
     verify: bool = True,
     trust_input: bool = False,
     tune: str = "measure",
+    aot: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a model to an artifact that runs on a backend.
@@ -86,6 +87,8 @@ def compile(
             writes its fastest forms; "table": by what was measured on others, which is what counts when `target` is
             another processor; "none": quantize all the same. Nothing is measured with `verify=False`: there is nothing
             to run.
+        aot: also compile the artifact to machine code for the device that is here, a package that `qcompile.load` runs
+            with `trust_input=True`: on Triton, whose artifacts are compiled when they are loaded otherwise.
         progress: called with the name of a stage, which may come more than once, and the part of it that is done, 0 to
             1; None: silent. With a bar of rich, whose task has the total 1, as on the command line:
             `lambda stage, part: bar.update(task, description=stage, completed=part)`.
@@ -93,7 +96,7 @@ def compile(
     Raises:
         QCompileError: with the node, input or setting, the reason and the mend.
     """
-    check_arguments(progress, verify=verify, trust_input=trust_input)
+    check_arguments(progress, verify=verify, trust_input=trust_input, aot=aot)
     engine = backends.get(backend)
     plan = for_target(recipe_of(recipe, ignore, targets), engine.targets, target)
     check_recipe(plan, engine)
@@ -103,12 +106,14 @@ def compile(
     written_as = format_of(output_format, model)
     if written_as == "genai":
         engine.check_generator()
+    if aot:
+        check_ahead(engine, written_as)
     budget = budget_of(accuracy, plan)
     if output is not None:
         output = absolute(output)  # whatever code of the user makes the working folder meanwhile
     work = Work.of(model, calibration, example_inputs, dynamic_shapes, verify, trust_input, progress)
     name = model_name(model, work.model.graph.name, output)
-    job = Job(work, work.model.clone(), name, plan, engine, target, tune, budget, output, model, written_as)
+    job = Job(work, work.model.clone(), name, plan, engine, target, tune, budget, output, model, written_as, aot)
     with layers_beside(None if output is None else behind_link(output)) as work.finished:
         for stage in STAGES:
             stage(job)

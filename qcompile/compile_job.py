@@ -30,6 +30,7 @@ class Job:
         output: folder to write; None: a temporary one.
         source: the model as the user gave it.
         output_format: see `compile`.
+        aot: see `compile`.
     """
 
     work: Work
@@ -43,3 +44,4 @@ class Job:
     output: Path | None
     source: Any
     output_format: str
+    aot: bool

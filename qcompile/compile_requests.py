@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.backends import Backend
 from qcompile.calibration_data import Calibration, stored
 from qcompile.calibration_sample import counted, is_array, transform_to
 from qcompile.errors import CalibrationError, RecipeError, UnsupportedError
@@ -61,6 +62,20 @@ def format_of(output_format: Any, model: Any) -> str:
     if output_format == "genai":
         check_generation(model)
     return str(output_format)
+
+
+def check_ahead(engine: Backend, output_format: str) -> None:
+    """Raise UnsupportedError where a backend compiles nothing ahead of time, and of folders for generation.
+
+    Raises MissingDependencyError where it does, and cannot here.
+    """
+    if engine.ahead_of_time is None:
+        reason = f"what is compiled for {engine.name} holds no machine code: the runtime has its own"
+        raise UnsupportedError("aot=True", reason, "Leave it out")
+    if output_format == "genai":
+        reason = "nothing talks to machine code: a decoder records its steps when it is loaded"
+        raise UnsupportedError("aot=True", reason, "Leave it out, or compile with output_format='model'")
+    engine.ahead_of_time.check()
 
 
 def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets: str | Sequence[str]) -> Recipe:

@@ -22,6 +22,7 @@ from qcompile.recipe import Recipe
 from qcompile.reference_evaluator import OutOfReachError
 from qcompile.report import Report
 from qcompile.report.data import MEASURED_ON
+from qcompile.verify import synthetic_samples
 from qcompile.verify_artifact import verification_sample, verify_artifact
 from qcompile.verify_observed import observed_values
 
@@ -77,16 +78,18 @@ def _fill(job: Job, report: Report, folder: Path) -> Lowered:
     work, engine = job.work, job.engine
     work.progress("lowering", 0.0)
     lowered = _lower(job, folder)
-    path = folder / lowered.model_file
+    if job.aot:
+        lowered = _compile_ahead(job, folder, lowered)
     if work.samples:
         work.progress("verifying", 0.0)
-        _verify(job, report, path, lowered)
+        _verify(job, report, folder, lowered)
         work.progress("verifying", 1.0)
     else:
         report.not_compared = unverified(job.plan, job.target)
     for value in work.model.graph.initializers.values():
         value.const_value = None  # in the files now; measuring needs the room
     work.progress("measuring", 0.0)
+    path = folder / lowered.to_run
     measure(report, engine, job.original, path, lowered, work.samples, work.pipeline.masks)
     if work.samples:
         report.accuracy[MEASURED_ON] = work.samples_are
@@ -102,15 +105,24 @@ def _lower(job: Job, folder: Path) -> Lowered:
     return dataclasses.replace(lowered, files=(*lowered.files, *assets))
 
 
-def _verify(job: Job, report: Report, path: Path, lowered: Lowered) -> None:
+def _compile_ahead(job: Job, folder: Path, lowered: Lowered) -> Lowered:
+    """Compile what was lowered to machine code."""
+    compiler = job.engine.ahead_of_time
+    assert compiler is not None  # `check_ahead` has asked
+    job.work.progress("compiling ahead of time", 0.0)
+    sample = next(iter(job.work.samples), None) or synthetic_samples(job.work.model)[0]
+    return dataclasses.replace(lowered, package=compiler.compile(folder / lowered.model_file, sample))
+
+
+def _verify(job: Job, report: Report, folder: Path, lowered: Lowered) -> None:
     """Compare what the runtime computes with the reference of its arithmetic; keep what it takes to repeat that."""
     work, engine = job.work, job.engine
     sample = verification_sample(work.model, work.samples, work.pipeline.masks)
-    probes = engine.probes(path, observed_values(work.model))
+    probes = engine.probes(folder / lowered.model_file, observed_values(work.model))
     try:
         report.agreements = verify_artifact(
-            work.model, job.original, lambda: engine.open_artifact(path), probes, sample
+            work.model, job.original, lambda: engine.open_artifact(folder / lowered.to_run), probes, sample
         )
     except OutOfReachError as error:
         report.not_compared = str(error)
-    write_portable(work.model, sample, path.parent, lowered.files)
+    write_portable(work.model, sample, folder, lowered.files)

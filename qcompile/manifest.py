@@ -91,6 +91,7 @@ class Manifest:
         versions: of qcompile, onnx and the runtime.
         files: path inside the folder, with forward slashes -> entry.
         bits_per_weight: see `qcompile.bits_per_weight`; None where no weight is quantized, and before there was this.
+        package: file of machine code, compiled ahead of time, that stands for the model file; None: there is none.
     """
 
     recipe: Mapping[str, Any]
@@ -103,6 +104,7 @@ class Manifest:
     versions: Mapping[str, str]
     files: Mapping[str, FileEntry]
     bits_per_weight: Mapping[str, float] | None = None
+    package: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -115,9 +117,8 @@ class Manifest:
 
     def _data(self) -> dict[str, Any]:
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        if self.bits_per_weight is None:  # as manifests were before there was this
-            del data["bits_per_weight"]
-        return data
+        later = ("bits_per_weight", "package")  # without them manifests are as they were before there were these
+        return {key: value for key, value in data.items() if value is not None or key not in later}
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -151,11 +152,13 @@ class Manifest:
             manifest._check_types()
         except (AttributeError, KeyError, TypeError) as error:
             raise DamagedManifestError(str(path), f"an entry is missing or wrong: {error}", mend) from error
-        for name in (*files, manifest.model_file):
+        loaded = [name for name in (manifest.model_file, manifest.package) if name is not None]
+        for name in (*files, *loaded):
             _check_path(name, path)
-        if manifest.model_file not in files:
-            reason = f"its model file {manifest.model_file!r} is not among its files"
-            raise DamagedManifestError(str(path), reason, mend)
+        for name in loaded:
+            if name not in files:
+                reason = f"its model file {name!r} is not among its files"
+                raise DamagedManifestError(str(path), reason, mend)
         if manifest.to_json() != content:
             raise DamagedManifestError(str(path), "it was changed: its fingerprint does not fit", mend)
         return manifest
@@ -164,6 +167,8 @@ class Manifest:
         for name, wanted in (("backend", str), ("model_file", str), ("recipe", Mapping), ("versions", Mapping)):
             if not isinstance(getattr(self, name), wanted):
                 raise TypeError(f"{name} is {getattr(self, name)!r}")
+        if not isinstance(self.package, str | None):
+            raise TypeError(f"package is {self.package!r}")
         for name, bits in (self.bits_per_weight or {}).items():
             if not isinstance(bits, float):
                 raise TypeError(f"bits_per_weight of {name} is {bits!r}")

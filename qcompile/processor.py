@@ -21,6 +21,11 @@ def name() -> str:
     return _described().get("model name") or platform.processor() or platform.machine()
 
 
+def architecture() -> str:
+    """Return the family of processors whose machine code it runs, such as x86_64."""
+    return platform.machine()
+
+
 @functools.cache
 def identity() -> str:
     """Return the name and a list of what the processor can do; not how many cores: what is timed runs on one."""

@@ -96,7 +96,8 @@ def verify(
             the sample that compile took, made-up inputs where it left none.
         public_key: a PEM file; whoever has its other half must have signed the artifact, see `qcompile.load`. What
             the report says of its accuracy is not signed, and not believed then: fixed limits are held to.
-        trust_input: of `against`, as in `compile`.
+        trust_input: of `against`, as in `compile`; and run what was compiled ahead of time, if there is such, as it is
+            run of an Artifact that is `trusted`.
         progress: as in `compile`.
 
     Raises:
@@ -115,7 +116,8 @@ def verify(
     if data is not None and against is None:
         raise RecipeError("data", "it is compared with a float model on it, and there is none", "Give against too")
     report_progress("comparing with the manifest", 0.0)
-    opened = load(artifact.path if isinstance(artifact, Artifact) else artifact, public_key=public_key)
+    folder, trusted = (artifact.path, artifact.trusted) if isinstance(artifact, Artifact) else (artifact, False)
+    opened = load(folder, public_key=public_key, trust_input=trust_input or trusted)
     agreements, not_compared = _agreements(opened, against is None, report_progress)
     # A signature does not cover the report: who forges one must not set the limits that another model is held to.
     compiled = opened.report.accuracy if public_key is None else {}

@@ -122,6 +122,7 @@ ROOMS = {
         "qcompile.misspelt",
         "qcompile.plain_files",
         "qcompile.processor",
+        "qcompile.quiet",
         "qcompile.scheme",
         "qcompile.sealed_json",
         "qcompile.session",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends import Capability, Lowered, Site, SlowInIntegers
+from qcompile.backends import AheadOfTime, Capability, Lowered, Site, SlowInIntegers
 from qcompile.backends.onnx_files import DATA_FILE, MODEL_FILE, expose, write
 from qcompile.backends.onnxruntime import lowering
 from qcompile.backends.onnxruntime.chat import open_chat
@@ -77,12 +77,14 @@ class OnnxRuntimeBackend:
         targets: CPUs that a model can be made for. "avx2" stands for those without VNNI, whose products of 8-bit
             pairs saturate; the passes give them weights of 7 bits, and the lowering is the same.
         slow_in_integers: see `SLOW_IN_INTEGERS`.
+        ahead_of_time: nothing: ONNX Runtime has its kernels compiled.
     """
 
     name: str = "onnxruntime"
     capabilities: tuple[Capability, ...] = CAPABILITIES
     targets: tuple[str, ...] = ("avx512-vnni", "avx2")
     slow_in_integers: tuple[SlowInIntegers, ...] = SLOW_IN_INTEGERS
+    ahead_of_time: AheadOfTime | None = None
 
     def check_installed(self) -> None:
         """Do nothing: ONNX Runtime is installed with qcompile."""

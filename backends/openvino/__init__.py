@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompile.backends import Capability, Lowered, Site, SlowInIntegers
+from qcompile.backends import AheadOfTime, Capability, Lowered, Site, SlowInIntegers
 from qcompile.backends.openvino import generation as generation_files
 from qcompile.backends.openvino import lowering
 from qcompile.backends.openvino.chat import open_chat
@@ -56,12 +56,14 @@ class OpenVinoBackend:
         slow_in_integers: nothing. Measured with processor time on one thread of an AMD EPYC (Zen 5, AVX512-VNNI),
             openvino 2026.4, integer to float: depthwise convolutions between float operators 0.99 to 1.12, convolutions
             of 3 channels 0.80 and 0.82, linears of 8 to 128 channels 0.98 to 1.06. No kind of layer always loses.
+        ahead_of_time: nothing: OpenVINO compiles a model when it loads it.
     """
 
     name: str = "openvino"
     capabilities: tuple[Capability, ...] = CAPABILITIES
     targets: tuple[str, ...] = ("avx512-vnni", "avx2")
     slow_in_integers: tuple[SlowInIntegers, ...] = ()
+    ahead_of_time: AheadOfTime | None = None
 
     def check_installed(self) -> None:
         """Raise MissingDependencyError without OpenVINO."""

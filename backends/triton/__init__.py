@@ -9,13 +9,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompile.backends import Capability, Lowered, Site, SlowInIntegers
+from qcompile.backends import AheadOfTime, Capability, Lowered, Site, SlowInIntegers
 from qcompile.backends.onnx_files import DATA_FILE, MODEL_FILE
 from qcompile.backends.triton import runtime
 from qcompile.chat import Chat
 from qcompile.generation import Generation
 from qcompile.scheme import Dtype, Granularity, GroupScheme, Scheme
-from qcompile.session import Probe, Session
+from qcompile.session import Feed, Probe, Session
 
 _GRANULARITIES: tuple[Granularity, ...] = ("per_channel", "per_tensor")
 _DTYPES: tuple[Dtype, ...] = ("uint8", "int8")
@@ -35,6 +35,24 @@ CAPABILITIES = (
 
 
 @dataclasses.dataclass(frozen=True)
+class AotInductor:
+    """torch.export and AOTInductor: see `AheadOfTime`."""
+
+    def check(self) -> None:
+        """Raise MissingDependencyError without a compiler of C++, UnsupportedError on Windows."""
+        runtime.check_compiler()
+
+    def compile(self, model_path: Path, sample: Feed) -> str:
+        """Compile a written model for the device that is here: the card, or without one the processor.
+
+        Raises UnsupportedError for what torch cannot export or compile.
+        """
+        from qcompile.backends.triton.packages import compile_package
+
+        return compile_package(model_path, sample)
+
+
+@dataclasses.dataclass(frozen=True)
 class TritonBackend:
     """torch and Triton on one CUDA device; without one, torch on the processor computes the same numbers.
 
@@ -43,12 +61,14 @@ class TritonBackend:
         capabilities: what runs in integer arithmetic, or is stored in 8 bits.
         targets: there is one; artifacts are compiled for a card when they are loaded there.
         slow_in_integers: nothing has been measured on a card yet.
+        ahead_of_time: see `AotInductor`.
     """
 
     name: str = "triton"
     capabilities: tuple[Capability, ...] = CAPABILITIES
     targets: tuple[str, ...] = ("cuda",)
     slow_in_integers: tuple[SlowInIntegers, ...] = ()
+    ahead_of_time: AheadOfTime | None = AotInductor()
 
     def check_installed(self) -> None:
         """Raise MissingDependencyError without Triton."""
@@ -107,14 +127,16 @@ class TritonBackend:
         return open_conversation(folder, read(path), open_file(path, threads=threads))
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
-        """Load a written model file; without a CUDA device on the processor, which is said once.
+        """Load a written model file, or a package; without a CUDA device on the processor, which is said once.
 
-        Raises ModelError for a file that is none of a model, UnsupportedOperator for what torch does not have.
+        Raises ModelError for a file that is none of these, UnsupportedOperator for what torch does not have.
         """
         from qcompile.backends.triton.lowering import open_file
+        from qcompile.backends.triton.packages import PACKAGE_FILE, open_package
 
         runtime.say_once_without_card()
-        return open_file(model_path, threads=threads)
+        opened = open_package if model_path.name == PACKAGE_FILE else open_file
+        return opened(model_path, threads=threads)
 
     def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
         """Load a written model file with inner values as outputs: operator by operator, then with kernels."""

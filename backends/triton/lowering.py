@@ -79,12 +79,17 @@ def open_file(path: Path, *, threads: int | None = None) -> TorchSession:
 
 
 def open_model(model: ir.Model, *, threads: int | None = None) -> TorchSession:
-    """Load a portable model, with kernels where they run; it is not changed.
+    """Load a portable model, with kernels where they run; it is not changed."""
+    return load(prepared(model), threads=threads)
+
+
+def prepared(model: ir.Model) -> ir.Model:
+    """Return a copy of a portable model for the device that is here: of kernels, where they run.
 
     Where they do not, weights in groups and codebooks stay as they are: they are multiplied in float either way, and
     packing them takes seconds.
     """
-    return load(fused(model) if has_kernels() else in_integers(model), threads=threads)
+    return fused(model) if has_kernels() else in_integers(model)
 
 
 def open_probes(path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:

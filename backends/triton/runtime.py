@@ -6,14 +6,17 @@ import functools
 import importlib
 import logging
 import os
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
-from qcompile.errors import MissingDependencyError, raise_interrupt
+from qcompile.errors import MissingDependencyError, UnsupportedError, raise_interrupt
 
 if TYPE_CHECKING:
     import torch
 
 NO_CARD = "there is no CUDA device here"
+_COMPILERS = ("g++", "clang++", "c++")
 _LOG = logging.getLogger(__name__)
 
 
@@ -27,6 +30,15 @@ def check_installed() -> None:
             reason = f"the package {package} cannot be imported: {error}"
             mend = "Install it: pip install 'qcompile[triton]'"
             raise MissingDependencyError("backend 'triton'", reason, mend) from error
+
+
+def check_compiler() -> None:
+    """Raise MissingDependencyError without a compiler of C++, UnsupportedError on Windows: machine code needs them."""
+    if sys.platform == "win32":
+        raise UnsupportedError("aot=True", "torch's AOTInductor is not used on Windows", "Compile on Linux")
+    if not any(map(shutil.which, _COMPILERS)):
+        reason = f"AOTInductor needs a compiler of C++, and none of {', '.join(_COMPILERS)} is here"
+        raise MissingDependencyError("aot=True", reason, "Install one, or leave aot out")
 
 
 def device() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class TorchSession:
     Float32 is computed in float32: TF32, which torch takes for convolutions on its own, has 10 bits of mantissa.
 
     Attributes:
-        module: the lowered model, on the device.
+        module: the lowered model, on the device, or what was compiled of it.
         inputs: every input of the model, in the order of the module's parameters.
         outputs: type of every output in ONNX.
         written: inputs that the module writes to: it is given copies.
@@ -38,7 +38,7 @@ class TorchSession:
             process, while the model runs; None leaves it as it is.
     """
 
-    module: torch.fx.GraphModule
+    module: Callable[..., Any]
     inputs: Mapping[str, Declared]
     outputs: Mapping[str, ir.DataType | None]
     written: frozenset[str]
@@ -82,7 +82,11 @@ def load(model: ir.Model, *, threads: int | None = None) -> TorchSession:
     Raises UnsupportedOperator for what is none of torch's, RecipeError for a wrong `threads`.
     """
     check_threads(threads)
-    module = lower(model).to(device())
+    return session_of(lower(model).to(device()), model, threads)
+
+
+def session_of(module: Callable[..., Any], model: ir.Model, threads: int | None) -> TorchSession:
+    """Return the session of a model that is on the device already: a module, or what was compiled of it."""
     given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     scattered = {node.inputs[0] for node in all_nodes(model) if is_standard(node, "TensorScatter")}
     return TorchSession(

@@ -61,6 +61,7 @@ def bench(
     ] = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 5.0,
+    trust_input: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -74,7 +75,7 @@ def bench(
         from qcompile.latency import interleaved_medians
 
         seconds = inputs.measured_seconds(seconds)
-        opened = artifact.load(folder)
+        opened = artifact.load(folder, trust_input=trust_input)
         if opened.talks:
             _check_no_options({"--against": against, "--data": data, "--dim": dim})
             _bench_answers(opened, threads, seconds, as_json)
@@ -88,7 +89,7 @@ def bench(
             progress("loading", 0.0)
             sessions = {"quantized": opened.open_session(threads=threads)}
             if against is not None:
-                model = frontend.trace(inputs.model_file(against))
+                model = frontend.trace(inputs.model_file(against), trust_input=trust_input)
                 sessions["float"] = backends.get(opened.backend).open_session(model, threads=threads)
             medians = interleaved_medians(
                 {name: functools.partial(session.run, feed) for name, session in sessions.items()},

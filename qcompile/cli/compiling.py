@@ -56,6 +56,10 @@ def compile_model(
     tune: Annotated[
         str, typer.Option(help="measure: what is faster in float here stays float; table: by a table; none.")
     ] = "measure",
+    aot: Annotated[
+        bool,
+        typer.Option("--aot", help="Triton: also compile machine code for the device here (--trust-input runs it)."),
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the recipe's passes, key=value. Repeatable.")
     ] = None,
@@ -82,6 +86,7 @@ def compile_model(
                 verify=verify,
                 trust_input=trust_input,
                 tune=tune,
+                aot=aot,
                 progress=progress,
             )
         if as_json:

@@ -46,7 +46,11 @@ WRONG_RESULT = EXIT_CODES[errors.VerificationError]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error was raised.")]
 Trust = Annotated[
-    bool, typer.Option("--trust-input", help="I know where the model comes from: read PyTorch's files, which run code.")
+    bool,
+    typer.Option(
+        "--trust-input",
+        help="I know where it comes from: read PyTorch's files, and run packages of --aot, which are code.",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its own choice when left out.")]
 

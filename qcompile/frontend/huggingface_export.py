@@ -23,10 +23,11 @@ from qcompile.errors import ModelError, raise_interrupt
 from qcompile.frontend import OPSET, PASSED_OVER
 from qcompile.frontend.huggingface_checks import check_experts, check_positions, passed_over
 from qcompile.frontend.huggingface_decoder import Decoder, attention_name
-from qcompile.frontend.torch import forget_program, quiet, reason_of
+from qcompile.frontend.torch import forget_program, reason_of
 from qcompile.frontend.torch_layer_names import name_layers
 from qcompile.frontend.transformers_refusals import REFUSALS
 from qcompile.graph import NAME_SCOPES, name_scopes
+from qcompile.quiet import quiet
 
 _BATCH, _SEQUENCE, _PAST = 2, 5, 7
 """Sizes of the example: all different, and none of them 1, which torch.export would take for a constant."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +18,7 @@ from qcompile.errors import ModelError, raise_interrupt
 from qcompile.frontend import OPSET, torch_bags, torch_recurrent
 from qcompile.frontend.torch_layer_names import name_layers
 from qcompile.graph import unique_name
+from qcompile.quiet import quiet
 
 _DECOMPOSED_OPSET = 18
 """The opset at which the exporter writes attention and norms as elementary operators."""
@@ -211,16 +209,3 @@ def reason_of(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep warnings, log messages and dumps of graphs from the user; what matters comes as an error."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

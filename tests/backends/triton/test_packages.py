@@ -1,0 +1,184 @@
+"""Machine code ahead of time: an artifact compiled with it runs it where it is trusted, and what it is fed is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import qcompile
+from qcompile import artifact
+from qcompile.errors import (
+    InputError,
+    MissingDependencyError,
+    ModelError,
+    QCompileError,
+    UnsupportedError,
+    VerificationError,
+)
+from qcompile.manifest import FileEntry
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from qcompile.backends.triton import packages, runtime  # noqa: E402
+from qcompile.backends.triton.packages import Package  # noqa: E402
+from qcompile.backends.triton.session import TorchSession  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no compiler of C++")
+
+CHANNELS, WORDS = 32, 50
+
+
+def classifier(seed: int = 0) -> ir.Model:
+    """Ids and a mask that a table, a norm and two linears read; sizes that torch has to find out about."""
+    generator = np.random.default_rng(seed)
+
+    def constant(name: str, *shape: int) -> ir.TensorProtocol:
+        return ir.tensor(generator.standard_normal(shape).astype(np.float32), name=name)
+
+    text = """<ir_version: 10, opset_import: ["" : 23]> g (int64[batch, length] ids, float[batch, length, 1] mask)
+        => (float[batch, length, 32] y)
+        { x = Gather (table, ids)
+          n = LayerNormalization (x, g, b)
+          m = Mul (n, mask)
+          h = MatMul (m, up)
+          r = Relu (h)
+          y = MatMul (r, down) }"""
+    constants = [constant("table", WORDS, CHANNELS), constant("g", CHANNELS), constant("b", CHANNELS)]
+    constants += [constant("up", CHANNELS, 2 * CHANNELS), constant("down", 2 * CHANNELS, CHANNELS)]
+    return ir.from_onnx_text(text, initializers=constants)
+
+
+def feed(batch: int, length: int) -> dict[str, np.ndarray]:
+    """Ids of the table, and a mask of ones."""
+    ids = np.random.default_rng(batch + length).integers(0, WORDS, (batch, length))
+    return {"ids": ids, "mask": np.ones((batch, length, 1), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> qcompile.Artifact:
+    output = tmp_path_factory.mktemp("ahead") / "artifact"
+    return qcompile.compile(
+        classifier(), "w8a8-dynamic", backend="triton", example_inputs=feed(1, 5), aot=True, output=output
+    )
+
+
+def test_it_runs_where_it_is_trusted_alone(written: qcompile.Artifact) -> None:
+    assert written.manifest.package == "model.pt2"
+    modules = {}
+    for trusted in (False, True):
+        session = qcompile.load(written.path, trust_input=trusted).open_session()
+        assert isinstance(session, TorchSession)
+        modules[trusted] = session.module
+    assert isinstance(modules[False], torch.fx.GraphModule)
+    assert isinstance(modules[True], Package)
+    mine = written.open_session()
+    assert isinstance(mine, TorchSession)
+    assert isinstance(mine.module, Package)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 8), (3, 7), (1, 65)])
+def test_sizes_stay_free_and_numbers_are_the_same(written: qcompile.Artifact, sizes: tuple[int, int]) -> None:
+    graph = artifact.load(written.path).run(feed(*sizes))["y"]
+    code = artifact.load(written.path, trust_input=True).run(feed(*sizes))["y"]
+    # A sum in another order answers a few ties of the quantizers in another way: a step of one of 64 products.
+    scale = np.abs(graph).max() / 127
+    assert np.abs(graph - code).max() < scale
+    assert np.sqrt(np.mean((graph - code) ** 2)) < scale / 10
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"mask": np.ones((2, 7, 1), np.float32)}, "dim 1 of 'mask' is 7 where the other inputs make it 8"),
+        ({"mask": np.ones((1, 8, 1), np.float32)}, "dim 0 of 'mask' is 1 where the other inputs make it 2"),
+        ({"ids": np.full((2, 8), WORDS)}, "index out of bounds"),
+        ({"ids": np.zeros((0, 8), np.int64)}, "is 0, which the package is not compiled for"),
+        ({"ids": np.zeros((2, 8), np.int32)}, "its type is int32"),
+    ],
+)
+def test_what_it_is_not_compiled_for_is_refused(
+    written: qcompile.Artifact, wrong: dict[str, np.ndarray], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        written.run(feed(2, 8) | wrong)
+    assert written.run(feed(2, 8))["y"].shape == (2, 8, CHANNELS)
+
+
+def changed(package: Path, folder: Path, **said: object) -> Path:
+    """A copy of a package that says other things of itself."""
+    shutil.copy(package.with_name("model.onnx"), folder)
+    target = folder / package.name
+    with zipfile.ZipFile(package) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("wrapper_metadata.json"):
+                data = json.loads(content)
+                data["qcompile"] = json.dumps(json.loads(data["qcompile"]) | said)
+                content = json.dumps(data).encode()
+            new.writestr(name, content)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"device": "CUDA, compute capability 9.0"}, "compiled for CUDA, compute capability 9.0, and this is"),
+        ({"extensions": ["avx1024"]}, "a processor with avx1024, which this one does not have"),
+    ],
+)
+def test_code_for_another_device_is_refused(
+    written: qcompile.Artifact, said: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=reason):
+        packages.open_package(changed(written.path / "model.pt2", tmp_path, **said))
+
+
+def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"no archive")
+    with pytest.raises(ModelError, match=r"package model\.pt2: it cannot be read"):
+        packages.open_package(tmp_path / "model.pt2")
+
+
+def test_verification_runs_it(written: qcompile.Artifact, tmp_path: Path) -> None:
+    """A package of another model has the same inputs, and other numbers."""
+    other = qcompile.compile(classifier(seed=1), "float", backend="triton", output=tmp_path / "other", verify=False)
+    folder = tmp_path / "mixed"
+    shutil.copytree(written.path, folder)
+    name = packages.compile_package(other.model_path, feed(2, 8))
+    (other.path / name).replace(folder / name)
+    files = {**written.manifest.files, name: FileEntry.of(folder / name)}
+    manifest = dataclasses.replace(written.manifest, files=files)
+    (folder / "manifest.json").write_bytes(manifest.to_json())
+    (folder / "report.json").write_bytes(artifact.report_json(written.report, manifest))
+    assert qcompile.verify(folder).agreements
+    with pytest.raises(VerificationError, match=r"output y is .* times as far from the reference"):
+        qcompile.verify(folder, trust_input=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "given", "error", "reason"),
+    [
+        ("onnxruntime", {}, UnsupportedError, "aot=True: what is compiled for onnxruntime holds no machine code"),
+        ("openvino", {}, UnsupportedError, "aot=True: what is compiled for openvino holds no machine code"),
+        ("triton", {"aot": "yes"}, QCompileError, "aot: it is 'yes'"),
+    ],
+)
+def test_who_has_no_machine_code_says_so_before_any_work(
+    backend: str, given: dict[str, object], error: type[QCompileError], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        qcompile.compile(b"no model", "w8a8-dynamic", backend=backend, **{"aot": True, **given})
+
+
+def test_without_a_compiler_that_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.shutil, "which", lambda _: None)
+    with pytest.raises(MissingDependencyError, match=r"a compiler of C\+\+"):
+        qcompile.compile(b"no model", "w8a8-dynamic", backend="triton", aot=True)
