@@ -147,7 +147,7 @@ class QuantizeWeights(Pass):
         # A head that is rounded to nearest needs statistics for the report alone: the last others' run collects them.
         together = _is_nearly_float(self.head) and exact is None
         for group, held in [(others + heads, None)] if together else [(others, exact), (heads, None)]:
-            moments = self.solver in NEEDS_MOMENTS
+            moments = self.solver in NEEDS_MOMENTS and not (group is heads and _is_nearly_float(self.head))
             for part in weight_only.calibrated(self.calibrator, model, group, grams=moments, exact=held):
                 for linear in part.layers:
                     head = self.head if layers.node_of(linear) in chosen.heads else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -55,11 +55,11 @@ def asymmetric_statistics(
         values = calibrator.collect(model, {x: -1}, gram={x} if moments else (), stage=now)
         padding = _masks_of(part[0].x, masks, model)
         ends = {} if padding is None or not moments else _ends(part)
+        compared = {x if end is linear.output else str(end.name) for linear, end in ends.items()}
         kept, at_cut = FeedFile(), set(cut or ())
-        wanted = _keeping(kept, inputs | at_cut, calibrator.values(exact, before, {*ends.values()} | at_cut))
-        runs = zip(calibrator.values(model, now, {x, *ends.values()}), wanted, strict=True)
-        means = _cross_moments(x, set(ends.values()), runs, padding or ())
-        lacks = {node: means[name] for node, name in ends.items() if name in means}
+        wanted = _keeping(kept, inputs | at_cut, calibrator.values(exact, before, compared | at_cut))
+        runs = zip(calibrator.values(model, now, {x} | compared), wanted, strict=True)
+        lacks = _lacks(ends, _cross_moments(x, compared, runs, padding or ()))
         yield LayerStatistics(tuple(part), values, lacks=lacks)
         if cut is not None:
             now = calibrator.advance(model, now, cut)
@@ -88,13 +88,29 @@ def _masks_of(x: ir.Value, masks: Sequence[PaddingMask], model: ir.Model) -> Seq
     return masks if (len(dims), len(masks)) == (2, 1) else None
 
 
-def _ends(part: Sequence[Linear]) -> dict[ir.Node, str]:
+def _ends(part: Sequence[Linear]) -> dict[Linear, ir.Value]:
     """Where each linear is held to float: see `_end`; of several with one end, the first alone makes up for all."""
-    found: dict[ir.Node, str] = {}
+    found: dict[Linear, ir.Value] = {}
     for linear in part:
-        end = str(_end(linear).name)
+        end = _end(linear)
         if len(linear.weight.uses()) == 1 and end not in found.values():
-            found[linear.matmul] = end
+            found[linear] = end
+    return found
+
+
+def _lacks(ends: Mapping[Linear, ir.Value], means: Mapping[str, np.ndarray]) -> dict[ir.Node, np.ndarray]:
+    """Return the mean of x dT for each linear: d is (x' - x) W at its own output, where x' is what float reads there.
+
+    The fewer numbers are multiplied of all samples: x has fewer than all outputs of the linears that read it.
+    """
+    found = {}
+    for linear, end in ends.items():
+        own = end is linear.output
+        mean = means.get(str((linear.x if own else end).name))
+        if mean is not None:
+            tensor = linear.weight.const_value
+            assert tensor is not None
+            found[linear.matmul] = mean @ tensor.numpy() if own else mean
     return found
 
 
