@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qcompile import graph
 from qcompile.errors import UnsupportedError
 
-_PAST, _PRESENT = (4, 5), (1, 2)
+PAST, PRESENT = (4, 5), (1, 2)
 """Inputs and outputs of Attention: old keys and values, and those with the new ones behind them."""
 
 
@@ -35,7 +35,7 @@ def find_caches(model: ir.Model) -> tuple[Cache, ...]:
     for node in model.graph:
         if not graph.is_standard(node, "Attention"):
             continue
-        for read, written in zip(_PAST, _PRESENT, strict=True):
+        for read, written in zip(PAST, PRESENT, strict=True):
             past = node.inputs[read] if len(node.inputs) > read else None
             if past is None or not past.is_graph_input():
                 continue

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-_EMPTY = "empty"
+_EMPTY, ONES, POSITIONS = "empty", "ones", "positions"
+"""What an input may be."""
 
 ABSENT = "qcompile.absent"
-"""Key of the metadata of an input that says what it is where a feed does not have it, a name of `_MADE`."""
+"""Key of the metadata of an input that says what it is where a feed does not have it, `ONES` for example."""
 
 
 def complete(inputs: Sequence[ir.Value], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -55,6 +56,6 @@ def _positions(shape: Sequence[int], past: int) -> np.ndarray:
 
 _MADE: Mapping[str, Callable[[Sequence[int], int], np.ndarray]] = {
     _EMPTY: lambda shape, _: np.zeros(shape),
-    "ones": lambda shape, _: np.ones(shape),
-    "positions": _positions,
+    ONES: lambda shape, _: np.ones(shape),
+    POSITIONS: _positions,
 }

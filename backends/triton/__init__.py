@@ -120,11 +120,12 @@ class TritonBackend:
         The most probable token is taken, whatever generation_config.json says.
         """
         from qcompile.backends.triton.chat import open_conversation
-        from qcompile.backends.triton.lowering import open_file, read
+        from qcompile.backends.triton.lowering import prepared, read
+        from qcompile.backends.triton.session import load
 
         runtime.say_once_without_card()
-        path = folder / MODEL_FILE
-        return open_conversation(folder, read(path), open_file(path, threads=threads))
+        model = prepared(read(folder / MODEL_FILE))
+        return open_conversation(folder, model, load(model, threads=threads))
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
         """Load a written model file, or a package; without a CUDA device on the processor, which is said once.

@@ -1,62 +1,24 @@
-"""Conversations with a decoder that torch runs: the most probable token each time, the cache on the device."""
+"""Conversations with a decoder that torch runs: the most probable token each time."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-import torch
 
-from qcompile.backends.decoder_caches import Cache, find_caches
-from qcompile.backends.greedy import GreedyDecoder, answered
+from qcompile.backends.greedy import answered
+from qcompile.backends.triton.decoder import TorchDecoder, decoder_of
 from qcompile.backends.triton.session import TorchSession
 from qcompile.chat import Answer, Message, Show, check_length, has_template, plain_text, refused_template
-from qcompile.decoder_inputs import complete, is_computed
-from qcompile.errors import InputError, MissingDependencyError, ModelError
+from qcompile.errors import MissingDependencyError, ModelError
 from qcompile.generation import generation_of
 from qcompile.text_tokenizer import TextTokenizer, open_tokenizer
 
 _UNFINISHED = "\ufffd"
 """What a tokenizer makes of the first bytes of a character whose others are in the next token."""
-
-
-@dataclasses.dataclass
-class TorchDecoder(GreedyDecoder):
-    """Continues one sequence of tokens, over caches that each step makes longer.
-
-    Attributes:
-        session: runs the model.
-        inputs: of the graph, with what they are where nothing gives them.
-        ids: name of the input of tokens.
-        scores: name of the output of logits.
-        caches: inputs and outputs of the cache.
-        past: the cache, by the names of its inputs.
-    """
-
-    session: TorchSession
-    inputs: Sequence[ir.Value]
-    ids: str
-    scores: str
-    caches: tuple[Cache, ...]
-    past: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-
-    def logits(self, new: Sequence[int]) -> np.ndarray:
-        """See `GreedyDecoder`."""
-        feed: dict[str, Any] = {self.ids: np.array([new], np.int64)}
-        feed |= {name: value[:, :, : len(self.read)] for name, value in self.past.items()}
-        feed = complete(self.inputs, feed)
-        try:
-            made = self.session.computed(feed)
-        except RuntimeError as error:
-            raise InputError(f"{len(new)} tokens", f"torch refuses them: {error}", "Give fewer") from error
-        self.past = {cache.past: made[cache.present] for cache in self.caches}
-        self.read += new
-        last: np.ndarray = made[self.scores][0, -1].float().cpu().numpy()
-        return last
 
 
 @dataclasses.dataclass
@@ -121,15 +83,8 @@ def open_conversation(folder: Path, model: ir.Model, session: TorchSession) -> T
         ModelError: the tokenizer or the configuration cannot be read, or the model is no decoder with a cache.
     """
     generation, tokenizer, template = generation_of(folder), open_tokenizer(folder), has_template(folder)
-    caches = find_caches(model)
-    pasts, presents = {each.past for each in caches}, {each.present for each in caches}
-    ids = [str(value.name) for value in model.graph.inputs if value.name not in pasts and not is_computed(value)]
-    scores = [str(value.name) for value in model.graph.outputs if value.name not in presents]
-    if len(ids) != 1 or len(scores) != 1:
-        reason = f"it reads {', '.join(ids) or 'nothing'} and writes {', '.join(scores) or 'nothing'} besides its cache"
-        raise ModelError(str(folder), reason, "Give a causal language model")
     end = frozenset(generation.end) | ({tokenizer.ends} if tokenizer.ends is not None else set())
-    decoder = TorchDecoder(generation.context_length, session, tuple(model.graph.inputs), ids[0], scores[0], caches)
+    decoder = decoder_of(session, model, generation.context_length, str(folder))
     return TorchChat(decoder, tokenizer, _template(folder) if template else None, end, template)
 
 

@@ -98,6 +98,21 @@ def session_of(module: Callable[..., Any], model: ir.Model, threads: int | None)
     )
 
 
+def load_sharing(model: ir.Model, other: TorchSession) -> TorchSession:
+    """Lower a model, and load it with the weights of another where they are the same; its threads are the other's.
+
+    The other is a module of torch, not a package. Of weights that have the same name and numbers there is one tensor.
+    """
+    module = lower(model)
+    known = dict(other.module.named_buffers()) if isinstance(other.module, torch.nn.Module) else {}
+    for name, buffer in module.named_buffers():
+        moved, same = buffer.to(device()), known.get(name)
+        alike = same is not None and same.dtype == moved.dtype and torch.equal(same, moved)
+        owner, _, last = name.rpartition(".")
+        setattr(module.get_submodule(owner), last, same if alike else moved)
+    return session_of(module, model, other.threads)
+
+
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
