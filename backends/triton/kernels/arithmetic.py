@@ -17,14 +17,18 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Whether Triton's interpreter runs the kernels. It cuts bfloat16 where a card rounds, and cannot multiply it; what it
 rounds up to a power of two becomes half of that in 8-bit floats (31.6 is 16)."""
 
-EXPONENT = 0x4B000000
-"""Of 2^23, as float32. Kernels get it as an argument, unknown when they are compiled: of two constants, ptxas makes two
-instructions of mask and exponent, and of one constant and a register one (seen in the machine code for sm_90)."""
+EXPONENT = tl.constexpr(0x4B000000)
+"""Of 2^23, as float32."""
 
 
 @triton.jit
-def plane_values(words, table_ptr, exponent, J: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr):
+def plane_values(words, table_ptr, J: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr):
     """Return the values J of words uint32 in float32, exact, less ZERO and over factor(J, BITS).
+
+    Without a table there is nothing in it but work on each number by itself. Triton then gives the words to threads as
+    tensor cores want the values; an argument of the kernel among them, such as the exponent, and all values would go
+    through shared memory (seen in Triton's code for sm_80 and sm_90). Of a mask and an exponent that are both constants
+    ptxas makes two instructions, unless it is told of the one.
 
     With a table, return its numbers at the values: 16 are in shared memory, where no two of them are in one bank.
     """
@@ -34,7 +38,13 @@ def plane_values(words, table_ptr, exponent, J: tl.constexpr, BITS: tl.constexpr
         MASK: tl.constexpr = ((1 << BITS) - 1) << PLACE
         BASE: tl.constexpr = 8388608.0 + (ZERO << PLACE)
         shifted = words if SHIFT == 0 else words >> SHIFT
-        values = ((shifted & MASK) | exponent).to(tl.float32, bitcast=True) - BASE
+        if INTERPRETED:
+            placed = (shifted & MASK) | EXPONENT
+        else:  # of bits a, b, c the table of (a & b) | c is 0xEA: PTX ISA, "lop3"
+            placed = tl.inline_asm_elementwise(
+                f"lop3.b32 $0, $1, {MASK}, {EXPONENT}, 0xEA;", "=r,r", [shifted], dtype=tl.uint32, is_pure=True, pack=1
+            )
+        values = placed.to(tl.float32, bitcast=True) - BASE
     else:
         index = ((words >> (J * BITS)) & ((1 << BITS) - 1)).to(tl.int32)
         table = tl.load(table_ptr + tl.arange(0, 1 << BITS))

@@ -17,7 +17,7 @@ COLUMNS = 128
 
 @triton.jit
 def _dequantize(
-    y_ptr, words_ptr, table_ptr, scale_ptr, zero_ptr, index_ptr, level_ptr, offset_ptr, exponent, outputs,
+    y_ptr, words_ptr, table_ptr, scale_ptr, zero_ptr, index_ptr, level_ptr, offset_ptr, outputs,
     INPUTS: tl.constexpr, BITS: tl.constexpr, PLANE: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
     ALIGNED: tl.constexpr, RUN: tl.constexpr, ZERO: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -31,7 +31,7 @@ def _dequantize(
         first = (block * (32 // BITS) + j) * PLANE
         k = first + row
         group = tl.minimum((first if ALIGNED else k) // GROUP, GROUPS - 1)
-        values = plane_values(words, table_ptr, exponent, j, BITS, ZERO) * factor(table_ptr, j, BITS)
+        values = plane_values(words, table_ptr, j, BITS, ZERO) * factor(table_ptr, j, BITS)
         if zero_ptr is not None:
             values -= zeros_of(zero_ptr, group, column, outputs)
         values *= scales_of(scale_ptr, index_ptr, level_ptr, offset_ptr, group, column, outputs, GROUPS)

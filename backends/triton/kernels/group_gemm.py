@@ -52,7 +52,7 @@ MANY = (
 @triton.jit
 def _gemm(
     x_ptr, bias_ptr, y_ptr, count, row_stride, input_stride,
-    words_ptr, table_ptr, scale_ptr, zero_ptr, index_ptr, level_ptr, offset_ptr, exponent, outputs,
+    words_ptr, table_ptr, scale_ptr, zero_ptr, index_ptr, level_ptr, offset_ptr, outputs,
     INPUTS: tl.constexpr, BITS: tl.constexpr, PLANE: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
     ALIGNED: tl.constexpr, RUN: tl.constexpr, ZERO: tl.constexpr,
     COLUMNS: tl.constexpr, TOKENS: tl.constexpr, SPLIT: tl.constexpr,
@@ -79,7 +79,7 @@ def _gemm(
                 scale = scales_of(scale_ptr, index_ptr, level_ptr, offset_ptr, group, column, outputs, GROUPS)
                 if zero_ptr is not None:
                     zero = zeros_of(zero_ptr, group, column, outputs)
-            values = plane_values(words, table_ptr, exponent, j, BITS, ZERO)
+            values = plane_values(words, table_ptr, j, BITS, ZERO)
             if zero_ptr is not None:
                 values -= zero * (1.0 / factor(table_ptr, j, BITS))
             values *= scale * factor(table_ptr, j, BITS)

@@ -32,7 +32,7 @@ TILES = (
 @triton.jit
 def _gemv(
     x_ptr, bias_ptr, y_ptr, row_stride, input_stride,
-    words_ptr, table_ptr, scale_ptr, zero_ptr, index_ptr, level_ptr, offset_ptr, exponent, outputs,
+    words_ptr, table_ptr, scale_ptr, zero_ptr, index_ptr, level_ptr, offset_ptr, outputs,
     M: tl.constexpr, INPUTS: tl.constexpr, BITS: tl.constexpr, PLANE: tl.constexpr, GROUPS: tl.constexpr,
     GROUP: tl.constexpr, ALIGNED: tl.constexpr, RUN: tl.constexpr, ZERO: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, SPLIT: tl.constexpr,
@@ -57,7 +57,7 @@ def _gemv(
         for run in tl.static_range(VALUES // RUN):
             first = base + run * RUN * PLANE
             products, totals = _run(
-                x_ptr, words, table_ptr, exponent, first + row, row_stride, input_stride,
+                x_ptr, words, table_ptr, first + row, row_stride, input_stride,
                 M, INPUTS, BITS, PLANE, ZERO, run * RUN, RUN, ROWS, COLUMNS,
             )  # fmt: skip
             group = tl.minimum((first if ALIGNED else first + row) // GROUP, GROUPS - 1)
@@ -82,7 +82,7 @@ def _gemv(
 
 @triton.jit
 def _run(
-    x_ptr, words, table_ptr, exponent, k, row_stride, input_stride, M: tl.constexpr, INPUTS: tl.constexpr,
+    x_ptr, words, table_ptr, k, row_stride, input_stride, M: tl.constexpr, INPUTS: tl.constexpr,
     BITS: tl.constexpr, PLANE: tl.constexpr, ZERO: tl.constexpr, FIRST: tl.constexpr, RUN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -92,7 +92,7 @@ def _run(
         products = products + (tl.zeros([ROWS, COLUMNS], tl.float32),)
         totals = totals + (tl.zeros([ROWS, 1], tl.float32),)
     for j in tl.static_range(RUN):
-        values = plane_values(words, table_ptr, exponent, FIRST + j, BITS, ZERO)
+        values = plane_values(words, table_ptr, FIRST + j, BITS, ZERO)
         inputs = k + j * PLANE
         more_products, more_totals = (), ()
         for m in tl.static_range(M):

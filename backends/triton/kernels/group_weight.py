@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from qcompile.backends.triton.kernels.arithmetic import EXPONENT
 from qcompile.backends.triton.kernels.packing import BITS, PLANES, rows_of_words, values_in_word
 from qcompile.backends.triton.kernels.shapes import FLOATS, expect
 from qcompile.errors import InputError
@@ -89,7 +88,7 @@ class GroupWeight:
 
     def pointers(self) -> tuple[torch.Tensor | int | None, ...]:
         """Return the arguments of the kernels between x, y and what they are compiled for."""
-        return (*self.tensors, EXPONENT, self.outputs)
+        return (*self.tensors, self.outputs)
 
     def constants(self) -> dict[str, Any]:
         """Return what the kernels are compiled for.

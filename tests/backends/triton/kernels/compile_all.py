@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -26,6 +27,7 @@ from qcompile.backends.triton.kernels import (
 )
 from qcompile.backends.triton.kernels.group_weight import GroupWeight
 from qcompile.backends.triton.kernels.packing import plane_of, rows_of_words
+from qcompile.backends.triton.kernels.tuning import Tile
 
 POINTERS = {
     "x_ptr": "*fp16", "y_ptr": "*fp16", "bias_ptr": "*fp16", "words_ptr": "*i32", "table_ptr": "*fp32",
@@ -43,8 +45,11 @@ SYMMETRIC = ("table_ptr", "zero_ptr", *DOUBLE)
 
 def compile_for(
     card: int, kernel: Any, absent: tuple[str, ...], given: dict[str, Any], types: dict[str, str], **options: int
-) -> None:
-    """Compile a kernel; `absent` arguments are None, `given` those it is compiled for, all others are of the launch."""
+) -> str:
+    """Compile a kernel; `absent` arguments are None, `given` those it is compiled for, all others are of the launch.
+
+    Returns Triton's own code for the card.
+    """
     constants = {**dict.fromkeys(absent), "input_stride": 1, **given}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {
@@ -62,6 +67,20 @@ def compile_for(
     compiled = triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
     assert compiled.asm["cubin"], kernel
     assert compiled.metadata.shared <= SHARED_MEMORY[card], f"{kernel}: {compiled.metadata.shared} bytes"
+    return str(compiled.asm["ttgir"])
+
+
+def compile_gemm(card: int, absent: tuple[str, ...], constants: dict[str, Any], tile: Tile) -> None:
+    """Compile a product on tensor cores: integers come out of their words in the threads that multiply them.
+
+    Not where they are looked up, and not where a plane has several scales, which are spread over threads first.
+    """
+    given = constants | {"COLUMNS": tile.columns, "TOKENS": tile.rows, "SPLIT": tile.split}
+    options = {"num_warps": tile.warps, "num_stages": group_gemm.stages(tile, constants)}
+    code = compile_for(card, group_gemm._gemm, absent, given, {}, **options)
+    values = f"tensor<{tile.columns}x{constants['PLANE']}x"
+    moved = re.findall(rf"ttg\.(?:convert_layout|local_alloc|local_store) %.*{values}", code)
+    assert bool(moved) == ("table_ptr" not in absent or not constants["ALIGNED"]), f"{tile} for {card}: {moved}"
 
 
 def group_constants(inputs: int, bits: int, group_size: int, zero: bool) -> dict[str, Any]:
@@ -78,23 +97,17 @@ def compile_kernels(card: int) -> None:
     forms: list[tuple[tuple[str, ...], dict[str, Any]]] = [
         (SYMMETRIC, group_constants(4096, 4, 64, zero=False)),
         (("table_ptr", *DOUBLE), group_constants(4096, 3, 40, zero=True)),
+        (("table_ptr", *DOUBLE), group_constants(4096, 8, 64, zero=True)),
         (("zero_ptr", "bias_ptr"), {**group_constants(4096, 4, 64, zero=False), "ZERO": 0}),
     ]
-    tile = group_gemm.FEW[0]
     # The oldest card that is meant has the instructions of all others: it is asked for integers alone.
-    for absent, constants in forms if card >= 89 else forms[:2]:
+    for absent, constants in forms if card >= 89 else forms[:3]:
         vector = {"M": 2, "COLUMNS": 32, "ROWS": 16, "SPLIT": 2}
         compile_for(card, group_gemv._gemv, absent, constants | vector, {})
-        matrix = {"COLUMNS": tile.columns, "TOKENS": tile.rows, "SPLIT": tile.split}
-        compile_for(
-            card, group_gemm._gemm, absent, constants | matrix, {}, num_stages=group_gemm.stages(tile, constants)
-        )
+        compile_gemm(card, absent, constants, group_gemm.FEW[0])
         compile_for(card, group_dequantize._dequantize, absent, constants | {"COLUMNS": 128}, {})
-    for first in (group_gemm.SOME[0], group_gemm.MANY[0]):
-        matrix = {"COLUMNS": first.columns, "TOKENS": first.rows, "SPLIT": first.split}
-        constants = group_constants(4096, 2, 64, zero=False) | matrix
-        options = {"num_warps": first.warps, "num_stages": first.stages}
-        compile_for(card, group_gemm._gemm, SYMMETRIC, constants, {}, **options)
+    for tile in (group_gemm.SOME[0], group_gemm.MANY[0]):
+        compile_gemm(card, SYMMETRIC, group_constants(4096, 2, 64, zero=False), tile)
     compile_for(card, partial_sums._add, (), {"SPLIT": 4, "BLOCK": 256}, {})
     products = {"INPUTS": 4096, "BY_TOKEN": True, "PANEL": 8, "OUTLIERS": 32}
     tile = scaled_gemm.SOME[0]
