@@ -166,11 +166,12 @@ class Calibrator:
         self, model: ir.Model, stage: Stage, axes: Mapping[str, int], gram: Collection[str], *, for_rows: bool
     ) -> _Observed:
         max_rows = self._affordable_rows(model, axes)
-        observed = behind(model, stage.cut)
-        outputs = len(observed.graph.outputs)
+        there = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+        outputs = [name for name in axes if name in there]  # `instrument` refuses others
+        observed = behind(model, stage.cut, outputs) if outputs else model.clone()
         result = self.instrument(axes, rows=max_rows, gram=gram, masks=self.masks(model))(observed)
         assert isinstance(result, Observation)
-        del observed.graph.outputs[:outputs]  # the runtime need not compute what only they read
+        del observed.graph.outputs[: len(outputs)]  # the runtime need not compute what only they read
         RemoveUnusedNodes()(observed)
         enough = _POSITIONS_PER_ROW * max_rows if for_rows else None
         return _Observed(observed, stage, result.groups, max_rows, enough)

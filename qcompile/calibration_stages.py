@@ -28,21 +28,18 @@ class Stage:
     used: set[int] = dataclasses.field(default_factory=set)
 
 
-def behind(model: ir.Model, cut: Collection[str]) -> ir.Model:
-    """Return a copy of a model that takes the values of these names as further inputs, and does not compute them.
+def behind(model: ir.Model, cut: Collection[str], names: Collection[str]) -> ir.Model:
+    """Return a copy of what a model computes of some values, its outputs, which takes the values of a cut as inputs.
 
-    Of their dims it knows no numbers: those that a file states of inner values may be wrong, which runtimes pass over,
-    and refuse of inputs.
+    Of the dims of these it knows no numbers: those that a file states of inner values may be wrong, which runtimes pass
+    over, and refuse of inputs.
     """
-    copy = model.clone()
-    values = {value.name: value for node in copy.graph for value in node.outputs}
-    for name in cut:
-        old = values[name]
-        given = ir.Value(name=name, shape=_named(old.shape), type=old.type)
-        old.name = f"{name}/before the cut"
-        old.replace_all_uses_with(given, replace_graph_outputs=True)
-        copy.graph.inputs.append(given)
-    return copy
+    given = dict.fromkeys([*(str(value.name) for value in model.graph.inputs), *cut])
+    graph = ir.convenience.extract(model.graph, list(given), list(names))
+    for value in graph.inputs:
+        if value.name in cut:
+            value.shape = _named(value.shape)
+    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 
 def computing(model: ir.Model, cut: Collection[str], names: Collection[str]) -> ir.Model | None:
@@ -51,15 +48,9 @@ def computing(model: ir.Model, cut: Collection[str], names: Collection[str]) -> 
     Those that are at the cut, as what goes around a block is, or inputs of the model, are none of them; None where none
     is left, as between two towers.
     """
-    given = dict.fromkeys([*(str(value.name) for value in model.graph.inputs), *cut])
+    given = {*(str(value.name) for value in model.graph.inputs), *cut}
     computed = [name for name in sorted(names) if name not in given]
-    if not computed:
-        return None
-    graph = ir.convenience.extract(model.graph, list(given), computed)
-    for value in graph.inputs:
-        if value.name in cut:
-            value.shape = _named(value.shape)
-    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    return behind(model, cut, computed) if computed else None
 
 
 def find_cut(model: ir.Model, done: Collection[ir.Node], later: Collection[ir.Node]) -> tuple[str, ...] | None:

@@ -21,8 +21,10 @@ from qcompile.graph import all_nodes, is_standard, layer_name
 from qcompile.layers import embeddings, every_layer, float_layers, operator
 from qcompile.manifest import Port, ports
 from qcompile.outcome import file_bytes
+from qcompile.passes.keep_weights import KeepWeights
 from qcompile.passes.quantize_embeddings import QuantizeEmbeddings
-from qcompile.recipe import Recipe, Step, named_recipes
+from qcompile.recipe import Recipe, named_recipes
+from qcompile.stored_blocks import Stored, stored_as
 from qcompile.untouched import quantized_already
 
 
@@ -52,6 +54,7 @@ class RecipeFacts:
         backend: name of the backend.
         layers: how many linears, convolutions and embeddings it quantizes there, if their values allow it.
         needs: "calibration data" or nothing.
+        better_with: the same of what it can do without, and does less then: rounds to nearest, or smooths nothing.
         refusal: why it does not apply; empty where it does.
     """
 
@@ -59,6 +62,7 @@ class RecipeFacts:
     backend: str
     layers: int
     needs: str = ""
+    better_with: str = ""
     refusal: str = ""
 
 
@@ -189,27 +193,36 @@ def _recipes(model: ir.Model) -> list[RecipeFacts]:
     operators = Counter(operator(layer) for layer in float_layers(model))
     shapes = [table.shape for table in embeddings(model) if table.dtype == ir.DataType.FLOAT]
     tables = [math.prod(shape.numpy()) for shape in shapes if shape is not None]
+    found = [stored_as(layer.weight.const_value, transposed=True) for layer in every_layer(model)]
+    found += [stored_as(table.const_value, transposed=False) for table in embeddings(model)]
+    stored = sum(isinstance(each, Stored) for each in found)
     return [
-        _applied(Recipe.from_name(name), backend, operators, tables)
+        _applied(Recipe.from_name(name), backend, operators, tables, stored)
         for backend in backends.BACKENDS
         for name in named_recipes()
     ]
 
 
-def _applied(recipe: Recipe, backend: str, operators: Mapping[str, int], tables: Sequence[int]) -> RecipeFacts:
+def _applied(
+    recipe: Recipe, backend: str, operators: Mapping[str, int], tables: Sequence[int], stored: int
+) -> RecipeFacts:
     try:
         engine = backends.get(backend)
         check_recipe(recipe, engine)
     except (MissingDependencyError, UnsupportedError) as error:
         return RecipeFacts(recipe.name, backend, 0, refusal=error.reason)
+    steps = [step.build() for step in recipe.steps]
+    if any(isinstance(step, KeepWeights) for step in steps):
+        refusal = "" if stored else f"it looks for {KeepWeights.looks_for}"
+        return RecipeFacts(recipe.name, backend, stored, refusal=refusal)
     able = integer_operators(recipe, engine, None)
     count = sum(operators[name] for name in able)
     if "Embedding" in able:
-        steps = map(Step.build, recipe.steps)
         smallest = [step.min_elements for step in steps if isinstance(step, QuantizeEmbeddings)]
         count += sum(elements >= min(smallest) for elements in tables) if smallest else 0
     try:
         check_data(recipe, None)
     except CalibrationError:
         return RecipeFacts(recipe.name, backend, count, needs="calibration data")
-    return RecipeFacts(recipe.name, backend, count)
+    less = any(step.without_calibration() != step for step in steps)
+    return RecipeFacts(recipe.name, backend, count, better_with="calibration data" if less else "")

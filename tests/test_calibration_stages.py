@@ -137,7 +137,7 @@ def test_what_a_branch_reads_crosses_the_cut():
     choice = next(node for node in model.graph if node.op_type == "If")
     assert find_cut(model, [first], [choice, last]) == ("a",)
     x = np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32)
-    piece = behind(model, ["a"])
+    piece = behind(model, ["a"], ["y"])
     turned = {"x": x, "turned": np.array(True)}
     a = x @ model.graph.initializers["w0"].const_value.numpy()
     whole, rest = SESSION(model).run(turned)["y"], SESSION(piece).run({**turned, "a": a})["y"]

@@ -42,6 +42,10 @@ def test_the_facts_of_a_model_are_those_of_the_model() -> None:
     assert found["w8a8-static", "onnxruntime"].needs == "calibration data"
     assert found["w8a8-dynamic", "openvino"].layers == 0  # dynamic quantization is for linears
     assert found["w8a8-dynamic", "openvino"].needs == ""
+    assert found["w8a8-dynamic", "openvino"].better_with == "calibration data"
+    assert found["w4a16-gptq", "openvino"].better_with == "calibration data"
+    assert found["w4a16-rtn", "openvino"].better_with == ""
+    assert "weights that are stored in blocks" in found["keep", "openvino"].refusal
     assert len(found) == len(backends.BACKENDS) * len(named_recipes())
 
 

@@ -67,6 +67,7 @@ def _print_model(facts: ModelFacts) -> None:
     recipes = _table("Recipes", "recipe", "backend", "layers", "to know")
     for found in facts.recipes:
         needs = f"needs {found.needs}" if found.needs else ""
+        needs = f"better with {found.better_with}" if found.better_with else needs
         layers = "-" if found.refusal else f"{found.layers} of {len(facts.layers)}"
         recipes.add_row(found.recipe, found.backend, layers, Text(found.refusal or needs))
     for each in (table, recipes):
