@@ -121,10 +121,10 @@ class AheadOfTime(Protocol):
         """Raise, before any work, MissingDependencyError or UnsupportedError where nothing can be compiled here."""
         ...
 
-    def compile(self, model_path: Path, sample: Feed) -> str:
+    def compile(self, model_path: Path, samples: Sequence[Feed]) -> str:
         """Compile a written model file into a package beside it, and return its name; `open_artifact` opens both.
 
-        What free dims of the inputs the package is for does not depend on the sample.
+        Free dims of the inputs stay free, whatever they are in the samples, of which there is at least one.
         """
         ...
 

@@ -110,8 +110,8 @@ def _compile_ahead(job: Job, folder: Path, lowered: Lowered) -> Lowered:
     compiler = job.engine.ahead_of_time
     assert compiler is not None  # `check_ahead` has asked
     job.work.progress("compiling ahead of time", 0.0)
-    sample = next(iter(job.work.samples), None) or synthetic_samples(job.work.model)[0]
-    return dataclasses.replace(lowered, package=compiler.compile(folder / lowered.model_file, sample))
+    samples = [*job.work.samples[:1], *synthetic_samples(job.work.model)]
+    return dataclasses.replace(lowered, package=compiler.compile(folder / lowered.model_file, samples))
 
 
 def _verify(job: Job, report: Report, folder: Path, lowered: Lowered) -> None:

@@ -42,14 +42,14 @@ class AotInductor:
         """Raise MissingDependencyError without a compiler of C++, UnsupportedError on Windows."""
         runtime.check_compiler()
 
-    def compile(self, model_path: Path, sample: Feed) -> str:
+    def compile(self, model_path: Path, samples: Sequence[Feed]) -> str:
         """Compile a written model for the device that is here: the card, or without one the processor.
 
         Raises UnsupportedError for what torch cannot export or compile.
         """
         from qcompile.backends.triton.packages import compile_package
 
-        return compile_package(model_path, sample)
+        return compile_package(model_path, samples)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 
 import qcompile.backends.triton.kernels.gated
@@ -241,4 +242,5 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _is_vector(x: Tensor) -> bool:
-    return x.numel() // max(x.shape[-1], 1) <= _FEW_ROWS
+    """Whether there are few rows; False where torch traces for all numbers of them, of which none is asked."""
+    return bool(statically_known_true(x.numel() // max(x.shape[-1], 1) <= _FEW_ROWS))

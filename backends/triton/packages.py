@@ -6,14 +6,16 @@ A package holds its weights, and its code is run when it is loaded: it is for th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import sympy
 import torch
 
 from qcompile import processor
@@ -33,7 +35,7 @@ _EXTENSIONS = ("avx", "amx", "fma", "sve", "asimd")
 """How what a processor can do with vectors is called in Linux: code for one that can do more would stop the process."""
 
 
-def compile_package(model_path: Path, sample: Feed) -> str:
+def compile_package(model_path: Path, samples: Sequence[Feed]) -> str:
     """Compile a written model into a package beside it; return the name of its file.
 
     Every dim of an input that has no number in the model stays free. Dims that the code takes to be equal are
@@ -41,7 +43,8 @@ def compile_package(model_path: Path, sample: Feed) -> str:
 
     Args:
         model_path: file of the model.
-        sample: a feed: data only matter where they decide on shapes.
+        samples: feeds to trace with: the first without a size of 0 or 1 in a free dim, of which torch makes a constant;
+            the last is made larger there, where none is. On a card kernels are timed on it.
 
     Raises:
         UnsupportedError: torch cannot export or compile the model.
@@ -49,10 +52,13 @@ def compile_package(model_path: Path, sample: Feed) -> str:
     model = read(model_path)
     module = lower(prepared(model)).to(device())
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    sample = next((each for each in samples if _is_general(inputs, each)), samples[-1])
     given = tuple(_example(value, sample[str(value.name)]) for value in inputs)
     path = model_path.with_name(PACKAGE_FILE)
     with quiet():
         try:
+            with torch.inference_mode():
+                module(*given)
             program = torch.export.export(module, given, dynamic_shapes=tuple(map(_free_dims, inputs)))
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=_settings(_sizes(program, inputs))
@@ -79,7 +85,9 @@ def open_package(path: Path, *, threads: int | None = None) -> TorchSession:
         raise ModelError(f"package {path.name}", reason, "Load the artifact without trust_input, or compile it here")
     with quiet():
         compiled = torch._inductor.aoti_load_package(str(path))
-    return session_of(Package(compiled, said["sizes"], said["largest"]), read(path.with_name(MODEL_FILE)), threads)
+    model = read(path.with_name(MODEL_FILE))
+    graph = functools.cache(lambda: lower(prepared(model)).to(device()))
+    return session_of(Package(compiled, said["sizes"], said["largest"], graph), model, threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,31 +98,49 @@ class Package:
 
     Attributes:
         compiled: what torch loaded.
-        sizes: input name -> a number or a name for each dim; of one name all are equal.
+        sizes: input name -> a number or an expression of names for each dim, such as s17 or s17 + s70.
         largest: name of a size -> the largest that the model takes.
+        graph: loads the lowered model, which computes what is empty: the code divides by sizes.
     """
 
     compiled: Any
     sizes: Mapping[str, Sequence[int | str]]
     largest: Mapping[str, int]
+    graph: Callable[[], Callable[..., Any]]
 
     def __call__(self, *given: torch.Tensor) -> dict[str, Any]:
         """Run the code; raises ValueError for tensors of sizes that it is not made for."""
+        dims = [
+            (f"dim {axis} of {name!r} is {found}", str(size), found)
+            for (name, sizes), tensor in zip(self.sizes.items(), given, strict=True)
+            for axis, (size, found) in enumerate(zip(sizes, tensor.shape, strict=True))
+        ]
         known: dict[str, int] = {}
-        for (name, sizes), tensor in zip(self.sizes.items(), given, strict=True):
-            for axis, (size, found) in enumerate(zip(sizes, tensor.shape, strict=True)):
-                wanted = known.setdefault(size, found) if isinstance(size, str) else size
-                if found == 0:
-                    raise ValueError(f"dim {axis} of {name!r} is 0, which the package is not compiled for")
-                if found != wanted:
-                    raise ValueError(f"dim {axis} of {name!r} is {found} where the other inputs make it {wanted}")
-                if found > self.largest.get(str(size), found):
-                    raise ValueError(f"dim {axis} of {name!r} is {found}, more than {self.largest[str(size)]}")
+        for _, size, found in dims:
+            if size.isidentifier():
+                known.setdefault(size, found)
+        for subject, size, found in dims:
+            wanted = known.get(size)
+            wanted = int(sympy.sympify(size, locals=_symbols(known)).subs(known)) if wanted is None else wanted
+            if found != wanted:
+                raise ValueError(f"{subject} where the other inputs make it {wanted}")
+            if found > self.largest.get(size, found):
+                raise ValueError(f"{subject}, more than {self.largest[size]}")
+        run = self.compiled if all(found for _, _, found in dims) else self.graph()
         try:
-            made: dict[str, Any] = self.compiled(*(tensor.contiguous() for tensor in given))
+            made: dict[str, Any] = run(*(tensor.contiguous() for tensor in given))
         except RuntimeError as error:
             raise ValueError(first_line(error)) from error  # behind it are pages of addresses
         return made
+
+
+def _symbols(names: Collection[str]) -> dict[str, sympy.Symbol]:
+    return {name: sympy.Symbol(name) for name in names}
+
+
+def _is_general(inputs: Sequence[ir.Value], sample: Feed) -> bool:
+    """Whether no free dim has a size of which torch makes a constant."""
+    return all(sample[str(value.name)].shape[axis] > 1 for value in inputs for axis in _free_dims(value))
 
 
 def _example(value: ir.Value, array: np.ndarray) -> torch.Tensor:

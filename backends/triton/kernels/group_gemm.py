@@ -28,7 +28,7 @@ from qcompile.backends.triton.kernels.arithmetic import (
 from qcompile.backends.triton.kernels.group_weight import GroupWeight
 from qcompile.backends.triton.kernels.partial_sums import add_up
 from qcompile.backends.triton.kernels.shapes import expect_card, rows
-from qcompile.backends.triton.kernels.tuning import Tile, bucket, chosen
+from qcompile.backends.triton.kernels.tuning import Tile, bucket, by_rows, chosen
 
 FEW = (
     Tile("few-2", columns=64, rows=16, split=2, stages=3),
@@ -92,12 +92,12 @@ def _gemm(
 
 def launch(x: torch.Tensor, weight: GroupWeight, bias: torch.Tensor | None, tile: Tile) -> torch.Tensor:
     """Return y [M, N] of x [M, K], by one tile; nothing may be empty."""
-    y = x.new_empty(len(x), weight.outputs)
+    y = x.new_empty(x.shape[0], weight.outputs)
     partial = y if tile.split == 1 else x.new_empty((tile.split, *y.shape), dtype=torch.float32)
     constants = weight.constants()
-    grid = (triton.cdiv(len(x), tile.rows), triton.cdiv(weight.outputs, tile.columns), tile.split)
+    grid = (triton.cdiv(x.shape[0], tile.rows), triton.cdiv(weight.outputs, tile.columns), tile.split)
     wrap_triton(_gemm)[grid](
-        x, bias if tile.split == 1 else None, partial, len(x), x.stride(0), x.stride(1), *weight.pointers(),
+        x, bias if tile.split == 1 else None, partial, x.shape[0], x.stride(0), x.stride(1), *weight.pointers(),
         COLUMNS=tile.columns, TOKENS=tile.rows, SPLIT=tile.split, num_warps=tile.warps,
         num_stages=stages(tile, constants), **constants,
     )  # fmt: skip
@@ -111,17 +111,13 @@ def stages(tile: Tile, constants: dict[str, Any]) -> int:
     return tile.stages if constants["ALIGNED"] else 1
 
 
-def tiles(count: int) -> tuple[Tile, ...]:
-    """Return the tiles for a number of rows of x."""
-    return FEW if count <= 16 else SOME if count <= 64 else MANY
-
-
 def gemm(x: torch.Tensor, weight: GroupWeight, bias: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     """Return x @ weight + bias in the shape of y, which is not written to."""
     if y.numel() == 0:
         return y
     expect_card(x)
     matrix = rows(x)
-    shape = {"rows": bucket(len(matrix)), **weight.describe(x)}
-    tile = chosen("group_gemm", tiles(len(matrix)), shape, x, lambda tile: launch(matrix, weight, bias, tile))
+    shape = {"rows": bucket(matrix.shape[0]), **weight.describe(x)}
+    tiles = by_rows(matrix.shape[0], FEW, SOME, MANY)
+    tile = chosen("group_gemm", tiles, shape, x, lambda tile: launch(matrix, weight, bias, tile))
     return launch(matrix, weight, bias, tile).reshape(y.shape)

@@ -146,7 +146,7 @@ def _launch(given: Rows, y: torch.Tensor, scale: torch.Tensor | None, total: tor
     x, inputs = rows(given.x), y.shape[-1]
     block = triton.next_power_of_2(inputs)
     other = x if given.other is None else rows(given.other)
-    wrap_triton(_row)[(len(x),)](
+    wrap_triton(_row)[(x.shape[0],)](
         x, None if given.other is None else other, given.weight, given.bias, given.inliers, y, scale,
         total if total.numel() else None, *x.stride(), *other.stride(), given.epsilon,
         INPUTS=inputs, ACTIVATION=given.activation, NORM=given.norm, LIMIT=limit, BLOCK=block,

@@ -17,7 +17,7 @@ from torch.library import wrap_triton
 
 from qcompile.backends.triton.kernels.arithmetic import activated, add_product, narrow
 from qcompile.backends.triton.kernels.shapes import FLOATS, expect, expect_card, rows
-from qcompile.backends.triton.kernels.tuning import Tile, bucket, chosen
+from qcompile.backends.triton.kernels.tuning import Tile, bucket, by_rows, chosen
 from qcompile.errors import InputError
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")
@@ -185,7 +185,7 @@ def scaled_gemm(scaled: Scaled, outliers: Outliers | None, activation: str, y: t
         "q": str(scaled.q.dtype),
     }
     shape |= {"y": str(y.dtype), "outliers": 0 if outliers is None else bucket(len(outliers.columns))}
-    tiles = FEW if count <= 16 else SOME if count <= 64 else MANY
+    tiles = by_rows(count, FEW, SOME, MANY)
     tile = chosen("scaled_gemm", tiles, shape, y, lambda tile: launch(scaled, outliers, activation, y, tile))
     return launch(scaled, outliers, activation, y, tile)
 

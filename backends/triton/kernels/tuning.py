@@ -98,6 +98,18 @@ def timed(tiles: Sequence[Tile], run: Callable[[Tile], object]) -> dict[str, flo
     return times
 
 
-def bucket(count: int) -> int:
-    """Return the power of two that stands for a number of rows."""
-    return 1 << max(count - 1, 0).bit_length()
+def bucket(count: int | torch.SymInt) -> int | str:
+    """Return the power of two that stands for a number of rows; "any" where torch traces for all numbers of them."""
+    return "any" if isinstance(count, torch.SymInt) else 1 << max(count - 1, 0).bit_length()
+
+
+def by_rows(
+    count: int | torch.SymInt, few: Sequence[Tile], some: Sequence[Tile], many: Sequence[Tile]
+) -> Sequence[Tile]:
+    """Return the tiles for a number of rows: up to 16, up to 64, more.
+
+    Where torch traces for all numbers of them, those in the middle: to ask would make it a trace for one of them.
+    """
+    if isinstance(count, torch.SymInt):
+        return some
+    return few if count <= 16 else some if count <= 64 else many

@@ -27,7 +27,7 @@ from qcompile.manifest import FileEntry
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from qcompile.backends.triton import packages, runtime  # noqa: E402
+from qcompile.backends.triton import BACKEND, packages, runtime  # noqa: E402
 from qcompile.backends.triton.packages import Package  # noqa: E402
 from qcompile.backends.triton.session import TorchSession  # noqa: E402
 
@@ -84,14 +84,15 @@ def test_it_runs_where_it_is_trusted_alone(written: qcompile.Artifact) -> None:
     assert isinstance(mine.module, Package)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (2, 8), (3, 7), (1, 65)])
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 8), (3, 7), (1, 65), (0, 3), (2, 0)])
 def test_sizes_stay_free_and_numbers_are_the_same(written: qcompile.Artifact, sizes: tuple[int, int]) -> None:
     graph = artifact.load(written.path).run(feed(*sizes))["y"]
     code = artifact.load(written.path, trust_input=True).run(feed(*sizes))["y"]
     # A sum in another order answers a few ties of the quantizers in another way: a step of one of 64 products.
-    scale = np.abs(graph).max() / 127
-    assert np.abs(graph - code).max() < scale
-    assert np.sqrt(np.mean((graph - code) ** 2)) < scale / 10
+    scale = np.abs(graph).max(initial=0) / 127
+    assert graph.shape == code.shape == (*sizes, CHANNELS)
+    assert np.all(np.abs(graph - code) < scale)
+    assert np.sum((graph - code) ** 2) <= graph.size * (scale / 10) ** 2
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_sizes_stay_free_and_numbers_are_the_same(written: qcompile.Artifact, si
         ({"mask": np.ones((2, 7, 1), np.float32)}, "dim 1 of 'mask' is 7 where the other inputs make it 8"),
         ({"mask": np.ones((1, 8, 1), np.float32)}, "dim 0 of 'mask' is 1 where the other inputs make it 2"),
         ({"ids": np.full((2, 8), WORDS)}, "index out of bounds"),
-        ({"ids": np.zeros((0, 8), np.int64)}, "is 0, which the package is not compiled for"),
+        ({"ids": np.zeros((0, 8), np.int64)}, "dim 0 of 'mask' is 2 where the other inputs make it 0"),
         ({"ids": np.zeros((2, 8), np.int32)}, "its type is int32"),
     ],
 )
@@ -110,6 +111,26 @@ def test_what_it_is_not_compiled_for_is_refused(
     with pytest.raises(InputError, match=reason):
         written.run(feed(2, 8) | wrong)
     assert written.run(feed(2, 8))["y"].shape == (2, 8, CHANNELS)
+
+
+def test_sizes_that_follow_from_others_are_held_to(tmp_path: Path) -> None:
+    """As the mask of a decoder, which is as long as its cache and its new tokens."""
+    text = """<ir_version: 10, opset_import: ["" : 23]> g (float[past] old, float[new] x, float[total] mask) =>
+        (float[total] y) { all = Concat <axis = 0> (old, x)  y = Mul (all, mask) }"""
+    lowered = BACKEND.lower(ir.from_onnx_text(text), tmp_path, target=None)
+
+    def sizes(*lengths: int) -> dict[str, np.ndarray]:
+        arrays = (np.arange(length, dtype=np.float32) + 1 for length in lengths)
+        return dict(zip(("old", "x", "mask"), arrays, strict=True))
+
+    packages.compile_package(tmp_path / lowered.model_file, [sizes(0, 1, 1), sizes(3, 2, 5)])
+    session = packages.open_package(tmp_path / "model.pt2")
+    for lengths in ((4, 1, 5), (1, 1, 2), (0, 3, 3)):
+        given = sizes(*lengths)
+        expected = np.concatenate([given["old"], given["x"]]) * given["mask"]
+        np.testing.assert_array_equal(session.run(given)["y"], expected)
+    with pytest.raises(InputError, match="dim 0 of 'mask' is 6 where the other inputs make it 5"):
+        session.run(sizes(4, 1, 6))
 
 
 def changed(package: Path, folder: Path, **said: object) -> Path:
@@ -152,7 +173,7 @@ def test_verification_runs_it(written: qcompile.Artifact, tmp_path: Path) -> Non
     other = qcompile.compile(classifier(seed=1), "float", backend="triton", output=tmp_path / "other", verify=False)
     folder = tmp_path / "mixed"
     shutil.copytree(written.path, folder)
-    name = packages.compile_package(other.model_path, feed(2, 8))
+    name = packages.compile_package(other.model_path, [feed(2, 8)])
     (other.path / name).replace(folder / name)
     files = {**written.manifest.files, name: FileEntry.of(folder / name)}
     manifest = dataclasses.replace(written.manifest, files=files)

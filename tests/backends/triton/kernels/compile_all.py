@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 import triton
+from torch._dynamo.source import ConstantSource
 from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from qcompile.backends.triton import operators
 from qcompile.backends.triton.kernels import (
     gated,
     group_dequantize,
@@ -171,9 +174,51 @@ def seen_through() -> list[list[str]]:
     return [node.kwargs["tensors_to_clone"] for node in module.graph.nodes if "tensors_to_clone" in node.kwargs]
 
 
+class Operators(torch.nn.Module):
+    """One node of each kind, as models are lowered to."""
+
+    def forward(self, x: torch.Tensor, words: torch.Tensor, scale: torch.Tensor, *others: torch.Tensor) -> Any:
+        codebook, indices, int8, of_outputs, outliers, columns = others
+        y = operators.grouped_linear(x, words, scale, bits=4, group_size=64, plane=16)
+        y = y + operators.codebook_linear(x, words, codebook, scale, group_size=64, plane=16)
+        q, of_tokens = operators.quantize_tokens(y, indices)
+        z = operators.integer_linear(q, of_tokens, None, int8, of_outputs, of_outputs)
+        z = z + operators.outlier_linear(q, of_tokens, int8, of_outputs, y, outliers, columns)
+        gated, _ = operators.gated_quantize(z, y, activation="silu")
+        norm, total = operators.add_layer_norm(operators.gated(z, y, activation="gelu"), z, of_outputs, epsilon=1e-5)
+        last, _, _ = operators.rms_norm_quantize(norm, total, of_outputs, epsilon=1e-5)
+        return gated, last
+
+
+def asked_of_sizes() -> list[str]:
+    """Return what torch's tracing of `Operators` asks of how many rows there are: what it made would hold for no other.
+
+    Raises AssertionError where a kernel is launched for the number of the trace.
+    """
+    triton.runtime.driver.set_active(Driver())
+    sizes = ShapeEnv()
+    symbol = sizes.create_symbol(3, source=ConstantSource("rows"), dynamic_dim=DimDynamic.DYNAMIC)
+    with FakeTensorMode(shape_env=sizes):
+
+        def empty(*shape: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty(*shape, dtype=dtype, device="cuda")
+
+        weight = empty(32, 256, dtype=torch.int32), empty(4, 256), empty(16), empty(256, dtype=torch.bool)
+        int8 = empty(256, 256, dtype=torch.int8), empty(256), empty(5, dtype=torch.int32), empty(256, 5)
+        x = empty(sizes.create_symintnode(symbol, hint=3), 256)
+        module, _ = aot_export_module(Operators(), [x, *weight, *int8], trace_joint=False)
+    grids = [node.kwargs["grid"] for node in module.graph.nodes if "grid" in node.kwargs]
+    assert len(grids) >= 9, grids
+    for grid in grids:
+        assert any(isinstance(size, torch.fx.Node) for sizes in grid for size in sizes), grid
+    return [str(guard.expr) for guard in sizes.guards]
+
+
 if __name__ == "__main__":
     torch.cuda.get_device_name = lambda _: "none"
     found = seen_through()
     assert found == [["y_ptr"], ["y_ptr"], ["y_ptr", "scale_ptr"], ["y_ptr"], ["y_ptr"]], found
+    asked = asked_of_sizes()
+    assert not asked, asked
     for card in map(int, sys.argv[1:]):
         compile_kernels(card)
