@@ -27,7 +27,9 @@ from qcompile.manifest import FileEntry
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from qcompile.backends.triton import BACKEND, packages, runtime  # noqa: E402
+from qcompile.backends.fx import lower  # noqa: E402
+from qcompile.backends.triton import BACKEND, operators, packages, runtime  # noqa: E402
+from qcompile.backends.triton.lowering import fused  # noqa: E402
 from qcompile.backends.triton.packages import Package  # noqa: E402
 from qcompile.backends.triton.session import TorchSession  # noqa: E402
 
@@ -131,6 +133,22 @@ def test_sizes_that_follow_from_others_are_held_to(tmp_path: Path) -> None:
         np.testing.assert_array_equal(session.run(given)["y"], expected)
     with pytest.raises(InputError, match="dim 0 of 'mask' is 6 where the other inputs make it 5"):
         session.run(sizes(4, 1, 6))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kernel"), [("w8a8-dynamic", "int8_gemm"), ("w4a16-rtn", "grouped_gemm"), ("nf4-dq", "nf4_gemm")]
+)
+def test_programs_of_kernels_are_exported_for_all_sizes(
+    recipe: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, where a program that holds for few rows alone would be a package for no others."""
+    monkeypatch.setattr(operators, "runs_kernels", lambda _: True)
+    model = qcompile.rewrite(classifier(), recipe)
+    given = tuple(torch.from_numpy(array) for array in feed(2, 3).values())
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(lower(fused(model)), given, dynamic_shapes=(free, free))
+    assert [node.target for node in program.graph.nodes].count(getattr(torch.ops.qcompile, kernel).default) == 2
+    assert all(found.upper > 10**6 for found in program.range_constraints.values())
 
 
 def changed(package: Path, folder: Path, **said: object) -> Path:
