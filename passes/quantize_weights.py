@@ -16,7 +16,7 @@ from qcompile.bit_allocation import Schemes, Told, allocate_bits, check_target, 
 from qcompile.calibration import Calibrator
 from qcompile.calibration_layers import LayerStatistics
 from qcompile.calibration_statistics import ChannelStatistics
-from qcompile.contract import Finding, Keeps, Pass, Result
+from qcompile.contract import GIVE_MORE_DATA, Finding, Keeps, Pass, Result
 from qcompile.errors import RecipeError
 from qcompile.finished_layers import FinishedLayers
 from qcompile.graph import Linear
@@ -206,7 +206,7 @@ class QuantizeWeights(Pass):
         """Say so where calibration saw fewer positions than the solver fits directions: it fits chance then."""
         if self.solver not in NEEDS_MOMENTS or multiplied is None or multiplied.count >= inputs:
             return ""
-        return f"calibrated at {multiplied.count} positions, fewer than its {inputs} inputs: give more data"
+        return f"calibrated at {multiplied.count} positions, fewer than its {inputs} inputs: {GIVE_MORE_DATA}"
 
     def _found(
         self, weight: np.ndarray, seen: Evidence, scheme: GroupScheme, *, nearest: bool

@@ -14,6 +14,9 @@ import onnx_ir as ir
 Action = Literal["quantized", "kept", "ignored", "folded", "explicit", "fused", "converted"]
 Keeps = Literal["exact", "lossy"]
 
+GIVE_MORE_DATA = "give more data"
+"""In the reason of a layer that was fitted to fewer positions than it has inputs: it fits chance."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.bits_per_weight import ALL, QUANTIZED
+from qcompile.contract import GIVE_MORE_DATA
 from qcompile.recipe_patterns import exactly
 from qcompile.report.data import MEASURED_ON
 from qcompile.report.slower import culprits_of_time
@@ -166,6 +167,10 @@ def warnings(report: Report) -> list[str]:
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
     if large and small and small >= large:
         lines.append("warning: the quantized model is larger than float")
+    fitted = sum(GIVE_MORE_DATA in layer.reason for layer in report.quantized_layers())
+    if fitted:
+        subject = "1 quantized layer was" if fitted == 1 else f"{fitted} quantized layers were"
+        lines.append(f"warning: {subject} fitted to fewer positions than it takes inputs: {GIVE_MORE_DATA}")
     culprits = report.culprits()
     if culprits:
         counted = "1 quantized layer is" if len(culprits) == 1 else f"{len(culprits)} quantized layers are"

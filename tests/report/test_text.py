@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
-from qcompile.contract import Finding
+from qcompile.contract import GIVE_MORE_DATA, Finding
 from qcompile.errors import ArtifactError
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import selects
@@ -168,6 +168,10 @@ def test_an_empty_report_is_a_summary_too():
         (Report(latency={"float_ms": 4.0, "quantized_ms": 5.0}, size={"float_bytes": 9, "quantized_bytes": 10}), None),
         (Report(layers=[quantized("fc", 19.0)]), "1 quantized layer is below 20 dB; the worst is fc"),
         (Report(layers=[quantized("fc", 20.0)]), None),
+        (
+            Report(layers=[dataclasses.replace(quantized("fc", 20.0), reason=f"calibrated: {GIVE_MORE_DATA}")]),
+            "1 quantized layer was fitted to fewer positions than it takes inputs: give more data",
+        ),
     ],
 )
 def test_warnings(report, warned):
