@@ -18,6 +18,7 @@ NAMES = (
     "outliers",
     "agreement",
     "fx_speed",
+    "ahead_of_time",
     "folding",
     "vision",
     "compile_time",
