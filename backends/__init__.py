@@ -108,11 +108,6 @@ class Lowered:
     findings: tuple[Finding, ...] = ()
     package: str | None = None
 
-    @property
-    def to_run(self) -> str:
-        """Name of the file to open for those who trust it: the package, where there is one."""
-        return self.package or self.model_file
-
 
 class AheadOfTime(Protocol):
     """A compiler of machine code for what a backend wrote, for the device that is here."""
@@ -122,10 +117,14 @@ class AheadOfTime(Protocol):
         ...
 
     def compile(self, model_path: Path, samples: Sequence[Feed]) -> str:
-        """Compile a written model file into a package beside it, and return its name; `open_artifact` opens both.
+        """Compile a written model file into a package beside it, and return its name.
 
         Free dims of the inputs stay free, whatever they are in the samples, of which there is at least one.
         """
+        ...
+
+    def open(self, path: Path, *, threads: int | None = None) -> Session:
+        """Load a package, whose code is run: for those who trust whoever made it."""
         ...
 
 
@@ -186,7 +185,7 @@ class Backend(Protocol):
         ...
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
-        """Load a written model file; or the package of `ahead_of_time`, whose code is run."""
+        """Load a written model file, of which nothing is run as code."""
         ...
 
     def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:

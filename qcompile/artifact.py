@@ -21,6 +21,7 @@ from qcompile.errors import (
     KeyFileError,
     ModelError,
     QCompileError,
+    RecipeError,
     SignatureError,
     UnsafeModelError,
     first_line,
@@ -50,8 +51,8 @@ class Artifact:
     """
 
     path: Path
-    manifest: Manifest
-    report: Report
+    manifest: Manifest = dataclasses.field(repr=False)
+    report: Report = dataclasses.field(repr=False)
     trusted: bool = dataclasses.field(default=False, compare=False)
     _session: Session | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -75,9 +76,10 @@ class Artifact:
 
         What was compiled of it ahead of time is loaded in its place, where it is `trusted`.
         """
-        file = self.manifest.package if self.trusted else None
-        path = self.model_path if file is None else self.path / file
-        return backends.get(self.backend).open_artifact(path, threads=threads)
+        engine, package = backends.get(self.backend), self.manifest.package
+        if self.trusted and package is not None and engine.ahead_of_time is not None:
+            return engine.ahead_of_time.open(self.path / package, threads=threads)
+        return engine.open_artifact(self.model_path, threads=threads)
 
     @property
     def talks(self) -> bool:
@@ -145,7 +147,10 @@ def load(path: str | Path, *, public_key: str | Path | None = None, trust_input:
             cannot be read.
         UnsafeModelError: the ONNX file keeps data outside the folder.
         MissingDependencyError: there is a `public_key`, and cryptography (extra `sign`) is not installed.
+        RecipeError: `trust_input` is neither True nor False.
     """
+    if not isinstance(trust_input, bool):
+        raise RecipeError("trust_input", f"it is {trust_input!r}", "Give True or False")
     folder = absolute(path)
     for _ in range(_REPLACED_WHILE_READ):
         before = _identity(folder)

@@ -22,6 +22,7 @@ from qcompile.recipe import Recipe
 from qcompile.reference_evaluator import OutOfReachError
 from qcompile.report import Report
 from qcompile.report.data import MEASURED_ON
+from qcompile.session import Session
 from qcompile.verify import synthetic_samples
 from qcompile.verify_artifact import verification_sample, verify_artifact
 from qcompile.verify_observed import observed_values
@@ -89,8 +90,8 @@ def _fill(job: Job, report: Report, folder: Path) -> Lowered:
     for value in work.model.graph.initializers.values():
         value.const_value = None  # in the files now; measuring needs the room
     work.progress("measuring", 0.0)
-    path = folder / lowered.to_run
-    measure(report, engine, job.original, path, lowered, work.samples, work.pipeline.masks)
+    open_written = functools.partial(_open, job, folder, lowered)
+    measure(report, engine, job.original, open_written, folder, lowered, work.samples, work.pipeline.masks)
     if work.samples:
         report.accuracy[MEASURED_ON] = work.samples_are
     work.progress("measuring", 1.0)
@@ -103,6 +104,14 @@ def _lower(job: Job, folder: Path) -> Lowered:
     assets = write_assets(job.source, folder)
     lowered = job.engine.lower_generator(job.work.model, folder, generation_of(folder))
     return dataclasses.replace(lowered, files=(*lowered.files, *assets))
+
+
+def _open(job: Job, folder: Path, lowered: Lowered) -> Session:
+    """Load what was written, as it will be run: the package, where there is one, which this process has made."""
+    compiler = job.engine.ahead_of_time
+    if lowered.package is not None and compiler is not None:
+        return compiler.open(folder / lowered.package)
+    return job.engine.open_artifact(folder / lowered.model_file)
 
 
 def _compile_ahead(job: Job, folder: Path, lowered: Lowered) -> Lowered:
@@ -121,7 +130,7 @@ def _verify(job: Job, report: Report, folder: Path, lowered: Lowered) -> None:
     probes = engine.probes(folder / lowered.model_file, observed_values(work.model))
     try:
         report.agreements = verify_artifact(
-            work.model, job.original, lambda: engine.open_artifact(folder / lowered.to_run), probes, sample
+            work.model, job.original, functools.partial(_open, job, folder, lowered), probes, sample
         )
     except OutOfReachError as error:
         report.not_compared = str(error)

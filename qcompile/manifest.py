@@ -152,6 +152,8 @@ class Manifest:
             manifest._check_types()
         except (AttributeError, KeyError, TypeError) as error:
             raise DamagedManifestError(str(path), f"an entry is missing or wrong: {error}", mend) from error
+        if manifest.package == manifest.model_file:
+            raise DamagedManifestError(str(path), "its package is its model file", mend)
         loaded = [name for name in (manifest.model_file, manifest.package) if name is not None]
         for name in (*files, *loaded):
             _check_path(name, path)

@@ -144,7 +144,8 @@ def measure(
     report: Report,
     engine: Backend,
     model: ir.Model,
-    path: Path,
+    open_written: Callable[[], Session],
+    folder: Path,
     lowered: Lowered,
     samples: Sequence[Feed],
     masks: Sequence[PaddingMask],
@@ -157,7 +158,8 @@ def measure(
         report: is completed.
         engine: the backend, which runs both.
         model: the float model in canonical form.
-        path: the written model file.
+        open_written: loads what was written, as it will be run.
+        folder: where it was written.
         lowered: what the backend wrote.
         samples: inputs to run; without any, only the size is added.
         masks: inputs that mark padding, which does not count for accuracy.
@@ -169,7 +171,7 @@ def measure(
     _correct_layers(report, lowered.findings)
     report.size = {
         "float_bytes": file_bytes(model) - tied_bytes(model),
-        "quantized_bytes": sum((path.parent / name).stat().st_size for name in lowered.files),
+        "quantized_bytes": sum((folder / name).stat().st_size for name in lowered.files),
     }
     if not samples:
         return
@@ -177,9 +179,9 @@ def measure(
     # machine that becomes slower or faster meanwhile does so for both alike.
     gc.collect()  # graphs are cycles: those that the lowering left behind hold quantized weights
     before, first = _run_and_time(lambda: engine.open_session(model), samples, 0.25)
-    after, quantized = _run_and_time(lambda: engine.open_artifact(path), samples, 0.5)
-    check_shapes(before, after, model.graph, path.name)
-    check_finite(before, after, path.name)
+    after, quantized = _run_and_time(open_written, samples, 0.5)
+    check_shapes(before, after, model.graph, lowered.model_file)
+    check_finite(before, after, lowered.model_file)
     before, after = (without_padding(side, samples, masks) for side in (before, after))
     report.accuracy = {
         "sqnr_db": difference(before, after).sqnr_db,

@@ -96,8 +96,8 @@ def verify(
             the sample that compile took, made-up inputs where it left none.
         public_key: a PEM file; whoever has its other half must have signed the artifact, see `qcompile.load`. What
             the report says of its accuracy is not signed, and not believed then: fixed limits are held to.
-        trust_input: of `against`, as in `compile`; and run what was compiled ahead of time, if there is such, as it is
-            run of an Artifact that is `trusted`.
+        trust_input: of `against`, as in `compile`. What was compiled of the artifact ahead of time is run of an
+            Artifact that is `trusted` alone.
         progress: as in `compile`.
 
     Raises:
@@ -116,8 +116,7 @@ def verify(
     if data is not None and against is None:
         raise RecipeError("data", "it is compared with a float model on it, and there is none", "Give against too")
     report_progress("comparing with the manifest", 0.0)
-    folder, trusted = (artifact.path, artifact.trusted) if isinstance(artifact, Artifact) else (artifact, False)
-    opened = load(folder, public_key=public_key, trust_input=trust_input or trusted)
+    opened = _opened(artifact, public_key)
     agreements, not_compared = _agreements(opened, against is None, report_progress)
     # A signature does not cover the report: who forges one must not set the limits that another model is held to.
     compiled = opened.report.accuracy if public_key is None else {}
@@ -133,6 +132,16 @@ def verify(
         compiled_with=opened.manifest.versions,
         signature=_signature(opened, public_key is not None),
     )
+
+
+def _opened(artifact: Artifact | str | Path, public_key: str | Path | None) -> Artifact:
+    """Return the artifact as it lies in its folder now; what is trusted of one is not of what took its place."""
+    if not isinstance(artifact, Artifact):
+        return load(artifact, public_key=public_key)
+    found = load(artifact.path, public_key=public_key, trust_input=artifact.trusted)
+    if artifact.trusted and found.manifest != artifact.manifest:
+        raise ArtifactError(str(artifact.path), "it was replaced since it was loaded", "Load it again")
+    return found
 
 
 def _signature(opened: Artifact, checked: bool) -> Literal["checked", "not checked", "none"]:

@@ -25,10 +25,23 @@ FLOAT = f"{HEADER} g (float[b, 4] x) => (float[b, 4] y) {{ y = Relu(x) }}"
 X = np.array([[1, -2, 3, 4]], np.float32)
 
 
+def opener(engine, folder, lowered):
+    return lambda: engine.open_artifact(folder / lowered.model_file)
+
+
 def measured(float_text: str, artifact_text: str, folder: Path, x: np.ndarray = X) -> Report:
     engine, report = get("onnxruntime"), Report()
     lowered = engine.lower(ir.from_onnx_text(artifact_text), folder, target=None)
-    measure(report, engine, ir.from_onnx_text(float_text), folder / lowered.model_file, lowered, [{"x": x}], ())
+    measure(
+        report,
+        engine,
+        ir.from_onnx_text(float_text),
+        lambda: engine.open_artifact(folder / lowered.model_file),
+        folder,
+        lowered,
+        [{"x": x}],
+        (),
+    )
     return report
 
 
@@ -92,7 +105,16 @@ class OneAtATime(OnnxRuntimeBackend):
 def test_one_session_is_open_at_a_time_because_each_holds_the_weights(tmp_path):
     engine, report, model = OneAtATime(), Report(), ir.from_onnx_text(FLOAT)
     lowered = engine.lower(model, tmp_path, target=None)
-    measure(report, engine, model, tmp_path / lowered.model_file, lowered, [{"x": X}], ())
+    measure(
+        report,
+        engine,
+        model,
+        lambda: engine.open_artifact(tmp_path / lowered.model_file),
+        tmp_path,
+        lowered,
+        [{"x": X}],
+        (),
+    )
     assert len(engine.opened) == 3
     assert report.latency.keys() == {"float_ms", "quantized_ms"}
     assert all(0 < milliseconds < 1000 for milliseconds in report.latency.values())
@@ -114,7 +136,16 @@ def test_what_the_backend_computes_in_float_is_not_called_quantized(tmp_path):
         Finding("z", "kept", "no layer"),
     )
     lowered = dataclasses.replace(engine.lower(ir.from_onnx_text(FLOAT), tmp_path, target=None), findings=findings)
-    measure(report, engine, ir.from_onnx_text(FLOAT), tmp_path / lowered.model_file, lowered, [], ())
+    measure(
+        report,
+        engine,
+        ir.from_onnx_text(FLOAT),
+        lambda: engine.open_artifact(tmp_path / lowered.model_file),
+        tmp_path,
+        lowered,
+        [],
+        (),
+    )
     assert report.layers[0].action == "quantized"
     assert report.layers[1] == LayerReport("b", "Linear", "kept", "no kernel", None, (4, 4), "")
     assert report.layers[2].reason == "the recipe leaves it out"

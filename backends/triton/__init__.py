@@ -51,6 +51,12 @@ class AotInductor:
 
         return compile_package(model_path, samples)
 
+    def open(self, path: Path, *, threads: int | None = None) -> Session:
+        """Load a package, whose code is run; raises ModelError for none of qcompile, and for one of another device."""
+        from qcompile.backends.triton.packages import open_package
+
+        return open_package(path, threads=threads)
+
 
 @dataclasses.dataclass(frozen=True)
 class TritonBackend:
@@ -128,16 +134,14 @@ class TritonBackend:
         return open_conversation(folder, model, load(model, threads=threads))
 
     def open_artifact(self, model_path: Path, *, threads: int | None = None) -> Session:
-        """Load a written model file, or a package; without a CUDA device on the processor, which is said once.
+        """Load a written model file; without a CUDA device on the processor, which is said once.
 
-        Raises ModelError for a file that is none of these, UnsupportedOperator for what torch does not have.
+        Raises ModelError for a file that is none of a model, UnsupportedOperator for what torch does not have.
         """
         from qcompile.backends.triton.lowering import open_file
-        from qcompile.backends.triton.packages import PACKAGE_FILE, open_package
 
         runtime.say_once_without_card()
-        opened = open_package if model_path.name == PACKAGE_FILE else open_file
-        return opened(model_path, threads=threads)
+        return open_file(model_path, threads=threads)
 
     def probes(self, model_path: Path, values: Sequence[Sequence[str]]) -> Iterator[Probe]:
         """Load a written model file with inner values as outputs: operator by operator, then with kernels."""

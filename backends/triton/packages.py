@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import sympy
 import torch
+from torch._inductor.utils import fresh_cache
 
 from qcompile import processor
 from qcompile.backends.fx import lower
@@ -25,21 +25,23 @@ from qcompile.backends.onnx_files import MODEL_FILE
 from qcompile.backends.triton.lowering import prepared, read
 from qcompile.backends.triton.runtime import device
 from qcompile.backends.triton.session import TorchSession, session_of
-from qcompile.errors import ModelError, UnsupportedError, first_line
+from qcompile.backends.triton.size_guards import holds
+from qcompile.errors import ModelError, UnsupportedError, first_line, raise_interrupt
 from qcompile.quiet import quiet
 from qcompile.session import Feed, check_threads
 
 PACKAGE_FILE = "model.pt2"
 _METADATA = "qcompile"
-_EXTENSIONS = ("avx", "amx", "fma", "sve", "asimd")
-"""How what a processor can do with vectors is called in Linux: code for one that can do more would stop the process."""
+_EXTENSIONS = ("avx", "amx", "fma", "f16c", "bmi", "sse", "ssse", "gfni", "vaes", "vpclmul", "movbe", "adx")
+_EXTENSIONS_OF_ARM = ("sve", "sme", "asimd", "i8mm", "bf16")
+"""How what a processor can do is called in Linux: code for one that can do more would stop the process."""
 
 
 def compile_package(model_path: Path, samples: Sequence[Feed]) -> str:
     """Compile a written model into a package beside it; return the name of its file.
 
-    Every dim of an input that has no number in the model stays free. Dims that the code takes to be equal are
-    written down, and `open_package` holds feeds to it.
+    Every dim of an input that has no number in the model stays free. What the code takes for granted of sizes all the
+    same, such as that two are equal, is written down, and a `Package` asks.
 
     Args:
         model_path: file of the model.
@@ -52,21 +54,37 @@ def compile_package(model_path: Path, samples: Sequence[Feed]) -> str:
     model = read(model_path)
     module = lower(prepared(model)).to(device())
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    _check_tensors(inputs)
     sample = next((each for each in samples if _is_general(inputs, each)), samples[-1])
     given = tuple(_example(value, sample[str(value.name)]) for value in inputs)
     path = model_path.with_name(PACKAGE_FILE)
-    with quiet():
+    names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    # Otherwise a copy of the weights would stay in torch's cache, where others may read it.
+    with quiet(), fresh_cache():
         try:
             with torch.inference_mode():
                 module(*given)
             program = torch.export.export(module, given, dynamic_shapes=tuple(map(_free_dims, inputs)))
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=_settings(_sizes(program, inputs))
-            )
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = f"torch cannot compile it ahead of time: {first_line(error)}"
+            settings = _settings(names, program._guards_code)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+        except Exception as error:  # torch has no class for what it cannot do: also AssertionError, KeyError, ..
+            raise_interrupt(error)
+            reason = f"torch cannot compile it ahead of time: {_reason(error)}"
             raise UnsupportedError(f"model {model_path.name}", reason, "Leave aot out") from error
     return path.name
+
+
+def _check_tensors(inputs: Sequence[ir.Value]) -> None:
+    for value in inputs:
+        if not isinstance(value.type, ir.TensorType) or value.shape is None:
+            reason = "packages take tensors of known rank, and it is none"
+            raise UnsupportedError(f"aot=True, input {value.name!r}", reason, "Leave aot out")
+
+
+def _reason(error: Exception) -> str:
+    """The line that says why; of a dim that is not free, which and what it is."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    return next((line.rstrip(".") for line in lines if "because" in line), first_line(error))
 
 
 def open_package(path: Path, *, threads: int | None = None) -> TorchSession:
@@ -75,67 +93,52 @@ def open_package(path: Path, *, threads: int | None = None) -> TorchSession:
     Raises ModelError for a file that is no package of qcompile, and for one that was compiled for another device.
     """
     check_threads(threads)
-    said = _said(path)
-    if said["device"] != _device():
-        reason = f"it was compiled for {said['device']}, and this is {_device()}"
-        raise ModelError(f"package {path.name}", reason, "Load the artifact without trust_input, or compile it here")
-    lacking = sorted(set(said["extensions"]) - processor.flags())
-    if lacking:
-        reason = f"it was compiled for a processor with {', '.join(lacking)}, which this one does not have"
-        raise ModelError(f"package {path.name}", reason, "Load the artifact without trust_input, or compile it here")
-    with quiet():
-        compiled = torch._inductor.aoti_load_package(str(path))
+    names, guards = _checked(path, _said(path))
     model = read(path.with_name(MODEL_FILE))
+    with quiet():
+        try:
+            compiled = torch._inductor.aoti_load_package(str(path))
+        except RuntimeError as error:
+            raise ModelError(f"package {path.name}", first_line(error), "Compile the model again") from error
     graph = functools.cache(lambda: lower(prepared(model)).to(device()))
-    return session_of(Package(compiled, said["sizes"], said["largest"], graph), model, threads)
+    return session_of(Package(compiled, tuple(names), tuple(guards), graph), model, threads)
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
     """A loaded package: called as the lowered module is.
 
-    The code does not ask whether sizes are those that it was compiled for: it would read what is not there.
+    The code does not ask whether sizes are those that it was compiled for, and would read what is not there. For
+    others, and where something is empty, the lowered model computes, which is loaded then, or refuses them.
 
     Attributes:
         compiled: what torch loaded.
-        sizes: input name -> a number or an expression of names for each dim, such as s17 or s17 + s70.
-        largest: name of a size -> the largest that the model takes.
-        graph: loads the lowered model, which computes what is empty: the code divides by sizes.
+        names: of its parameters, as the guards call them.
+        guards: conditions on sizes, see `size_guards`.
+        graph: loads the lowered model.
     """
 
     compiled: Any
-    sizes: Mapping[str, Sequence[int | str]]
-    largest: Mapping[str, int]
+    names: tuple[str, ...]
+    guards: tuple[str, ...]
     graph: Callable[[], Callable[..., Any]]
 
     def __call__(self, *given: torch.Tensor) -> dict[str, Any]:
-        """Run the code; raises ValueError for tensors of sizes that it is not made for."""
-        dims = [
-            (f"dim {axis} of {name!r} is {found}", str(size), found)
-            for (name, sizes), tensor in zip(self.sizes.items(), given, strict=True)
-            for axis, (size, found) in enumerate(zip(sizes, tensor.shape, strict=True))
-        ]
-        known: dict[str, int] = {}
-        for _, size, found in dims:
-            if size.isidentifier():
-                known.setdefault(size, found)
-        for subject, size, found in dims:
-            wanted = known.get(size)
-            wanted = int(sympy.sympify(size, locals=_symbols(known)).subs(known)) if wanted is None else wanted
-            if found != wanted:
-                raise ValueError(f"{subject} where the other inputs make it {wanted}")
-            if found > self.largest.get(size, found):
-                raise ValueError(f"{subject}, more than {self.largest[size]}")
-        run = self.compiled if all(found for _, _, found in dims) else self.graph()
+        """Run the code; raises ValueError where it finds an index outside of a table."""
+        sizes = {name: tuple(tensor.shape) for name, tensor in zip(self.names, given, strict=True)}
+        made: dict[str, Any]
+        if not self.is_for(sizes):
+            made = self.graph()(*given)
+            return made
         try:
-            made: dict[str, Any] = run(*(tensor.contiguous() for tensor in given))
+            made = self.compiled(*(tensor.contiguous() for tensor in given))
         except RuntimeError as error:
             raise ValueError(first_line(error)) from error  # behind it are pages of addresses
         return made
 
-
-def _symbols(names: Collection[str]) -> dict[str, sympy.Symbol]:
-    return {name: sympy.Symbol(name) for name in names}
+    def is_for(self, sizes: dict[str, tuple[int, ...]]) -> bool:
+        """Whether the code is made for these sizes."""
+        return all(map(all, sizes.values())) and all(holds(guard, sizes) for guard in self.guards)
 
 
 def _is_general(inputs: Sequence[ir.Value], sample: Feed) -> bool:
@@ -145,8 +148,8 @@ def _is_general(inputs: Sequence[ir.Value], sample: Feed) -> bool:
 
 def _example(value: ir.Value, array: np.ndarray) -> torch.Tensor:
     """A tensor to trace with: what torch exports of a size of 0 or 1 holds for that size alone."""
-    dims = value.shape if value.shape is not None else array.shape
-    shape = [size if isinstance(dim, int) else max(size, 2) for dim, size in zip(dims, array.shape, strict=True)]
+    assert value.shape is not None
+    shape = [size if isinstance(dim, int) else max(size, 2) for dim, size in zip(value.shape, array.shape, strict=True)]
     return tensor_of(np.resize(array, shape), f"input {value.name!r}").to(device())
 
 
@@ -156,23 +159,18 @@ def _free_dims(value: ir.Value) -> dict[int, Any]:
     return {axis: dynamic for axis, dim in enumerate(value.shape or ()) if not isinstance(dim, int)}
 
 
-def _sizes(program: torch.export.ExportedProgram, inputs: Sequence[ir.Value]) -> dict[str, Any]:
-    """Which dims of the inputs are equal, and how large they may be, as tracing has found."""
-    nodes = {node.name: node for node in program.graph.nodes}
-    traced = [nodes[str(name)].meta["val"].shape for name in program.graph_signature.user_inputs]
-    sizes = {
-        str(value.name): [size if isinstance(size, int) else str(size) for size in shape]
-        for value, shape in zip(inputs, traced, strict=True)
-    }
-    ranges = {str(symbol): found.upper for symbol, found in program.range_constraints.items()}
-    return {"sizes": sizes, "largest": {name: int(upper) for name, upper in ranges.items() if upper.is_Integer}}
-
-
-def _settings(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    extensions = sorted(flag for flag in processor.flags() if flag.startswith(_EXTENSIONS))
-    said = {"device": _device(), "extensions": extensions, **sizes}
-    # As many threads as whoever runs it asks for, not as there are here.
+def _settings(names: Sequence[str], guards: Sequence[str]) -> dict[str, Any]:
+    """Settings of AOTInductor; raises ValueError for a guard that nobody could ask."""
+    for guard in guards:
+        holds(guard, dict.fromkeys(names, (2,) * 16))
+    said = {"device": _device(), "extensions": _extensions(), "names": list(names), "guards": list(guards)}
+    # An index outside of a table is found in what is compiled of small operators: within a thread of OpenMP it would
+    # stop the process. Products and attention are torch's own, on all threads.
     return {"aot_inductor.metadata": {_METADATA: json.dumps(said)}, "cpp.threads": 1}
+
+
+def _extensions() -> list[str]:
+    return sorted(flag for flag in processor.flags() if flag.startswith((*_EXTENSIONS, *_EXTENSIONS_OF_ARM)))
 
 
 def _said(path: Path) -> dict[str, Any]:
@@ -181,14 +179,31 @@ def _said(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             (name, *_) = [name for name in archive.namelist() if name.endswith("wrapper_metadata.json")]
             found: dict[str, Any] = json.loads(json.loads(archive.read(name))[_METADATA])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ModelError(f"package {path.name}", f"it cannot be read: {error}", "Compile the model again") from error
     return found
 
 
+def _checked(path: Path, said: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return names and guards of a package that is for this device; raises ModelError for another."""
+    mend = "Load the artifact without trust_input, or compile it here"
+    try:
+        made_for, extensions, names, guards = (said[key] for key in ("device", "extensions", "names", "guards"))
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"package {path.name}", "qcompile did not make it", "Compile the model again") from error
+    if made_for != _device():
+        raise ModelError(f"package {path.name}", f"it was compiled for {made_for}, and this is {_device()}", mend)
+    lacking = sorted(set(extensions) - processor.flags())
+    if lacking:
+        reason = f"it was compiled for a processor with {', '.join(lacking)}, which this one does not have"
+        raise ModelError(f"package {path.name}", reason, mend)
+    return names, guards
+
+
 def _device() -> str:
-    """What machine code is for."""
+    """What machine code is for: the device, and torch, whose functions it calls."""
+    version = torch.__version__
     if device() == "cpu":
-        return f"the processor, {processor.architecture()}"
+        return f"the processor, {processor.architecture()}, torch {version}"
     major, minor = torch.cuda.get_device_capability()
-    return f"CUDA, compute capability {major}.{minor}"
+    return f"CUDA, compute capability {major}.{minor}, torch {version}"

@@ -12,7 +12,7 @@ import typer
 
 import qcompile
 from qcompile import errors
-from qcompile.cli.console import Debug, Json, Threads, Trust, failures, print_json, progress_bar
+from qcompile.cli.console import Debug, Json, RunPackage, Threads, Trust, failures, print_json, progress_bar
 
 if TYPE_CHECKING:
     from qcompile.artifact import Artifact
@@ -29,6 +29,7 @@ def verify(
         Path | None, typer.Option(help="PEM file; the artifact must be signed with the other half of this key.")
     ] = None,
     trust_input: Trust = False,
+    run_package: RunPackage = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -42,7 +43,7 @@ def verify(
 
         with progress_bar() as progress:
             found = qcompile.verify(
-                folder,
+                qcompile.load(folder, public_key=public_key, trust_input=True) if run_package else folder,
                 against=None if against is None else inputs.model_file(against),
                 data=inputs.calibration(data, None, None),
                 public_key=public_key,
@@ -61,7 +62,7 @@ def bench(
     ] = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 5.0,
-    trust_input: Trust = False,
+    run_package: RunPackage = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -75,7 +76,7 @@ def bench(
         from qcompile.latency import interleaved_medians
 
         seconds = inputs.measured_seconds(seconds)
-        opened = artifact.load(folder, trust_input=trust_input)
+        opened = artifact.load(folder, trust_input=run_package)
         if opened.talks:
             _check_no_options({"--against": against, "--data": data, "--dim": dim})
             _bench_answers(opened, threads, seconds, as_json)
@@ -89,7 +90,7 @@ def bench(
             progress("loading", 0.0)
             sessions = {"quantized": opened.open_session(threads=threads)}
             if against is not None:
-                model = frontend.trace(inputs.model_file(against), trust_input=trust_input)
+                model = frontend.trace(inputs.model_file(against))
                 sessions["float"] = backends.get(opened.backend).open_session(model, threads=threads)
             medians = interleaved_medians(
                 {name: functools.partial(session.run, feed) for name, session in sessions.items()},

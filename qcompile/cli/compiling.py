@@ -58,7 +58,7 @@ def compile_model(
     ] = "measure",
     aot: Annotated[
         bool,
-        typer.Option("--aot", help="Triton: also compile machine code for the device here (--trust-input runs it)."),
+        typer.Option("--aot", help="Triton: also compile machine code for the device here."),
     ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the recipe's passes, key=value. Repeatable.")

@@ -49,8 +49,12 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust-input",
-        help="I know where it comes from: read PyTorch's files, and run packages of --aot, which are code.",
+        help="I know where the model comes from: read PyTorch's files, which run code.",
     ),
+]
+RunPackage = Annotated[
+    bool,
+    typer.Option("--run-package", help="I know who made the artifact: run the machine code that --aot compiled of it."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its own choice when left out.")]
 

@@ -15,10 +15,12 @@ import pytest
 import qcompile
 from qcompile import artifact
 from qcompile.errors import (
+    ArtifactError,
     InputError,
     MissingDependencyError,
     ModelError,
     QCompileError,
+    RecipeError,
     UnsupportedError,
     VerificationError,
 )
@@ -100,10 +102,9 @@ def test_sizes_stay_free_and_numbers_are_the_same(written: qcompile.Artifact, si
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"mask": np.ones((2, 7, 1), np.float32)}, "dim 1 of 'mask' is 7 where the other inputs make it 8"),
-        ({"mask": np.ones((1, 8, 1), np.float32)}, "dim 0 of 'mask' is 1 where the other inputs make it 2"),
+        ({"mask": np.ones((2, 7, 1), np.float32)}, "The size of tensor a"),
         ({"ids": np.full((2, 8), WORDS)}, "index out of bounds"),
-        ({"ids": np.zeros((0, 8), np.int64)}, "dim 0 of 'mask' is 2 where the other inputs make it 0"),
+        ({"ids": np.zeros((0, 8), np.int64)}, "The size of tensor a"),
         ({"ids": np.zeros((2, 8), np.int32)}, "its type is int32"),
     ],
 )
@@ -113,6 +114,13 @@ def test_what_it_is_not_compiled_for_is_refused(
     with pytest.raises(InputError, match=reason):
         written.run(feed(2, 8) | wrong)
     assert written.run(feed(2, 8))["y"].shape == (2, 8, CHANNELS)
+
+
+def test_the_graph_computes_for_sizes_that_it_is_not_compiled_for(written: qcompile.Artifact) -> None:
+    """A mask for one of two samples is for both; the code takes as many for granted."""
+    both = written.run(feed(2, 8))["y"]
+    one = written.run(feed(2, 8) | {"mask": np.ones((1, 8, 1), np.float32)})["y"]
+    assert np.abs(both - one).max() < np.abs(both).max() / 127
 
 
 def test_sizes_that_follow_from_others_are_held_to(tmp_path: Path) -> None:
@@ -127,12 +135,51 @@ def test_sizes_that_follow_from_others_are_held_to(tmp_path: Path) -> None:
 
     packages.compile_package(tmp_path / lowered.model_file, [sizes(0, 1, 1), sizes(3, 2, 5)])
     session = packages.open_package(tmp_path / "model.pt2")
-    for lengths in ((4, 1, 5), (1, 1, 2), (0, 3, 3)):
+    assert isinstance(session.module, Package)
+    for lengths, compiled in (((4, 1, 5), True), ((1, 1, 2), True), ((0, 3, 3), False), ((2, 3, 1), False)):
         given = sizes(*lengths)
+        assert session.module.is_for({name: array.shape for name, array in given.items()}) == compiled
         expected = np.concatenate([given["old"], given["x"]]) * given["mask"]
         np.testing.assert_array_equal(session.run(given)["y"], expected)
-    with pytest.raises(InputError, match="dim 0 of 'mask' is 6 where the other inputs make it 5"):
+    with pytest.raises(InputError, match=r"The size of tensor a \(5\) must match"):
         session.run(sizes(4, 1, 6))
+
+
+@pytest.mark.parametrize(
+    ("text", "fits", "others"),
+    [
+        ("(float[n] x, float[m] w) => (float[k] y) { s = Slice (w, one, far, zero)  y = Add (x, s) }", (5, 6), (6, 9)),
+        ("(float[n] x) => (float[k] y) { y = Slice (x, minus_three, far, zero) }", (5,), (2,)),
+        ("(float[n] x) => (float[a,4] y) { y = Reshape (x, fours) }", (8,), (6,)),
+        ("(float[n] x) => (float[2] y) { r = Reshape (x, two)  y = ReduceSum <keepdims = 0> (r, one) }", (8,), (7,)),
+    ],
+)
+def test_nothing_is_read_that_is_not_there(
+    text: str, fits: tuple[int, ...], others: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Sizes that the code is not made for are computed, or refused, by the graph: as without a package."""
+    numbers = {"one": [1], "zero": [0], "far": [1 << 40], "minus_three": [-3], "fours": [-1, 4], "two": [2, -1]}
+    constants = [ir.tensor(np.array(array), name=name) for name, array in numbers.items() if f" {name}" in text]
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> g {text}', initializers=constants)
+    lowered = BACKEND.lower(model, tmp_path, target=None)
+    names = [str(value.name) for value in model.graph.inputs]
+
+    def sizes(lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
+        return {name: np.arange(size, dtype=np.float32) for name, size in zip(names, lengths, strict=True)}
+
+    packages.compile_package(tmp_path / lowered.model_file, [sizes(fits)])
+    code, graph = packages.open_package(tmp_path / "model.pt2"), BACKEND.open_artifact(tmp_path / lowered.model_file)
+    assert isinstance(code.module, Package)
+    assert code.module.is_for({name: array.shape for name, array in sizes(fits).items()})
+    assert not code.module.is_for({name: array.shape for name, array in sizes(others).items()})
+    for given in (sizes(fits), sizes(others)):
+        try:
+            expected = graph.run(given)["y"]
+        except InputError:
+            with pytest.raises(InputError):
+                code.run(given)
+        else:
+            np.testing.assert_array_equal(code.run(given)["y"], expected)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +216,7 @@ def changed(package: Path, folder: Path, **said: object) -> Path:
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ({"device": "CUDA, compute capability 9.0"}, "compiled for CUDA, compute capability 9.0, and this is"),
+        ({"device": "CUDA, compute capability 9.0"}, r"compiled for CUDA, compute capability 9\.0, and this is"),
         ({"extensions": ["avx1024"]}, "a processor with avx1024, which this one does not have"),
     ],
 )
@@ -197,9 +244,32 @@ def test_verification_runs_it(written: qcompile.Artifact, tmp_path: Path) -> Non
     manifest = dataclasses.replace(written.manifest, files=files)
     (folder / "manifest.json").write_bytes(manifest.to_json())
     (folder / "report.json").write_bytes(artifact.report_json(written.report, manifest))
-    assert qcompile.verify(folder).agreements
+    assert qcompile.verify(folder, trust_input=True).agreements  # that is of a float model
+    trusted = qcompile.load(folder, trust_input=True)
     with pytest.raises(VerificationError, match=r"output y is .* times as far from the reference"):
-        qcompile.verify(folder, trust_input=True)
+        qcompile.verify(trusted)
+    (folder / "manifest.json").write_bytes(dataclasses.replace(manifest, target="cuda").to_json())
+    changed = dataclasses.replace(manifest, target="cuda")
+    (folder / "report.json").write_bytes(artifact.report_json(written.report, changed))
+    with pytest.raises(ArtifactError, match="it was replaced since it was loaded"):
+        qcompile.verify(trusted)
+
+
+def test_code_is_not_run_under_another_name(written: qcompile.Artifact, tmp_path: Path) -> None:
+    """Somebody calls the package the model, and seals the folder again."""
+    folder = tmp_path / "artifact"
+    shutil.copytree(written.path, folder)
+    for package in ("model.pt2", None):
+        manifest = dataclasses.replace(written.manifest, model_file="model.pt2", package=package)
+        (folder / "manifest.json").write_bytes(manifest.to_json())
+        (folder / "report.json").write_bytes(artifact.report_json(written.report, manifest))
+        with pytest.raises(QCompileError, match="model"):
+            qcompile.load(folder).run(feed(2, 8))
+
+
+def test_trust_is_true_or_false(written: qcompile.Artifact) -> None:
+    with pytest.raises(RecipeError, match="trust_input: it is 'no'"):
+        qcompile.load(written.path, trust_input="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
