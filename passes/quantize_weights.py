@@ -146,8 +146,9 @@ class QuantizeWeights(Pass):
         exact = model.clone() if self.calibration == "asymmetric" else None
         # A head that is rounded to nearest needs statistics for the report alone: the last others' run collects them.
         together = _is_nearly_float(self.head) and exact is None
-        for group, held in [(others + heads, None)] if together else [(others, exact), (heads, None)]:
-            moments = self.solver in NEEDS_MOMENTS and not (group is heads and _is_nearly_float(self.head))
+        grams = self.solver in NEEDS_MOMENTS
+        apart = [(others, exact, grams), (heads, None, grams and not _is_nearly_float(self.head))]
+        for group, held, moments in [(others + heads, None, grams)] if together else apart:
             for part in weight_only.calibrated(self.calibrator, model, group, grams=moments, exact=held):
                 for linear in part.layers:
                     head = self.head if layers.node_of(linear) in chosen.heads else None

@@ -19,7 +19,7 @@ from qcompile.errors import InputError
 from qcompile.graph import all_nodes, is_standard
 from qcompile.session import Feed, check_threads
 
-_REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError)
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError)
 """What functions of torch, and arithmetic on shapes, raise where values or shapes do not fit."""
 
 
@@ -53,7 +53,7 @@ class TorchSession:
         check_feed(feed, self.inputs)
         try:
             made = self.computed(feed)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             reason = f"torch refuses it: {error}"
             mend = "Check the shapes, and that indices lie inside of their tables"

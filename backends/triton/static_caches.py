@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcompile.backends.decoder_caches import PAST, find_caches
 from qcompile.decoder_inputs import ABSENT, ONES, POSITIONS
 from qcompile.errors import UnsupportedError
-from qcompile.graph import bodies, constant, is_standard, readers, unique_name
+from qcompile.graph import Names, bodies, constant, is_standard, readers
 from qcompile.unused_nodes import RemoveUnusedNodes
 
 _OPSET = 24
@@ -53,22 +53,26 @@ def static_step(model: ir.Model, capacity: int) -> StaticStep:
     something, which is that of full caches, and a number that something is computed with, as a position is, which
     follows from `length`. The mask is all ones, and positions are counted on.
 
-    The model is not changed, and shares its weights.
+    The model is not changed, and shares its weights. What a mask or positions of full caches are otherwise read for, a
+    sum over them for example, is not followed: compare the first token with that of the model.
 
     Raises:
-        UnsupportedError: the model is no decoder with a cache, or does with the length of its cache what is no
-            arithmetic, such as a slice that begins there.
+        UnsupportedError: the model is no decoder with a cache; or something but attention and the length of it is read
+            of a cache, or the shape of the mask; or it does with the length what is no arithmetic, such as a slice
+            that begins there.
     """
     copy = model.clone()
     caches = find_caches(copy)
     pasts = [value for value in copy.graph.inputs if value.name in {cache.past for cache in caches}]
-    length = ir.val(unique_name(copy.graph, "length"), ir.DataType.INT64, [1])
+    _check_readers(copy.graph, pasts)
+    names = Names(copy.graph)
+    length = ir.val(names.new("length"), ir.DataType.INT64, [1])
     tape = ir.tape.Tape(copy.graph)
     for value in (value for node in copy.graph.all_nodes() for value in node.outputs):
         value.shape = None  # of names of sizes that are numbers now
-    _Lengths(tape, length, capacity).replace_in(copy.graph, pasts)
-    _replace_computed(copy.graph, tape, length, capacity)
-    _write_in_place(copy.graph, tape, pasts, length)
+    _Lengths(tape, names, length, capacity).replace_in(copy.graph, pasts)
+    _replace_computed(copy.graph, tape, names, length, capacity)
+    _write_in_place(copy.graph, tape, names, pasts, length)
     presents = {cache.present for cache in caches}
     copy.graph.outputs[:] = [value for value in copy.graph.outputs if value.name not in presents]
     for value in copy.graph.inputs:
@@ -80,10 +84,23 @@ def static_step(model: ir.Model, capacity: int) -> StaticStep:
     return StaticStep(copy, str(length.name))
 
 
+def _check_readers(graph: ir.Graph, pasts: Collection[ir.Value]) -> None:
+    """Refuse what would see that caches are longer than what they hold."""
+    computed = {value: value.metadata_props.get(ABSENT) for value in graph.inputs if value not in pasts}
+    for value in (*pasts, *(value for value, kind in computed.items() if kind == ONES)):
+        for node in readers(value):
+            sees = not is_standard(node, "Shape", "Attention") if value in pasts else is_standard(node, "Shape", "Size")
+            if sees or node.graph is not graph:
+                reason = f"{node.op_type} reads {value.name}, which is longer than what it holds"
+                raise UnsupportedError(f"node {node.name!r}", reason, "Use caches that grow with each token")
+    for value, kind in computed.items():
+        if kind in (ONES, POSITIONS) and (value.shape is None or len(value.shape) != 2):
+            raise UnsupportedError(f"input {value.name!r}", f"its shape is {value.shape}", "Give it two axes")
+
+
 def _full(past: ir.Value, positions: int) -> ir.Shape:
     """The shape of a cache of one sequence."""
-    assert past.shape is not None
-    sizes = [1, past.shape[1], positions, past.shape[3]]
+    sizes = [1, past.shape[1], positions, past.shape[3]] if past.shape is not None and len(past.shape) == 4 else [""]
     if not all(isinstance(size, int) for size in sizes):
         raise UnsupportedError(f"input {past.name!r}", f"its shape is {past.shape}", "Fix its heads and their size")
     return ir.Shape(sizes)
@@ -92,8 +109,8 @@ def _full(past: ir.Value, positions: int) -> ir.Shape:
 class _Lengths:
     """Sizes of full caches, and the numbers that belong to them where data are computed."""
 
-    def __init__(self, tape: ir.tape.Tape, length: ir.Value, capacity: int) -> None:
-        self._tape, self._length, self._capacity = tape, length, capacity
+    def __init__(self, tape: ir.tape.Tape, names: Names, length: ir.Value, capacity: int) -> None:
+        self._tape, self._names, self._length, self._capacity = tape, names, length, capacity
         self._sizes: set[ir.Value] = set()
         self._numbers: dict[ir.Value, ir.Value] = {}
 
@@ -120,11 +137,12 @@ class _Lengths:
             self._numbers[size] = self._tape.op("Add", [self._tape.op("Mul", [self._length, places]), others])
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        return self._tape.initializer(ir.tensor(array, name=name))
+        return self._tape.initializer(ir.tensor(array, name=self._names.new(name)))
 
     def _look_at(self, node: ir.Node) -> None:
         hanging = {index: value for index, value in enumerate(node.inputs) if value in self._numbers}
-        inside = any(value in self._numbers for body in bodies(node) for inner in body for value in inner.inputs)
+        inner = (each for body in bodies(node) for each in body.all_nodes())
+        inside = any(value in self._numbers for each in inner for value in each.inputs)
         first_alone = set(hanging) <= {0} or not is_standard(node, *_READ_NUMBERS)
         if is_standard(node, *_ON_SIZES) and all(map(self._is_size, node.inputs)) and first_alone:
             self._sizes.update(node.outputs)
@@ -152,24 +170,28 @@ class _Lengths:
             reader.replace_input_with(index, moved)
 
 
-def _replace_computed(graph: ir.Graph, tape: ir.tape.Tape, length: ir.Value, capacity: int) -> None:
+def _replace_computed(graph: ir.Graph, tape: ir.tape.Tape, names: Names, length: ir.Value, capacity: int) -> None:
     """Make the mask a constant, and let positions follow from the length: nobody gives them."""
     for value in list(graph.inputs):
         kind = value.metadata_props.get(ABSENT)
         if value.dtype is None or kind not in (ONES, POSITIONS):
             continue
         if kind == ONES:
-            given = tape.initializer(ir.tensor(np.ones((1, capacity), value.dtype.numpy()), name=f"{value.name}.ones"))
+            ones = np.ones((1, capacity), value.dtype.numpy())
+            given = tape.initializer(ir.tensor(ones, name=names.new(f"{value.name}.ones")))
         else:
-            shape = tape.initializer(ir.tensor([1, 1], name=f"{value.name}.shape"))
+            shape = tape.initializer(ir.tensor([1, 1], name=names.new(f"{value.name}.shape")))
             given = tape.op("Cast", [tape.op("Reshape", [length, shape])], {"to": value.dtype})
         value.replace_all_uses_with(given)
         graph.inputs.remove(value)
 
 
-def _write_in_place(graph: ir.Graph, tape: ir.tape.Tape, pasts: Collection[ir.Value], length: ir.Value) -> None:
+def _write_in_place(
+    graph: ir.Graph, tape: ir.tape.Tape, names: Names, pasts: Collection[ir.Value], length: ir.Value
+) -> None:
     """Let attention read the caches, with the new keys and values in them, as far as they are filled."""
-    filled = tape.op("Add", [length, tape.initializer(ir.tensor([1], name=f"{length.name}.one"))])
+    one = tape.initializer(ir.tensor([1], name=names.new(f"{length.name}.one")))
+    filled = tape.op("Add", [length, one])
     for node in [node for node in graph if is_standard(node, "Attention") and set(node.inputs) & set(pasts)]:
         if any(value.uses() for value in node.outputs[1:]):
             reason = "something else reads the caches that it returns"
@@ -178,7 +200,7 @@ def _write_in_place(graph: ir.Graph, tape: ir.tape.Tape, pasts: Collection[ir.Va
         for new, past in zip(_NEW, PAST, strict=True):
             cache, inputs[past] = inputs[past], None
             assert cache is not None
-            shape = tape.initializer(ir.tensor(_full(cache, 1).numpy(), name=f"{cache.name}.token"))
+            shape = tape.initializer(ir.tensor(_full(cache, 1).numpy(), name=names.new(f"{cache.name}.token")))
             token = tape.op("Reshape", [inputs[new], shape])
             inputs[new] = tape.op("TensorScatter", [cache, token, length], {"axis": _POSITIONS})
         attended = tape.op("Attention", inputs, dict(node.attributes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -109,6 +108,12 @@ SLICES = """one = Constant <value = int64[1] {1}> ()  zero = Constant <value = i
   end = Add (shape, one)  row = Slice (table, shape, end, zero)  turned = Add (x, row)"""
 COUNTS = """one = Constant <value = int64 {1}> ()  start = Squeeze (shape)  end = Add (start, one)
   place = Range (start, end, one)  row = Gather (table, place)  turned = Add (x, row)"""
+SIZE = """size = Size (past_k)  floats = Cast <to = 1> (size)  turned = Add (x, floats)"""
+INNER = """same = Identity (past_k)  last = Shape <start = 2, end = 3> (same)  length = Squeeze (last)
+  floats = Cast <to = 1> (length)  turned = Add (x, floats)"""
+LONGEST = """one = Constant <value = int64 {1}> ()  zero = Constant <value = int64 {0}> ()  length = Squeeze (shape)
+  total = Add (length, one)  places = Range (zero, total, one)  most = ReduceMax <keepdims = 0> (places)
+  floats = Cast <to = 1> (most)  turned = Add (x, floats)"""
 
 
 def written(text: str) -> ir.Model:
@@ -141,6 +146,23 @@ def test_what_is_no_arithmetic_is_refused_and_its_caches_grow() -> None:
     assert decoder.grows
 
 
+@pytest.mark.parametrize(
+    ("text", "refused"), [(SIZE, "Size reads past_k"), (INNER, "Identity reads past_k"), (LONGEST, None)]
+)
+def test_what_sees_that_caches_are_full_is_not_believed(text: str, refused: str | None) -> None:
+    """The last is found by the first token alone."""
+    model = written(text)
+    if refused is not None:
+        with pytest.raises(UnsupportedError, match=refused):
+            static_step(model, 16)
+    session = load(model)
+    static, growing = (decoders.decoder_of(session, model, 32, "m") for _ in range(2))
+    growing.grows = True
+    for piece in ([5, 6, 7], [8], [9]):
+        np.testing.assert_allclose(static.logits(piece), growing.logits(piece), rtol=1e-5, atol=1e-5)
+    assert static.grows
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_without_a_card_nothing_is_recorded() -> None:
     def run() -> torch.Tensor:
@@ -158,10 +180,9 @@ def test_what_is_recorded_reads_what_tensors_hold_then() -> None:
     assert replay().tolist() == [6.0] * 4
 
 
-def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_cache_is_refused() -> None:
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 23]> g (float[1] x) => (float[1] y) { y = Abs (x) }'
     )
     with pytest.raises(UnsupportedError, match="no attention reads a cache"):
         static_step(model, 16)
-    assert not any(tmp_path.iterdir())
