@@ -31,6 +31,7 @@ class Calibration:
         data: one of
             - an iterable (list, generator, DataLoader, Dataset) of samples, or a callable that returns one;
             - a calibration data reader of ONNX Runtime (`get_next`);
+            - the path of a .txt file, in UTF-8, for a Hugging Face folder or a GGUF file, whose tokenizer cuts it;
             - the path of an .npz file, or one dict of arrays or tensors: samples stacked along axis 0;
             - for a model of one input, one array or tensor of stacked samples.
             A sample is a mapping from input names (a BatchEncoding too), a tuple or list in the order of the inputs,

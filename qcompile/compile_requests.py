@@ -18,6 +18,7 @@ from qcompile.calibration_data import Calibration, stored
 from qcompile.calibration_sample import counted, is_array, transform_to
 from qcompile.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompile.frontend.assets import check_generation, has_assets
+from qcompile.frontend.texts import read_text, text_samples
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import patterns_of
 from qcompile.session import Feed
@@ -71,10 +72,11 @@ def check_ahead(engine: Backend, output_format: str) -> None:
     """
     if engine.ahead_of_time is None:
         reason = f"what is compiled for {engine.name} holds no machine code: the runtime has its own"
-        raise UnsupportedError("aot=True", reason, "Leave it out")
+        raise UnsupportedError("aot=True", reason, "Leave it out, or compile for triton")
     if output_format == "genai":
-        reason = "nothing talks to machine code: a decoder records its steps when it is loaded"
-        raise UnsupportedError("aot=True", reason, "Leave it out, or compile with output_format='model'")
+        reason = "a folder for generation holds the graph alone: chat prepares the steps of a decoder when it loads it"
+        mend = "Leave it out, or compile with output_format='model' (--output-format model)"
+        raise UnsupportedError("aot=True", reason, mend)
     engine.ahead_of_time.check()
 
 
@@ -105,6 +107,18 @@ def recipe_of(recipe: str | Path | Recipe, ignore: str | Sequence[str], targets:
         ignore=(*found.ignore, *patterns_of("ignore", ignore)),
         targets=(*found.targets, *patterns_of("targets", targets)),
     )
+
+
+def cut_text(calibration: Calibration, model: Any) -> Calibration:
+    """Return calibration data whose text, the path of a .txt file, is cut into samples; other data as it is.
+
+    Raises as `text_samples` and `read_text`.
+    """
+    data = calibration.data
+    if not isinstance(data, str | os.PathLike) or Path(data).suffix != ".txt":
+        return calibration
+    samples = text_samples(model, read_text(Path(data)), count=calibration.num_calibration_samples)
+    return dataclasses.replace(calibration, data=samples)
 
 
 def first_sample(calibration: Calibration, module: Any) -> tuple[Any, Calibration]:

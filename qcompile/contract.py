@@ -14,6 +14,8 @@ import onnx_ir as ir
 Action = Literal["quantized", "kept", "ignored", "folded", "explicit", "fused", "converted"]
 Keeps = Literal["exact", "lossy"]
 
+NO_DATA = "there is no calibration data"
+"""In the reason of a pass that does less, or nothing, without."""
 GIVE_MORE_DATA = "give more data"
 """In the reason of a layer that was fitted to fewer positions than it has inputs: it fits chance."""
 

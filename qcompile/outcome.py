@@ -173,6 +173,8 @@ def measure(
         "float_bytes": file_bytes(model) - tied_bytes(model),
         "quantized_bytes": sum((folder / name).stat().st_size for name in lowered.files),
     }
+    if lowered.package is not None:
+        report.size["package_bytes"] = (folder / lowered.package).stat().st_size
     if not samples:
         return
     # Each session holds a copy of the weights, so one is open at a time: float, quantized, float again, so that a

@@ -20,9 +20,9 @@ from qcompile.calibration import Calibrator
 from qcompile.calibration_data import Calibration
 from qcompile.calibration_masks import padding_masks
 from qcompile.canonical import canonical_passes
-from qcompile.compile_requests import example_samples, first_sample
+from qcompile.compile_requests import cut_text, example_samples, first_sample
 from qcompile.compile_selection import ignored_layers
-from qcompile.contract import Finding, Pass
+from qcompile.contract import NO_DATA, Finding, Pass
 from qcompile.errors import InputError, ModelError
 from qcompile.finished_layers import FinishedLayers
 from qcompile.passes.observe_channels import ObserveChannels
@@ -63,7 +63,7 @@ class Work:
         started = time.perf_counter()
         report_progress = progress or (lambda _stage, _part: None)
         report_progress("tracing", 0.0)
-        data = None if calibration is None else Calibration.of(calibration)
+        data = None if calibration is None else cut_text(Calibration.of(calibration), model)
         given, model = model, frontend.open_model(model, trust_input=trust_input)
         if example_inputs is None and data is not None and hasattr(model, "forward"):
             example_inputs, data = first_sample(data, model)
@@ -101,7 +101,7 @@ class Work:
         left = item.without_calibration()
         if left != item:
             reason = "left out" if left is None else f"runs as {name_of(left)}"
-            finding = Finding(name_of(item), "kept", f"{reason}: there is no calibration data")
+            finding = Finding(name_of(item), "kept", f"{reason}: {NO_DATA}")
             self.log.findings.setdefault(type(item).__name__, []).append(finding)
         return left
 

@@ -278,3 +278,11 @@ def test_bench_of_a_folder_that_talks_measures_answers(artifact: Artifact) -> No
     refused = CliRunner().invoke(app, [*command, "--dim", "sequence=8"])
     assert refused.exit_code == 2
     assert "measured by its answers" in refused.stderr
+
+
+def test_what_is_no_text_is_asked_all_the_same_and_nothing_is_refused(artifact: Artifact) -> None:
+    found = CliRunner().invoke(app, ["chat", str(artifact.path), "--max-new-tokens", "2"], input=b"h\xff\xe9\n")
+    assert found.exit_code == 0, found.output
+    found = CliRunner().invoke(app, ["chat", str(artifact.path), "--prompt", " "])
+    assert found.exit_code != 0
+    assert "--prompt: it is blank" in found.output

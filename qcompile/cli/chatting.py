@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from qcompile.cli.console import Debug, Json, Threads, failures, print_json
+from qcompile.errors import InputError
 
 if TYPE_CHECKING:
     from qcompile.chat import Answer, Chat, Message
@@ -34,6 +35,8 @@ def chat(
         if not talk.has_template:
             Console(stderr=True).print(NO_TEMPLATE, style="yellow")
         said = [Message("system", system)] if system else []
+        if prompt is not None and not prompt.strip():
+            raise InputError("--prompt", "it is blank", "Say something")
         if prompt is not None:
             _say(talk, [*said, Message("user", prompt)], max_new_tokens)
             return
@@ -63,7 +66,8 @@ def _question() -> str:
     """Return the next line of the user, empty at the end; it asks on a terminal only."""
     if sys.stdin.isatty():
         Console(stderr=True).print("> ", end="", style="bold")
-    return sys.stdin.readline().strip()
+    # Bytes that are no text come as halves of characters, which no tokenizer takes.
+    return sys.stdin.readline().encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def _say(talk: Chat, messages: list[Message], max_new_tokens: int) -> Answer:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from qcompile.calibration_data import Calibration
+from qcompile.compile_requests import cut_text
 from qcompile.errors import CalibrationError, InputError, ModelError, RecipeError
 from qcompile.frontend.huggingface import is_folder
-from qcompile.frontend.texts import read_text, text_samples
 from qcompile.manifest import Port
 from qcompile.misspelt import mend
 from qcompile.plain_files import check_plain
@@ -99,7 +99,7 @@ def calibration(
             "Give a text file for a language model, an .npz file, or a folder of them",
         )
     if path.suffix == ".txt" and model is not None:
-        return Calibration(text_samples(model, read_text(path), count=count), cache=cache)
+        return cut_text(Calibration(path, count, cache=cache), model)
     return Calibration(SampleFolder(path) if path.is_dir() else path, count, cache=cache)
 
 
@@ -136,6 +136,9 @@ def made_up_feed(inputs: Sequence[Port], dimensions: Mapping[str, int]) -> dict[
     def size(axis: int, dimension: int | str | None) -> int:
         if isinstance(dimension, int):
             return dimension
+        parts = (dimension or "").split(" + ")
+        if len(parts) > 1 and dimension not in dimensions:  # the mask of a decoder, as long as its cache and new tokens
+            return sum(size(axis, part) for part in parts)
         return dimensions.get(dimension or "", 1 if axis == 0 else DEFAULT_DIMENSION)
 
     feed = {}

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.bits_per_weight import ALL, QUANTIZED
-from qcompile.contract import GIVE_MORE_DATA
+from qcompile.contract import GIVE_MORE_DATA, NO_DATA
 from qcompile.recipe_patterns import exactly
 from qcompile.report.data import MEASURED_ON
 from qcompile.report.slower import culprits_of_time
@@ -94,9 +94,7 @@ def _alone(report: Report, measured: Sequence[float]) -> str:
 def headlines(report: Report) -> list[str]:
     """Return one line each for latency, size, accuracy, layers and channel scales, of what was measured."""
     lines = []
-    unlike = bool(
-        report.quantized_layers()
-    )  # else float is what came, which may be quantized, and no ratio says anything
+    unlike = bool(report.quantized_layers())  # else what came may be quantized, and no ratio says anything
     before, after = report.latency.get("float_ms"), report.latency.get("quantized_ms")
     if before and after:
         ratio = f", {before / after:.2f} times as fast as float" if unlike else ""
@@ -107,6 +105,8 @@ def headlines(report: Report) -> list[str]:
     if large and small:
         ratio = f", {large / small:.2f} times smaller" if unlike else ""
         lines.append(f"size      {human_bytes(large)} -> {human_bytes(small)}{ratio}")
+    if "package_bytes" in report.size:
+        lines.append(f"package   {human_bytes(report.size['package_bytes'])} of machine code besides")
     lines.extend(f"weights   {line}" for line in stored_bits(report.bits_per_weight))
     where = f", on {report.accuracy[MEASURED_ON]}" if MEASURED_ON in report.accuracy else ""
     lines.extend(f"accuracy  {name} {number(value)}{where}" for name, value in _few(measures(report)))
@@ -167,10 +167,11 @@ def warnings(report: Report) -> list[str]:
     large, small = report.size.get("float_bytes"), report.size.get("quantized_bytes")
     if large and small and small >= large:
         lines.append("warning: the quantized model is larger than float")
+    less = [found for found in report.findings if found.reason.endswith(NO_DATA) and found.reason.startswith("runs as")]
+    lines.extend(f"warning: {found.layer} {found.reason}" for found in less)
     fitted = sum(GIVE_MORE_DATA in layer.reason for layer in report.quantized_layers())
     if fitted:
-        subject = "1 quantized layer was" if fitted == 1 else f"{fitted} quantized layers were"
-        lines.append(f"warning: {subject} fitted to fewer positions than it takes inputs: {GIVE_MORE_DATA}")
+        lines.append(f"warning: fitted to fewer positions than inputs, layers: {fitted}; {GIVE_MORE_DATA}")
     culprits = report.culprits()
     if culprits:
         counted = "1 quantized layer is" if len(culprits) == 1 else f"{len(culprits)} quantized layers are"

@@ -28,6 +28,21 @@ def test_a_made_up_feed_fits_the_inputs_and_is_always_the_same():
     np.testing.assert_array_equal(feed["image"], again["image"])
 
 
+def test_a_size_that_is_a_sum_is_that_of_its_parts():
+    ports = [
+        Port("ids", "int64", ("batch", "sequence")),
+        Port("mask", "int64", ("batch", "past + sequence")),
+        Port("cache", "float32", ("batch", 2, "past", 4)),
+    ]
+    feed = inputs.made_up_feed(ports, {"sequence": 3})
+    assert {name: array.shape for name, array in feed.items()} == {
+        "ids": (1, 3),
+        "mask": (1, 131),
+        "cache": (1, 2, 128, 4),
+    }
+    assert inputs.made_up_feed(ports, {"past + sequence": 9})["mask"].shape == (1, 9)
+
+
 IDS = Port("ids", "int64", ("batch", "sequence", None, 3))
 
 

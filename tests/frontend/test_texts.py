@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import qcompile
+from qcompile.calibration_data import Calibration
 from qcompile.cli import inputs
+from qcompile.compile_requests import cut_text
 from qcompile.errors import CalibrationError, ModelError
 from qcompile.frontend.texts import read_text, text_samples
 from qcompile.models.decoder_folders import write_decoder_folder
@@ -122,3 +124,13 @@ def test_the_command_line_calibrates_on_a_text(decoder: Path, tmp_path: Path) ->
     artifact = qcompile.load(tmp_path / "out")
     assert artifact.manifest.calibration is not None
     assert any("gptq" in each.name for each in artifact.report.passes)
+
+
+def test_a_text_file_is_calibration_data_of_a_language_model(decoder, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 3, encoding="utf-8")
+    cut = cut_text(Calibration(str(path), 2), decoder)
+    for found, wanted in zip(cut.data, text_samples(decoder, TEXT * 3, count=2), strict=True):
+        np.testing.assert_array_equal(found["input_ids"], wanted["input_ids"])
+    plain = Calibration([{"x": np.zeros(1)}])
+    assert cut_text(plain, decoder) is plain

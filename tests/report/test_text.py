@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
-from qcompile.contract import GIVE_MORE_DATA, Finding
+from qcompile.contract import GIVE_MORE_DATA, NO_DATA, Finding
 from qcompile.errors import ArtifactError
 from qcompile.recipe import Recipe
 from qcompile.recipe_patterns import selects
@@ -169,8 +169,13 @@ def test_an_empty_report_is_a_summary_too():
         (Report(layers=[quantized("fc", 19.0)]), "1 quantized layer is below 20 dB; the worst is fc"),
         (Report(layers=[quantized("fc", 20.0)]), None),
         (
+            Report(layers=FINE, findings=[Finding("gptq", "kept", f"runs as rtn: {NO_DATA}")]),
+            "gptq runs as rtn: there is no calibration data",
+        ),
+        (Report(layers=FINE, findings=[Finding("smooth", "kept", f"left out: {NO_DATA}")]), None),
+        (
             Report(layers=[dataclasses.replace(quantized("fc", 20.0), reason=f"calibrated: {GIVE_MORE_DATA}")]),
-            "1 quantized layer was fitted to fewer positions than it takes inputs: give more data",
+            "fitted to fewer positions than inputs, layers: 1; give more data",
         ),
     ],
 )
