@@ -66,8 +66,7 @@ def _question() -> str:
     """Return the next line of the user, empty at the end; it asks on a terminal only."""
     if sys.stdin.isatty():
         Console(stderr=True).print("> ", end="", style="bold")
-    # Bytes that are no text come as halves of characters, which no tokenizer takes.
-    return sys.stdin.readline().encode("utf-8", "replace").decode("utf-8").strip()
+    return sys.stdin.buffer.readline().decode(sys.stdin.encoding, "replace").strip()  # some bytes are no text
 
 
 def _say(talk: Chat, messages: list[Message], max_new_tokens: int) -> Answer:
