@@ -54,10 +54,9 @@ def _rows(folder: Path) -> Iterator[Row]:
         start = time.perf_counter()
         package = compiler.compile(graph.model_path, [subject.sample])
         seconds = time.perf_counter() - start
-        open_artifact = functools.partial(backends.get("triton").open_artifact, threads=THREADS)
         sessions = {
-            "graph": open_artifact(graph.model_path),
-            "package": open_artifact(graph.path / package),
+            "graph": graph.open_session(threads=THREADS),
+            "package": compiler.open(graph.path / package, threads=THREADS),
             "onnxruntime": peer.open_session(threads=THREADS),
         }
         runs = {key: functools.partial(session.run, subject.sample) for key, session in sessions.items()}
