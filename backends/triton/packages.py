@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def compile_package(model_path: Path, samples: Sequence[Feed]) -> str:
             with torch.inference_mode():
                 module(*given)
             program = torch.export.export(module, given, dynamic_shapes=tuple(map(_free_dims, inputs)))
-            settings = _settings(names, program._guards_code)
+            settings = _settings(dict(zip(names, (each.shape for each in given), strict=True)), program._guards_code)
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
         except Exception as error:  # torch has no class for what it cannot do: also AssertionError, KeyError, ..
             raise_interrupt(error)
@@ -159,11 +159,12 @@ def _free_dims(value: ir.Value) -> dict[int, Any]:
     return {axis: dynamic for axis, dim in enumerate(value.shape or ()) if not isinstance(dim, int)}
 
 
-def _settings(names: Sequence[str], guards: Sequence[str]) -> dict[str, Any]:
-    """Settings of AOTInductor; raises ValueError for a guard that nobody could ask."""
-    for guard in guards:
-        holds(guard, dict.fromkeys(names, (2,) * 16))
-    said = {"device": _device(), "extensions": _extensions(), "names": list(names), "guards": list(guards)}
+def _settings(sizes: Mapping[str, Sequence[int]], guards: Sequence[str]) -> dict[str, Any]:
+    """Settings of AOTInductor; raises ValueError for a guard that nobody can ask, or that the example does not meet."""
+    unmet = [guard for guard in guards if not holds(guard, sizes)]
+    if unmet:
+        raise ValueError(f"it was traced for other sizes: {unmet[0]}")
+    said = {"device": _device(), "extensions": _extensions(), "names": list(sizes), "guards": list(guards)}
     # An index outside of a table is found in what is compiled of small operators: within a thread of OpenMP it would
     # stop the process. Products and attention are torch's own, on all threads.
     return {"aot_inductor.metadata": {_METADATA: json.dumps(said)}, "cpp.threads": 1}

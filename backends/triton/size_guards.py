@@ -34,10 +34,15 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {"min": min, "max": max, "Min": m
 
 
 def holds(condition: str, sizes: Sizes) -> bool:
-    """Whether a condition holds for some sizes; raises ValueError for what is none, KeyError for a name not in it."""
+    """Whether a condition holds for some sizes, which one that divides by 0 does not.
+
+    Raises ValueError for what is no condition, KeyError for a name that has no sizes.
+    """
     try:
         return bool(_value(ast.parse(condition, mode="eval").body, sizes))
-    except (SyntaxError, ZeroDivisionError, IndexError, RecursionError, AttributeError) as error:
+    except ZeroDivisionError:
+        return False
+    except (SyntaxError, IndexError, RecursionError, AttributeError) as error:
         raise ValueError(f"{condition} is no condition on sizes") from error
 
 

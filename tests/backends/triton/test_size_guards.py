@@ -21,6 +21,7 @@ SIZES = {"x": (6, 4), "w": (7,)}
         ("2 <= L['x'].size()[1] <= 4", True),
         ("L['w'].size()[0] == min(512, L['w'].size()[0])", True),
         ("not L['x'].size()[0] != 6 and L['x'].size()[1] < 1000000", True),
+        ("1 % (L['x'].size()[0] - 6) == 0", False),
         ("L['x'].size()[0] == 5 or L['x'].size()[1] ** 2 == 16", True),
     ],
 )
@@ -34,7 +35,6 @@ def test_conditions_of_torch(condition: str, found: bool) -> None:
         "__import__('os').system('true')",
         "L['x'].stride()[0] == 1",
         "L['x'].size()[5] == 1",
-        "L['x'].size()[0] // 0 == 1",
         "(lambda: 1)()",
         "1.5 < 2",
         "L['x'].size()[0] ==",
