@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -116,7 +116,7 @@ class AheadOfTime(Protocol):
         """Raise, before any work, MissingDependencyError or UnsupportedError where nothing can be compiled here."""
         ...
 
-    def compile(self, model_path: Path, samples: Sequence[Feed]) -> str:
+    def compile(self, model_path: Path, samples: Iterable[Feed]) -> str:
         """Compile a written model file into a package beside it, and return its name.
 
         Free dims of the inputs stay free, whatever they are in the samples, of which there is at least one.
@@ -217,3 +217,12 @@ def get(name: str) -> Backend:
     backend: Backend = importlib.import_module(f"qcompile.backends.{name}").BACKEND
     backend.check_installed()
     return backend
+
+
+def open_written(
+    engine: Backend, folder: Path, model_file: str, package: str | None, *, threads: int | None = None
+) -> Session:
+    """Load what a backend wrote into a folder: its package, where one is given, whose code is run; else its model."""
+    if package is not None and engine.ahead_of_time is not None:
+        return engine.ahead_of_time.open(folder / package, threads=threads)
+    return engine.open_artifact(folder / model_file, threads=threads)

@@ -76,10 +76,8 @@ class Artifact:
 
         What was compiled of it ahead of time is loaded in its place, where it is `trusted`.
         """
-        engine, package = backends.get(self.backend), self.manifest.package
-        if self.trusted and package is not None and engine.ahead_of_time is not None:
-            return engine.ahead_of_time.open(self.path / package, threads=threads)
-        return engine.open_artifact(self.model_path, threads=threads)
+        engine, package = backends.get(self.backend), self.manifest.package if self.trusted else None
+        return backends.open_written(engine, self.path, self.manifest.model_file, package, threads=threads)
 
     @property
     def talks(self) -> bool:

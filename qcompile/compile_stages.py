@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 from qcompile import tuning
 from qcompile.artifact import Artifact
 from qcompile.artifact_portable import write_portable
 from qcompile.artifact_writing import write_artifact
-from qcompile.backends import Lowered
+from qcompile.backends import Lowered, open_written
 from qcompile.bits_per_weight import bits_per_weight
 from qcompile.capability import integer_operators, unverified
 from qcompile.compile_job import Job
@@ -22,7 +23,7 @@ from qcompile.recipe import Recipe
 from qcompile.reference_evaluator import OutOfReachError
 from qcompile.report import Report
 from qcompile.report.data import MEASURED_ON
-from qcompile.session import Session
+from qcompile.session import Feed, Session
 from qcompile.verify import synthetic_samples
 from qcompile.verify_artifact import verification_sample, verify_artifact
 from qcompile.verify_observed import observed_values
@@ -90,8 +91,8 @@ def _fill(job: Job, report: Report, folder: Path) -> Lowered:
     for value in work.model.graph.initializers.values():
         value.const_value = None  # in the files now; measuring needs the room
     work.progress("measuring", 0.0)
-    open_written = functools.partial(_open, job, folder, lowered)
-    measure(report, engine, job.original, open_written, folder, lowered, work.samples, work.pipeline.masks)
+    open_it = functools.partial(_open, job, folder, lowered)
+    measure(report, engine, job.original, open_it, folder, lowered, work.samples, work.pipeline.masks)
     if work.samples:
         report.accuracy[MEASURED_ON] = work.samples_are
     work.progress("measuring", 1.0)
@@ -108,10 +109,7 @@ def _lower(job: Job, folder: Path) -> Lowered:
 
 def _open(job: Job, folder: Path, lowered: Lowered) -> Session:
     """Load what was written, as it will be run: the package, where there is one, which this process has made."""
-    compiler = job.engine.ahead_of_time
-    if lowered.package is not None and compiler is not None:
-        return compiler.open(folder / lowered.package)
-    return job.engine.open_artifact(folder / lowered.model_file)
+    return open_written(job.engine, folder, lowered.model_file, lowered.package)
 
 
 def _compile_ahead(job: Job, folder: Path, lowered: Lowered) -> Lowered:
@@ -119,8 +117,12 @@ def _compile_ahead(job: Job, folder: Path, lowered: Lowered) -> Lowered:
     compiler = job.engine.ahead_of_time
     assert compiler is not None  # `check_ahead` has asked
     job.work.progress("compiling ahead of time", 0.0)
-    samples = [*job.work.samples[:1], *synthetic_samples(job.work.model)]
-    return dataclasses.replace(lowered, package=compiler.compile(folder / lowered.model_file, samples))
+
+    def samples() -> Iterator[Feed]:
+        yield from job.work.samples[:1]
+        yield from synthetic_samples(job.work.model)  # which not every model has
+
+    return dataclasses.replace(lowered, package=compiler.compile(folder / lowered.model_file, samples()))
 
 
 def _verify(job: Job, report: Report, folder: Path, lowered: Lowered) -> None:

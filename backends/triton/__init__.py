@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -42,7 +42,7 @@ class AotInductor:
         """Raise MissingDependencyError without a compiler of C++, UnsupportedError on Windows."""
         runtime.check_compiler()
 
-    def compile(self, model_path: Path, samples: Sequence[Feed]) -> str:
+    def compile(self, model_path: Path, samples: Iterable[Feed]) -> str:
         """Compile a written model for the device that is here: the card, or without one the processor.
 
         Raises UnsupportedError for what torch cannot export or compile.

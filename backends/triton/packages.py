@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from qcompile.session import Feed, check_threads
 
 PACKAGE_FILE = "model.pt2"
 _METADATA = "qcompile"
-_EXTENSIONS = ("avx", "amx", "fma", "f16c", "bmi", "sse", "ssse", "gfni", "vaes", "vpclmul", "movbe", "adx")
-_EXTENSIONS_OF_ARM = ("sve", "sme", "asimd", "i8mm", "bf16")
+_EXTENSIONS = (
+    *("avx", "amx", "fma", "f16c", "bmi", "sse", "ssse", "gfni", "vaes", "vpclmul", "movbe", "adx"),
+    *("sve", "sme", "asimd", "i8mm", "bf16"),
+)
 """How what a processor can do is called in Linux: code for one that can do more would stop the process."""
 
 
-def compile_package(model_path: Path, samples: Sequence[Feed]) -> str:
+def compile_package(model_path: Path, samples: Iterable[Feed]) -> str:
     """Compile a written model into a package beside it; return the name of its file.
 
     Every dim of an input that has no number in the model stays free. What the code takes for granted of sizes all the
@@ -55,8 +57,10 @@ def compile_package(model_path: Path, samples: Sequence[Feed]) -> str:
     module = lower(prepared(model)).to(device())
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     _check_tensors(inputs)
-    sample = next((each for each in samples if _is_general(inputs, each)), samples[-1])
-    given = tuple(_example(value, sample[str(value.name)]) for value in inputs)
+    for sample in samples:
+        given = tuple(_example(value, sample[str(value.name)]) for value in inputs)
+        if _is_general(inputs, sample):
+            break
     path = model_path.with_name(PACKAGE_FILE)
     names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
     # Otherwise a copy of the weights would stay in torch's cache, where others may read it.
@@ -171,7 +175,7 @@ def _settings(sizes: Mapping[str, Sequence[int]], guards: Sequence[str]) -> dict
 
 
 def _extensions() -> list[str]:
-    return sorted(flag for flag in processor.flags() if flag.startswith((*_EXTENSIONS, *_EXTENSIONS_OF_ARM)))
+    return sorted(flag for flag in processor.flags() if flag.startswith(_EXTENSIONS))
 
 
 def _said(path: Path) -> dict[str, Any]:

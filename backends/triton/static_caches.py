@@ -100,10 +100,10 @@ def _check_readers(graph: ir.Graph, pasts: Collection[ir.Value]) -> None:
 
 def _full(past: ir.Value, positions: int) -> ir.Shape:
     """The shape of a cache of one sequence."""
-    sizes = [1, past.shape[1], positions, past.shape[3]] if past.shape is not None and len(past.shape) == 4 else [""]
-    if not all(isinstance(size, int) for size in sizes):
-        raise UnsupportedError(f"input {past.name!r}", f"its shape is {past.shape}", "Fix its heads and their size")
-    return ir.Shape(sizes)
+    match past.shape and tuple(past.shape):
+        case (_, int() as heads, _, int() as size):
+            return ir.Shape([1, heads, positions, size])
+    raise UnsupportedError(f"input {past.name!r}", f"its shape is {past.shape}", "Fix its heads and their size")
 
 
 class _Lengths:

@@ -34,6 +34,7 @@ from qcompile.backends.triton import BACKEND, operators, packages, runtime  # no
 from qcompile.backends.triton.lowering import fused  # noqa: E402
 from qcompile.backends.triton.packages import Package  # noqa: E402
 from qcompile.backends.triton.session import TorchSession  # noqa: E402
+from tests.cli.commands import run  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no compiler of C++")
 
@@ -265,6 +266,31 @@ def test_code_is_not_run_under_another_name(written: qcompile.Artifact, tmp_path
         (folder / "report.json").write_bytes(artifact.report_json(written.report, manifest))
         with pytest.raises(QCompileError, match="model"):
             qcompile.load(folder).run(feed(2, 8))
+
+
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_the_command_line_runs_it_where_it_is_told_to(command: str, written: qcompile.Artifact, tmp_path: Path) -> None:
+    """A package for another device tells: it is refused where it is run, and not looked at elsewhere."""
+    folder = tmp_path / "artifact"
+    shutil.copytree(written.path, folder)
+    changed(written.path / "model.pt2", folder, device="an abacus")
+    files = {**written.manifest.files, "model.pt2": FileEntry.of(folder / "model.pt2")}
+    manifest = dataclasses.replace(written.manifest, files=files)
+    (folder / "manifest.json").write_bytes(manifest.to_json())
+    (folder / "report.json").write_bytes(artifact.report_json(written.report, manifest))
+    arguments = (command, folder, *(("--seconds", 0.1) if command == "bench" else ()))
+    assert run(*arguments).exit_code == 0
+    refused = run(*arguments, "--run-package")
+    assert refused.exit_code != 0
+    assert "it was compiled for an abacus" in refused.output
+
+
+def test_no_weight_is_left_in_the_cache_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    lowered = BACKEND.lower(classifier(), tmp_path, target=None)
+    packages.compile_package(tmp_path / lowered.model_file, [feed(2, 8)])
+    assert not list((tmp_path / "cache").rglob("*.so"))
+    assert not list((tmp_path / "cache").rglob("*.bin"))
 
 
 def test_trust_is_true_or_false(written: qcompile.Artifact) -> None:
